@@ -1,0 +1,54 @@
+# Every target makes the environment that it needs; `make help` lists them.
+
+PYTHON ?= python3
+PYTHON_PARITY ?= python3.11
+
+VENV := .venv
+VENV_PARITY := .venv-parity
+BASE := $(VENV)/.base
+DEV := $(VENV)/.dev
+PARITY := $(VENV_PARITY)/.parity
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test parity lint format bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+demo: $(BASE)  ## install the package and run the demonstration
+	$(VENV)/bin/python scripts/demo.py
+
+test: $(DEV)  ## run the tests, warnings as errors
+	$(VENV)/bin/python -m pytest --ignore=tests/parity_torch
+
+parity: $(PARITY)  ## compare with PyTorch in an environment of its own (Python 3.11)
+	$(VENV_PARITY)/bin/python -m pytest tests/parity_torch
+
+lint: $(DEV)  ## check style and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(DEV)  ## mend style and formatting
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(BASE)  ## measure speed and memory on this machine
+	$(VENV)/bin/sam2-jax bench
+
+clean:  ## remove environments, caches and build products
+	rm -rf $(VENV) $(VENV_PARITY) .cache .pytest_cache .ruff_cache .hypothesis build dist out *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BASE): setup.py pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(DEV): $(BASE)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(PARITY): setup.py pyproject.toml
+	test -x $(VENV_PARITY)/bin/python || $(PYTHON_PARITY) -m venv $(VENV_PARITY)
+	$(VENV_PARITY)/bin/python -m pip install --quiet --editable '.[parity]'
+	touch $@

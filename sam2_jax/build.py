@@ -1,0 +1,166 @@
+"""Build models by name: configuration, module and parameters in one handle."""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+from typing import Any
+import warnings
+
+import jax
+
+from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config, get_config, resolve_model_name
+from sam2_jax.model.sam2 import Sam2, init_params
+from sam2_jax.track import begin, empty_bank, propagate, step, track
+
+DEFAULT_MODEL = "sam2.1_hiera_tiny"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A module and its parameters.
+
+    Attributes:
+      name: the released model it is built as.
+      config: what it computes.
+      params: nested dicts of float32 arrays.
+    """
+
+    name: str
+    config: Sam2Config
+    params: dict
+
+    @functools.cached_property
+    def module(self) -> Sam2:
+        """The Linen module; hashable, so it is a static argument of compiled functions."""
+        return Sam2(self.config)
+
+    def empty_bank(self, num_objects: int, num_prompted: int = 1, num_frames: int = 16):
+        """See `sam2_jax.track.empty_bank`."""
+        return empty_bank(self.module, num_objects, num_prompted, num_frames)
+
+    @property
+    def begin(self):
+        """`begin(params, bank, frame, prompt) -> (bank, prediction)`; see `sam2_jax.track.begin`."""
+        return functools.partial(begin, self.module)
+
+    @property
+    def step(self):
+        """`step(params, bank, frame, prompt) -> (bank, prediction)`; see `sam2_jax.track.step`."""
+        return functools.partial(step, self.module)
+
+    @property
+    def propagate(self):
+        """`propagate(params, bank, frames) -> (bank, predictions)`; see `sam2_jax.track.propagate`."""
+        return functools.partial(propagate, self.module)
+
+    @property
+    def track(self):
+        """`track(params, frames, prompt) -> (bank, predictions)`; see `sam2_jax.track.track`."""
+        return functools.partial(track, self.module)
+
+
+def _hydra_overrides(entries: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """`++model.field=value` -> {field: value}."""
+    overrides = {}
+    for entry in entries:
+        key, separator, value = entry.lstrip("+").partition("=")
+        if not separator:
+            raise ValueError(f"The override {entry!r} is not of the form '++model.field=value'.")
+        text = value.strip()
+        if text.lower() in ("true", "false"):
+            parsed: Any = text.lower() == "true"
+        else:
+            try:
+                parsed = float(text) if any(c in text for c in ".eE") else int(text)
+            except ValueError:
+                parsed = text
+        overrides[key.rsplit(".", 1)[-1]] = parsed
+    return overrides
+
+
+def build_model(
+    model: str | None,
+    checkpoint: str | os.PathLike | None,
+    postprocessing: dict[str, Any],
+    *,
+    image_size: int = 1024,
+    dtype: str = "float32",
+    config_file: str | None = None,
+    ckpt_path: str | os.PathLike | None = None,
+    device: Any = None,
+    mode: str = "eval",
+    vos_optimized: bool = False,
+    hydra_overrides_extra: list[str] | tuple[str, ...] = (),
+    **model_overrides: Any,
+) -> Model:
+    """Shared by all builders; `device`, `mode` and `vos_optimized` mean nothing here and are accepted."""
+    del device, mode, vos_optimized
+    model, checkpoint = model or config_file, checkpoint if checkpoint is not None else ckpt_path
+    overrides = {
+        **postprocessing,
+        "image_size": image_size,
+        "dtype": dtype,
+        **_hydra_overrides(hydra_overrides_extra),
+        **model_overrides,
+    }
+    if checkpoint is None:
+        name = resolve_model_name(model or DEFAULT_MODEL)
+        config = get_config(name, **overrides)
+        warnings.warn(
+            f"No checkpoint was given: {name} gets RANDOM weights and its masks mean nothing. Pass "
+            "checkpoint=, a released .pt or a converted folder.",
+            stacklevel=3,
+        )
+        return Model(name, config, init_params(config, jax.random.key(0)))
+
+    from checkpoints_convert.convert import load_checkpoint  # the one way out of the package
+
+    wanted = resolve_model_name(model) if model else None
+    name, params = load_checkpoint(checkpoint, wanted)
+    return Model(name, get_config(name, **overrides), jax.device_put(params))
+
+
+def build_sam2(
+    model: str | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    *,
+    apply_postprocessing: bool = True,
+    **kwargs: Any,
+) -> Model:
+    """Builds a model for images, or for the functional core.
+
+    Args:
+      model: one of `sam2_jax.config.MODELS`, or the original's spelling of it. If a checkpoint is given it
+        may be left out and is recognised.
+      checkpoint: official .pt, .safetensors (or a folder with one), or this project's converted folder. None
+        gives random weights, with a warning.
+      apply_postprocessing: choose the mask by stability when a single one is asked for.
+      **kwargs: `image_size` (a multiple of 32), `dtype` ("float32" or "bfloat16"), the original's
+        `config_file`, `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`, and any field of `Sam2Config`.
+
+    Raises:
+      ValueError: unknown model or field, or a checkpoint that does not fit.
+      FileNotFoundError: there is no such checkpoint.
+    """
+    return build_model(model, checkpoint, POSTPROCESSING_IMAGE if apply_postprocessing else {}, **kwargs)
+
+
+def load_pretrained(model_id: str, postprocessing: dict[str, Any], **kwargs: Any) -> Model:
+    """Loads a released model by name, from a local path or from the cache, else downloads it.
+
+    Args:
+      model_id: a path to a checkpoint file or folder, or a name such as `facebook/sam2.1-hiera-tiny`.
+      postprocessing: config fields to switch on.
+      **kwargs: as for `build_sam2`.
+
+    Raises:
+      ValueError: unknown model.
+      FileNotFoundError: not cached and no network; the message says what to fetch and where to put it.
+    """
+    if Path(model_id).exists():
+        return build_model(None, model_id, postprocessing, **kwargs)
+    from checkpoints_convert.download import cached_checkpoint
+
+    name = resolve_model_name(model_id)
+    return build_model(name, cached_checkpoint(name), postprocessing, **kwargs)

@@ -1,0 +1,212 @@
+"""Configurations: frozen dataclasses, and the eight released models by name.
+
+Field names of `Sam2Config` are the original's, so that its yaml files and overrides read the same.
+Sizes follow the paper's symbols: C is `hidden_dim`, M is `memory_dim`.
+"""
+
+import dataclasses
+import difflib
+import re
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class HieraConfig:
+    """Sizes of the Hiera trunk (Ryali et al. 2023; SAM 2 paper, appendix D.1). Defaults: tiny."""
+
+    embed_dim: int = 96  # channels of stage 1; every stage doubles them
+    num_heads: int = 1  # heads of stage 1; every stage doubles them
+    stages: tuple[int, ...] = (1, 2, 7, 2)  # blocks per stage
+    global_attention_blocks: tuple[int, ...] = (5, 7, 9)  # blocks that see the whole map
+    window_sizes: tuple[int, ...] = (8, 4, 14, 7)  # side of an attention window, per stage
+    position_grid: tuple[int, int] = (7, 7)  # grid of the learned background position table
+    drop_path_rate: float = 0.0  # of the last block; grows linearly from 0 (training)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(self.embed_dim * 2**i for i in range(len(self.stages)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sam2Config:
+    """Everything that decides what a model computes. Defaults: SAM 2.1 as released.
+
+    Raises:
+      ValueError: on a combination that no SAM 2 can compute.
+    """
+
+    hiera: HieraConfig = HieraConfig()
+
+    # Sizes
+    image_size: int = 1024  # S, side of the square input in pixels; a multiple of 32
+    hidden_dim: int = 256  # C, channels of the features
+    memory_dim: int = 64  # M, channels of a stored memory
+    dtype: str = "float32"  # compute type; parameters, softmax, norms and logits stay float32
+    memory_dtype: str = "bfloat16"  # type in which memories are stored
+    memory_attention_layers: int = 4
+
+    # Memory bank (paper section 4, "Memory bank")
+    num_maskmem: int = 7  # memories read: prompted frames count as one, the rest are recent ones
+    max_obj_ptrs_in_encoder: int = 16
+    max_cond_frames_in_attn: int = -1  # prompted frames attended at most; -1 is all
+    memory_temporal_stride_for_eval: int = 1
+    directly_add_no_mem_embed: bool = True
+    use_obj_ptrs_in_encoder: bool = True
+    add_tpos_enc_to_obj_ptrs: bool = True
+    proj_tpos_enc_in_obj_ptrs: bool = True
+    use_signed_tpos_enc_to_obj_ptrs: bool = True
+    only_obj_ptrs_in_the_past_for_eval: bool = True
+
+    # Memory encoder
+    sigmoid_scale_for_mem_enc: float = 20.0
+    sigmoid_bias_for_mem_enc: float = -10.0
+    binarize_mask_from_pts_for_mem_enc: bool = False
+    non_overlap_masks_for_mem_enc: bool = False
+    no_obj_embed_spatial: bool = True
+
+    # Mask decoder
+    use_high_res_features_in_sam: bool = True
+    multimask_output_in_sam: bool = True
+    multimask_output_for_tracking: bool = True
+    multimask_min_pt_num: int = 0
+    multimask_max_pt_num: int = 1
+    iou_prediction_use_sigmoid: bool = True
+    pred_obj_scores: bool = True
+    pred_obj_scores_mlp: bool = True
+    dynamic_multimask_via_stability: bool = False
+    dynamic_multimask_stability_delta: float = 0.05
+    dynamic_multimask_stability_thresh: float = 0.98
+    use_mask_input_as_output_without_sam: bool = True
+
+    # Object pointers
+    use_multimask_token_for_obj_ptr: bool = True
+    use_mlp_for_obj_ptr_proj: bool = True
+    fixed_no_obj_ptr: bool = True
+    soft_no_obj_ptr: bool = False
+
+    # Video session
+    fill_hole_area: int = 0  # background specks up to this many cells of the S/4 map are filled
+    non_overlap_masks: bool = False
+    clear_non_cond_mem_around_input: bool = False
+    add_all_frames_to_correct_as_cond: bool = True
+
+    def __post_init__(self):
+        if self.image_size < 32 or self.image_size % 32:
+            raise ValueError(
+                f"image_size is {self.image_size}; it must be a positive multiple of 32, "
+                f"for example {max(32, round(self.image_size / 32) * 32)}."
+            )
+        for field in ("dtype", "memory_dtype"):
+            if getattr(self, field) not in ("float32", "bfloat16"):
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}; it must be 'float32' or 'bfloat16'."
+                )
+        if not self.directly_add_no_mem_embed:
+            raise ValueError(
+                "directly_add_no_mem_embed=False needs memory attention over one unrotated token of "
+                "width memory_dim, which no released checkpoint has; leave it True."
+            )
+        if self.max_cond_frames_in_attn in (0, 1):
+            raise ValueError(
+                f"max_cond_frames_in_attn is {self.max_cond_frames_in_attn}; it must be -1 (all) or at "
+                "least 2 (the nearest before and the nearest after)."
+            )
+        if self.proj_tpos_enc_in_obj_ptrs and not self.add_tpos_enc_to_obj_ptrs:
+            raise ValueError("proj_tpos_enc_in_obj_ptrs=True needs add_tpos_enc_to_obj_ptrs=True.")
+        if self.memory_temporal_stride_for_eval < 1:
+            raise ValueError("memory_temporal_stride_for_eval must be at least 1.")
+
+    @property
+    def grid(self) -> int:
+        """Side of the stride-16 feature map, in cells."""
+        return self.image_size // 16
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-resolution masks, in cells of stride 4."""
+        return self.image_size // 4
+
+    def replace(self, **overrides: Any) -> "Sam2Config":
+        """Returns a copy with some fields changed.
+
+        Raises:
+          ValueError: for a field that does not exist; the message lists the near names.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in overrides:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+                hint = f" Did you mean {', '.join(near)}?" if near else ""
+                raise ValueError(f"Sam2Config has no field {name!r}.{hint}")
+        return dataclasses.replace(self, **overrides)
+
+
+_HIERA = {
+    "tiny": HieraConfig(),
+    "small": HieraConfig(stages=(1, 2, 11, 2), global_attention_blocks=(7, 10, 13)),
+    "base_plus": HieraConfig(
+        embed_dim=112,
+        num_heads=2,
+        stages=(2, 3, 16, 3),
+        global_attention_blocks=(12, 16, 20),
+        position_grid=(14, 14),
+    ),
+    "large": HieraConfig(
+        embed_dim=144,
+        num_heads=2,
+        stages=(2, 6, 36, 4),
+        global_attention_blocks=(23, 33, 43),
+        window_sizes=(8, 4, 16, 8),
+    ),
+}
+
+# What SAM 2 does differently from SAM 2.1.
+_SAM2 = {
+    "no_obj_embed_spatial": False,
+    "add_tpos_enc_to_obj_ptrs": False,
+    "proj_tpos_enc_in_obj_ptrs": False,
+    "use_signed_tpos_enc_to_obj_ptrs": False,
+}
+
+# The original's builders switch these on by default, for images and for video.
+POSTPROCESSING_IMAGE = {"dynamic_multimask_via_stability": True}
+POSTPROCESSING_VIDEO = POSTPROCESSING_IMAGE | {
+    "binarize_mask_from_pts_for_mem_enc": True,
+    "fill_hole_area": 8,
+}
+
+MODELS: dict[str, Sam2Config] = {
+    f"{version}_hiera_{size}": Sam2Config(hiera=hiera, **flags)
+    for version, flags in (("sam2", _SAM2), ("sam2.1", {}))
+    for size, hiera in _HIERA.items()
+}
+
+_SIZES = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large", "base-plus": "base_plus"}
+
+
+def resolve_model_name(name: str) -> str:
+    """Returns the key of `MODELS` that a spelling of the original or of the hub stands for.
+
+    Accepts `sam2.1_hiera_tiny`, `sam2.1_hiera_t.yaml`, `configs/sam2.1/sam2.1_hiera_b+.yaml` and
+    `facebook/sam2.1-hiera-base-plus`.
+
+    Raises:
+      ValueError: for an unknown model; the message lists the known ones.
+    """
+    stem = name.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".pt")
+    match = re.fullmatch(r"(sam2(?:\.1)?)[_-]hiera[_-](.+)", stem)
+    if match:
+        candidate = f"{match[1]}_hiera_{_SIZES.get(match[2], match[2])}"
+        if candidate in MODELS:
+            return candidate
+    raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(MODELS)}.")
+
+
+def get_config(name: str, **overrides: Any) -> Sam2Config:
+    """Returns the configuration of a released model, with some fields changed.
+
+    Raises:
+      ValueError: for an unknown model or field.
+    """
+    return MODELS[resolve_model_name(name)].replace(**overrides)

@@ -1,0 +1,1 @@
+"""Reading and writing: frame sources (`videos`), and pictures, masks and overlays (`media`)."""

@@ -1,0 +1,401 @@
+"""Frame sources: a video file, a folder of pictures or arrays, read one frame at a time.
+
+    source  ->  Frames: len(), [i] -> (H, W, 3) uint8 RGB, .height, .width, .fps
+
+No source holds more than a bounded number of decoded frames, however long the video.
+"""
+
+import abc
+import bisect
+import collections
+import contextlib
+import itertools
+import operator
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sam2_jax.data.media import MAX_SIDE, read_image
+
+DEFAULT_FPS = 24.0
+CACHE_BYTES = 256 * 2**20
+MIN_CACHED_FRAMES, MAX_CACHED_FRAMES = 4, 64
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class Frames(Sequence):
+    """A finite sequence of equally large RGB frames, each read when asked for.
+
+    Attributes:
+        height: H, pixels.
+        width: W, pixels.
+        fps: frames a second, `DEFAULT_FPS` where the source does not say.
+    """
+
+    height: int
+    width: int
+    fps: float = DEFAULT_FPS
+
+    @abc.abstractmethod
+    def _read(self, index: int) -> np.ndarray:
+        """Returns frame `index`, which is within 0..len-1."""
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Returns frame `index` as (H, W, 3) uint8 RGB, to be treated as read-only.
+
+        Raises:
+            IndexError: there is no such frame.
+            ValueError: the frame cannot be decoded, or differs in size from the first.
+        """
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"no frame {index}: there are {len(self)} frames")
+        return self._read(index % len(self))
+
+    def close(self) -> None:
+        """Releases what the source holds open."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _check_size(self, frame: np.ndarray, name: str) -> np.ndarray:
+        if frame.shape[:2] != (self.height, self.width):
+            raise ValueError(
+                f"{name} is {frame.shape[1]}x{frame.shape[0]}, but the first frame is "
+                f"{self.width}x{self.height}; all frames must have one size"
+            )
+        return frame
+
+
+class _Timeline(NamedTuple):
+    """Where the frames of a video lie.
+
+    Attributes:
+        num_frames: frames in presentation order.
+        times: (num_frames,) int64 presentation times, ascending; None where the file has no
+            usable ones, and frames can only be counted from the beginning.
+        keys: indices of the frames at which decoding may start, ascending, the first 0.
+        key_times: for each of them, the time to seek to.
+    """
+
+    num_frames: int
+    times: np.ndarray | None
+    keys: list[int]
+    key_times: list[int]
+
+
+class VideoFile(Frames):
+    """The frames of a video file, decoded when asked for.
+
+    Frames asked for in order are decoded once each. Going back, or far ahead, seeks to the
+    keyframe before; the frames met on the way back are kept, up to a bounded number, so that
+    reading a video backwards costs a few decodes a frame and not a group of pictures each.
+    A rotation stored in the file is applied. Safe to use from several threads.
+
+    Opening reads the file once, without decoding it, to count the frames that are really there.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a video, no frame in it can be decoded, or larger than 16384 pixels a side.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.path.abspath(path)
+        self._lock = threading.Lock()  # FFmpeg's contexts are not safe to share
+        self._cache: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self._capacity = MAX_CACHED_FRAMES
+        self._decoded: Iterator | None = None
+        self._next = 0
+        self._is_closed = False
+        self._container = _open_container(self.path)
+        try:
+            stream = self._container.streams.video[0]
+            self.fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+            self._timeline = _read_timeline(self._container, stream, self.path)
+            first = self._read(0)
+        except BaseException:
+            self.close()
+            raise
+        self.height, self.width = first.shape[:2]
+        self._capacity = min(max(CACHE_BYTES // first.nbytes, MIN_CACHED_FRAMES), MAX_CACHED_FRAMES)
+
+    def __len__(self) -> int:
+        return self._timeline.num_frames
+
+    def close(self) -> None:
+        """Closes the file and forgets the frames decoded so far."""
+        self._is_closed, self._decoded = True, None
+        self._cache.clear()
+        self._container.close()
+
+    def _read(self, index: int) -> np.ndarray:
+        with self._lock:
+            if self._is_closed:
+                raise ValueError(f"{self.path} is closed")
+            if index not in self._cache:
+                num_before = self._decode_up_to(index)
+            if index not in self._cache:
+                raise ValueError(
+                    f"frame {index} of {self.path} cannot be decoded: the file is damaged, and "
+                    f"decoding stops after {num_before} of its {len(self)} frames"
+                )
+            self._cache.move_to_end(index)
+            return self._cache[index]
+
+    def _decode_up_to(self, target: int) -> int:
+        """Decodes `target` into the cache; returns up to which frame that went well."""
+        key = bisect.bisect_right(self._timeline.keys, target) - 1
+        is_behind = target < self._next
+        if self._decoded is None or is_behind or self._timeline.keys[key] > self._next:
+            self._decoded, self._next = self._decode_from(key), self._timeline.keys[key]
+        first_kept = target - self._capacity + 1 if is_behind else target
+        num_before = self._next
+        for index, frame in self._decoded:
+            self._next = index + 1
+            if first_kept <= index <= target:
+                self._keep(index, frame)
+            if index >= target:
+                return num_before
+            num_before = self._next
+        self._decoded = None
+        return num_before
+
+    def _decode_from(self, key: int) -> Iterator:
+        """Starts at a keyframe; at the beginning where the container's seeking misses it."""
+        import av
+
+        frames, first = self._indexed_frames(key), None
+        with contextlib.suppress(av.error.FFmpegError):
+            first = next(frames, None)
+        if key > 0 and (first is None or first[0] > self._timeline.keys[key]):
+            return self._indexed_frames(0)
+        return itertools.chain([] if first is None else [first], frames)
+
+    def _indexed_frames(self, key: int) -> Iterator:
+        """Yields (index, decoded frame) from a keyframe on, leaving out what is damaged."""
+        import av
+
+        if key == 0:
+            # Not every container can seek to its beginning; all can be opened again.
+            self._container.close()
+            self._container = _open_container(self.path)
+        stream = self._container.streams.video[0]
+        if key > 0:
+            self._container.seek(self._timeline.key_times[key], stream=stream)
+        times = self._timeline.times
+        count = 0
+        for packet in _intact_packets(self._container, stream):
+            try:
+                frames = stream.decode(packet)
+            except av.error.FFmpegError:
+                if times is None:  # whatever comes next could not be numbered
+                    return
+                continue
+            for frame in frames:
+                index = count if times is None else _index_of(frame.pts, times)
+                count += 1
+                if index is not None:
+                    yield index, frame
+
+    def _keep(self, index: int, frame: Any) -> None:
+        rgb = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+        rgb = np.ascontiguousarray(rgb)
+        if self._cache:
+            shape = next(iter(self._cache.values())).shape
+            if rgb.shape != shape:
+                raise ValueError(
+                    f"frame {index} of {self.path} is {rgb.shape[1]}x{rgb.shape[0]}, but the "
+                    f"frames before are {shape[1]}x{shape[0]}; all frames must have one size"
+                )
+        rgb.flags.writeable = False  # the cache hands out the same array again
+        self._cache[index] = rgb
+        while len(self._cache) > self._capacity:
+            self._cache.popitem(last=False)
+
+
+def _open_container(path: str) -> Any:
+    """Opens a local file as a container with a video stream of a reasonable size."""
+    import av
+
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no such file: {path}")
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder; a video file is expected")
+    try:
+        # A playlist that calls itself a video may name addresses; only files are read.
+        container = av.open(path, options={"protocol_whitelist": "file"})
+    except av.error.FFmpegError as error:
+        raise ValueError(
+            f"{path} is not a video that can be read, or its beginning or end is missing "
+            f"({error.strerror})"
+        ) from error
+    # FFmpeg renders plain text as a film of a terminal.
+    if container.format.name == "tty" or not container.streams.video:
+        container.close()
+        raise ValueError(f"{path} has no video stream; a video file is expected")
+    stream = container.streams.video[0]
+    context = stream.codec_context
+    if context is None:
+        container.close()
+        raise ValueError(f"{path} is encoded in a way that this build of FFmpeg cannot decode")
+    context.thread_type = "AUTO"
+    if max(context.width, context.height) > MAX_SIDE:
+        container.close()
+        raise ValueError(
+            f"{path} is {context.width}x{context.height}; at most {MAX_SIDE} pixels a side are read"
+        )
+    return container
+
+
+def _index_of(time: int | None, times: np.ndarray) -> int | None:
+    """Returns the place of a time among ascending ones, None if it is not there."""
+    index = len(times) if time is None else int(np.searchsorted(times, time))
+    return index if index < len(times) and times[index] == time else None
+
+
+def _intact_packets(container: Any, stream: Any) -> Iterator:
+    """Yields the packets that are whole, up to where the file breaks off, and None at the end."""
+    import av
+
+    # Where the demuxer gives up, the packets before still count.
+    with contextlib.suppress(av.error.FFmpegError):
+        for packet in container.demux(stream):
+            if packet.size > 0 and not packet.is_corrupt:
+                yield packet
+    yield None
+
+
+def _read_timeline(container: Any, stream: Any, path: str) -> _Timeline:
+    """Counts the frames by their packets: a header may promise more than the file holds."""
+    times, keys = [], []
+    for packet in _intact_packets(container, stream):
+        if packet is None or packet.is_discard:
+            continue
+        if packet.is_keyframe:
+            keys.append((packet.pts, packet.dts))
+        if keys:  # before the first keyframe nothing can be decoded
+            times.append(packet.pts)
+    if not times:
+        raise ValueError(f"{path} holds no frame that can be decoded; is it cut short?")
+    # AVI stores the order of decoding only, which reordered frames do not follow.
+    is_ordered = container.format.name != "avi" or not stream.codec_context.has_b_frames
+    if not is_ordered or None in times or len(set(times)) < len(times):
+        return _Timeline(len(times), None, [0], [0])
+    keys.sort(key=lambda key: key[0])
+    # Frames shown before the first keyframe depend on ones that are not in the file.
+    shown = np.sort(np.array([time for time in times if time >= keys[0][0]], np.int64))
+    indices = np.searchsorted(shown, [pts for pts, _ in keys]).tolist()
+    # Containers index by either time; the earlier one never lands behind the keyframe.
+    seek_times = [pts if dts is None else min(pts, dts) for pts, dts in keys]
+    return _Timeline(len(shown), shown, indices, seek_times)
+
+
+class ImageFolder(Frames):
+    """The JPEG and PNG files of a folder, in the order of their numbers, read when asked for.
+
+    Names that are numbers ("00000.jpg") are ordered as numbers, other names as text.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: no picture in it, or two with one number.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.path.abspath(path)
+        if not os.path.isdir(self.path):
+            raise FileNotFoundError(f"no such folder: {self.path}")
+        self.names = _sorted_names(self.path)
+        if not self.names:
+            raise ValueError(f"{self.path} holds no picture (.jpg, .jpeg or .png)")
+        self.height, self.width = read_image(os.path.join(self.path, self.names[0])).shape[:2]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _read(self, index: int) -> np.ndarray:
+        path = os.path.join(self.path, self.names[index])
+        return self._check_size(read_image(path), path)
+
+
+def _sorted_names(folder: str) -> list[str]:
+    # macOS leaves "._00000.jpg" files, which are no pictures, on foreign disks.
+    names = sorted(
+        name
+        for name in os.listdir(folder)
+        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    )
+    stems = [os.path.splitext(name)[0] for name in names]
+    if not all(re.fullmatch(r"[0-9]+", stem) for stem in stems):
+        return names
+    by_number: dict[int, str] = {}
+    for stem, name in zip(stems, names, strict=True):
+        other = by_number.setdefault(int(stem), name)
+        if other != name:
+            raise ValueError(f"{folder} holds two pictures of frame {int(stem)}: {other}, {name}")
+    return [by_number[number] for number in sorted(by_number)]
+
+
+class FrameList(Frames):
+    """Frames that are in memory already: a (T, H, W, 3) array, or a sequence of (H, W, 3) uint8.
+
+    Pillow images are accepted as well.
+
+    Raises:
+        ValueError: no frame, or one that is not (H, W, 3) uint8.
+    """
+
+    def __init__(self, frames: Sequence | np.ndarray):
+        self._frames = frames
+        if len(frames) == 0:
+            raise ValueError("the list of frames is empty")
+        self.height, self.width = _as_rgb(frames[0], 0).shape[:2]
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def _read(self, index: int) -> np.ndarray:
+        return self._check_size(_as_rgb(self._frames[index], index), f"frame {index}")
+
+
+def _as_rgb(frame: Any, index: int) -> np.ndarray:
+    if hasattr(frame, "convert"):
+        frame = frame.convert("RGB")
+    frame = np.asarray(frame)
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise ValueError(
+            f"frame {index} is {frame.shape} {frame.dtype}; (H, W, 3) uint8 RGB is expected"
+        )
+    return frame
+
+
+def open_frames(source: str | os.PathLike | Sequence | np.ndarray) -> Frames:
+    """Opens a video file, a folder of pictures, an array or a list of arrays.
+
+    Args:
+        source: a path, (T, H, W, 3) uint8, a sequence of (H, W, 3) uint8 or of Pillow images, or
+            frames already open, which are returned as they are.
+
+    Returns:
+        The frames; close them, or use them in a `with` statement.
+
+    Raises:
+        FileNotFoundError: there is nothing at that path.
+        ValueError: what is there is neither a video nor pictures.
+    """
+    if isinstance(source, Frames):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return ImageFolder(source) if os.path.isdir(source) else VideoFile(source)
+    if isinstance(source, np.ndarray | Sequence):
+        return FrameList(source)
+    raise ValueError(
+        f"cannot read frames from {type(source).__name__}; a video file, a folder of pictures, "
+        "an array (T, H, W, 3) or a list of arrays is expected"
+    )

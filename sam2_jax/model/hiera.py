@@ -1,0 +1,145 @@
+"""Hiera: the hierarchical vision transformer that is the image encoder's trunk (Ryali et al. 2023).
+
+    image (B, S, S, 3) -> four maps of stride 4, 8, 16, 32
+"""
+
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from sam2_jax.config import HieraConfig
+from sam2_jax.model.attention import attend
+from sam2_jax.model.layers import MLP, LayerNorm, by_rows, cubic_weights, gelu
+
+MLP_ROWS = 8192  # tokens an MLP takes at a time: a larger hidden layer falls out of the CPU's caches
+
+
+def _split_windows(x: jax.Array, window: int) -> jax.Array:
+    """(B, H, W, C) -> (B * windows, window, window, C), zero-padded at the right and the bottom."""
+    b, h, w, c = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -h % window), (0, -w % window), (0, 0)))
+    rows, columns = x.shape[1] // window, x.shape[2] // window
+    x = x.reshape(b, rows, window, columns, window, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, window, window, c)
+
+
+def _merge_windows(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Inverse of `_split_windows`, cropped to (B, height, width, C)."""
+    window, c = x.shape[1], x.shape[-1]
+    rows, columns = math.ceil(height / window), math.ceil(width / window)
+    x = x.reshape(-1, rows, columns, window, window, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, rows * window, columns * window, c)[:, :height, :width]
+
+
+def _pool(x: jax.Array) -> jax.Array:
+    """2 x 2 maximum: (B, H, W, C) -> (B, H/2, W/2, C)."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside each window; a block that opens a stage pools its queries 2 x 2.
+
+    Attributes:
+      width: output channels.
+      heads: number of heads.
+      has_pooled_queries: whether the queries, and so the output, have half the side.
+    """
+
+    width: int
+    heads: int
+    has_pooled_queries: bool
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, h, w, C) to (B, h or h/2, w or w/2, width); every batch entry is one window."""
+        b, h, w, _ = x.shape
+        q, k, v = jnp.split(nn.Dense(3 * self.width, dtype=self.dtype, name="qkv")(x), 3, -1)
+        if self.has_pooled_queries:
+            q, h, w = _pool(q), h // 2, w // 2
+        split_heads = lambda x: x.reshape(b, -1, self.heads, self.width // self.heads)
+        x = attend(split_heads(q), split_heads(k), split_heads(v)).reshape(b, h, w, self.width)
+        return nn.Dense(self.width, dtype=self.dtype, name="proj")(x)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block.
+
+    Attributes:
+      width: output channels; if they differ from the input's, the block opens a stage.
+      heads: number of heads.
+      window: side of the attention windows; 0 attends over the whole map.
+      drop_path_rate: chance that a sample skips a branch while training.
+    """
+
+    width: int
+    heads: int
+    window: int
+    drop_path_rate: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, is_training: bool = False) -> jax.Array:
+        """Maps (B, H, W, C) to (B, H, W, width), half the side if the block opens a stage."""
+        opens_stage = x.shape[-1] != self.width
+        y = LayerNorm(1e-6, self.dtype, name="norm1")(x)
+        if opens_stage:
+            x = _pool(nn.Dense(self.width, dtype=self.dtype, name="proj")(y))
+        b, height, width, _ = x.shape
+
+        if self.window:
+            y = _split_windows(y, self.window)
+        y = WindowAttention(self.width, self.heads, opens_stage, self.dtype, name="attn")(y)
+        if self.window:
+            y = _merge_windows(y, height, width)
+
+        drop_path = nn.Dropout(self.drop_path_rate, broadcast_dims=(1, 2, 3))
+        x = x + drop_path(y, deterministic=not is_training)
+        y = LayerNorm(1e-6, self.dtype, name="norm2")(x).reshape(-1, self.width)
+        y = by_rows(MLP((4 * self.width, self.width), gelu, self.dtype, name="mlp"), y, MLP_ROWS)
+        return x + drop_path(y.reshape(x.shape), deterministic=not is_training)
+
+
+class Hiera(nn.Module):
+    """The trunk: patches, positions, four stages of blocks."""
+
+    config: HieraConfig
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, image: jax.Array, is_training: bool = False) -> list[jax.Array]:
+        """Maps a normalised image (B, S, S, 3) to maps (B, S/4, S/4, width) ... (B, S/32, S/32, 8 width)."""
+        c = self.config
+        x = nn.Conv(c.embed_dim, (7, 7), 4, padding=3, dtype=self.dtype, name="patch_embed")(image)
+        x = x + self._positions(*x.shape[1:3]).astype(x.dtype)
+
+        first_blocks = [sum(c.stages[:i]) for i in range(len(c.stages))]
+        rates = [c.drop_path_rate * i / max(sum(c.stages) - 1, 1) for i in range(sum(c.stages))]
+        stage, maps = 0, []
+        for i, rate in enumerate(rates):
+            # The block that opens a stage still has the windows of the stage before.
+            window = c.window_sizes[stage]
+            if i in first_blocks[1:]:
+                stage += 1
+            if i in c.global_attention_blocks:
+                window = 0
+            heads = c.num_heads * 2**stage
+            block = Block(c.widths[stage], heads, window, rate, self.dtype, name=f"blocks_{i}")
+            x = block(x, is_training)
+            if i + 1 in first_blocks or i + 1 == len(rates):
+                maps.append(x)
+        return maps
+
+    def _positions(self, height: int, width: int) -> jax.Array:
+        """(1, height, width, C): a coarse table resized to the map plus a fine one tiled over it."""
+        c = self.config.embed_dim
+        coarse = self.param("pos_embed", nn.initializers.zeros, (1, *self.config.position_grid, c))
+        window = self.config.window_sizes[0]
+        fine = self.param("pos_embed_window", nn.initializers.zeros, (1, window, window, c))
+        rows = cubic_weights(coarse.shape[1], height)
+        columns = cubic_weights(coarse.shape[2], width)
+        coarse = jnp.einsum("yh,xw,bhwc->byxc", rows, columns, coarse)
+        return coarse + jnp.tile(fine, (1, height // window, width // window, 1))

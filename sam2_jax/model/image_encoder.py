@@ -1,0 +1,46 @@
+"""Image encoder: Hiera trunk and feature pyramid neck.
+
+    image (B, S, S, 3) -> maps of stride 4, 8 and 16 with C channels each
+"""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from sam2_jax.config import Sam2Config
+from sam2_jax.model.hiera import Hiera
+
+
+class FpnNeck(nn.Module):
+    """Projects every trunk map to C channels and adds the deepest to the one above it.
+
+    Only the stride-16 level gets a top-down sum; strides 4 and 8 are lateral projections alone.
+    """
+
+    width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, maps: list[jax.Array]) -> list[jax.Array]:
+        """Maps the trunk's four maps to four (B, h, w, C) maps of stride 4, 8, 16, 32."""
+        # Convolution 0 belongs to the deepest map, as in the checkpoints.
+        lateral = [
+            nn.Conv(self.width, (1, 1), dtype=self.dtype, name=f"convs_{len(maps) - 1 - i}")(x)
+            for i, x in enumerate(maps)
+        ]
+        top_down = lateral[3].repeat(2, axis=1).repeat(2, axis=2)
+        return [lateral[0], lateral[1], lateral[2] + top_down, lateral[3]]
+
+
+class ImageEncoder(nn.Module):
+    """Trunk and neck."""
+
+    config: Sam2Config
+
+    @nn.compact
+    def __call__(self, image: jax.Array, is_training: bool = False) -> list[jax.Array]:
+        """Maps a normalised image (B, S, S, 3) to maps (B, S/4, S/4, C), (B, S/8, ...), (B, S/16, ...)."""
+        c = self.config
+        maps = Hiera(c.hiera, c.dtype, name="trunk")(image.astype(jnp.dtype(c.dtype)), is_training)
+        # The deepest level has given its share to the one above and is dropped.
+        return FpnNeck(c.hidden_dim, c.dtype, name="neck")(maps)[:3]

@@ -1,0 +1,111 @@
+"""Memory encoder: fold a frame's features and its mask into one memory.
+
+    features (B, H, W, C)  +  mask (B, 16H, 16W)   ->   memory (B, H, W, M)
+"""
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from sam2_jax.config import Sam2Config
+from sam2_jax.model.layers import LayerNorm, gelu
+
+_HALVINGS = 4  # 2**4 = 16, from mask pixels to feature cells
+_KERNEL = 7
+
+
+class MaskDownsampler(nn.Module):
+    """Halves a mask four times, quadrupling channels as it goes."""
+
+    width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, mask: jax.Array) -> jax.Array:
+        """Maps (B, 16H, 16W) to (B, H, W, C)."""
+        x = mask[..., None].astype(self.dtype)
+        for i in range(_HALVINGS):  # numbered as in the checkpoints: convolution, norm, GELU
+            conv = nn.Conv(4 * x.shape[-1], (3, 3), 2, 1, dtype=self.dtype, name=f"encoder_{3 * i}")
+            x = gelu(LayerNorm(1e-6, self.dtype, name=f"encoder_{3 * i + 1}")(conv(x)))
+        return nn.Conv(self.width, (1, 1), dtype=self.dtype, name=f"encoder_{3 * _HALVINGS}")(x)
+
+
+class DepthwiseConv(nn.Module):
+    """7 x 7 convolution of each channel by itself."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C) to (B, H, W, C)."""
+        c = x.shape[-1]
+        init = nn.initializers.lecun_normal(in_axis=(0, 1))
+        kernel = self.param("kernel", init, (_KERNEL, _KERNEL, 1, c)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (c,)).astype(self.dtype)
+
+        def as_convolution(x, kernel):
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (1, 1),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=c,
+            )
+
+        def as_shifted_sum(x, kernel):  # grouped convolutions are 15 times slower on CPU
+            _, h, w, _ = x.shape
+            half = _KERNEL // 2
+            padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+            return sum(
+                padded[:, i : i + h, j : j + w] * kernel[i, j, 0]
+                for i in range(_KERNEL)
+                for j in range(_KERNEL)
+            )
+
+        y = jax.lax.platform_dependent(x, kernel, cpu=as_shifted_sum, default=as_convolution)
+        return y + bias
+
+
+class ConvNextBlock(nn.Module):
+    """Depthwise 7 x 7, then a two-layer MLP, scaled and added back (Liu et al. 2022)."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C) to (B, H, W, C)."""
+        c = x.shape[-1]
+        y = DepthwiseConv(self.dtype, name="dwconv")(x)
+        y = LayerNorm(1e-6, self.dtype, name="norm")(y)
+        y = gelu(nn.Dense(4 * c, dtype=self.dtype, name="pwconv1")(y))
+        y = nn.Dense(c, dtype=self.dtype, name="pwconv2")(y)
+        gamma = self.param("gamma", nn.initializers.constant(1e-6), (c,))
+        return x + y * gamma.astype(self.dtype)
+
+
+class MemoryEncoder(nn.Module):
+    """Fuses what was seen with what was segmented (paper section 4, "Memory encoder")."""
+
+    config: Sam2Config
+
+    @nn.compact
+    def __call__(self, features: jax.Array, mask: jax.Array) -> jax.Array:
+        """Encodes one memory per object.
+
+        Args:
+          features: (1 or N, H, W, C) raw stride-16 map, before memory attention.
+          mask: (N, 16H, 16W) probabilities, already scaled and shifted.
+
+        Returns:
+          (N, H, W, M) memory in compute type.
+        """
+        _, h, w, c = features.shape
+        chex.assert_shape(mask, (None, 16 * h, 16 * w))
+        dtype = self.config.dtype
+        x = nn.Conv(c, (1, 1), dtype=dtype, name="pix_feat_proj")(features)
+        x = x + MaskDownsampler(c, dtype, name="mask_downsampler")(mask)
+        for i in range(2):
+            x = ConvNextBlock(dtype, name=f"fuser_{i}")(x)
+        return nn.Conv(self.config.memory_dim, (1, 1), dtype=dtype, name="out_proj")(x)

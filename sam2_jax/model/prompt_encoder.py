@@ -1,0 +1,89 @@
+"""Prompt encoder: points, boxes and masks become tokens and a dense map.
+
+    points (N, P, 2), labels (N, P)  ->  tokens (N, P, C)
+    mask logits (N, 4H, 4W)          ->  dense map (N, H, W, C)
+"""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sam2_jax.config import Sam2Config
+from sam2_jax.model import encodings
+from sam2_jax.model.layers import LayerNorm, gelu
+from sam2_jax.structs import Prompt
+
+
+class FourierPositions(nn.Module):
+    """Position encoding with fixed random frequencies, which checkpoints carry."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, position: jax.Array) -> jax.Array:
+        """Maps (..., 2) positions in [0, 1] to (..., C), float32."""
+        name = "positional_encoding_gaussian_matrix"
+        gaussian = self.param(name, nn.initializers.normal(1.0), (2, self.width // 2))
+        return encodings.fourier(position, jax.lax.stop_gradient(gaussian))
+
+
+class PromptEncoder(nn.Module):
+    """Tokens for points and boxes, a dense map for masks (Kirillov et al. 2023, section 3)."""
+
+    config: Sam2Config
+
+    def setup(self):
+        c, dtype = self.config.hidden_dim, self.config.dtype
+        embedding = lambda name: self.param(name, nn.initializers.normal(1.0), (1, c))
+        self.pe_layer = FourierPositions(c)
+        self.by_label = [embedding(f"point_embeddings_{i}") for i in range(4)]
+        self.not_a_point_embed = embedding("not_a_point_embed")
+        self.no_mask_embed = embedding("no_mask_embed")
+        # Numbered as in the checkpoints: convolution, norm, GELU, convolution, norm, GELU, convolution.
+        self.mask_downscaling_0 = nn.Conv(4, (2, 2), 2, dtype=dtype)
+        self.mask_downscaling_1 = LayerNorm(1e-6, dtype)
+        self.mask_downscaling_3 = nn.Conv(16, (2, 2), 2, dtype=dtype)
+        self.mask_downscaling_4 = LayerNorm(1e-6, dtype)
+        self.mask_downscaling_6 = nn.Conv(c, (1, 1), dtype=dtype)
+
+    def __call__(self, prompt: Prompt) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Encodes prompts.
+
+        Returns:
+          tokens (N, P, C), float32;
+          token_mask (N, P) bool, False for padding (label -2), which no attention may see;
+          dense (N or 1, H, W, C) map to add to the image embedding.
+        """
+        tokens, token_mask = self._encode_points(prompt.points, prompt.labels)
+        return tokens, token_mask, self._encode_mask(prompt)
+
+    def _encode_points(self, points, labels):
+        # A point names the middle of its pixel.
+        position = self.pe_layer((points + 0.5) / self.config.image_size)
+        table = jnp.concatenate([self.not_a_point_embed, *self.by_label])
+        is_point = labels >= 0
+        tokens = jnp.where(is_point[..., None], position, 0.0) + table[jnp.maximum(labels, -1) + 1]
+        return tokens, labels >= -1
+
+    def _encode_mask(self, prompt):
+        nothing = self.no_mask_embed[:, None, None]
+        if prompt.mask_logits is None and not self.is_initializing():
+            grid = self.config.grid
+            return jnp.broadcast_to(nothing, (1, grid, grid, nothing.shape[-1]))
+        if self.is_initializing():  # every parameter exists whatever the first prompt was
+            size = self.config.mask_size
+            prompt = prompt.replace(
+                mask_logits=jnp.zeros((1, size, size)), has_mask_logits=jnp.ones(1, bool)
+            )
+        x = prompt.mask_logits[..., None].astype(self.config.dtype)
+        x = gelu(self.mask_downscaling_1(self.mask_downscaling_0(x)))
+        x = gelu(self.mask_downscaling_4(self.mask_downscaling_3(x)))
+        x = self.mask_downscaling_6(x)
+        return jnp.where(prompt.has_mask_logits[:, None, None, None], x, nothing.astype(x.dtype))
+
+    def dense_positions(self) -> jax.Array:
+        """(1, H, W, C) encoding of the middle of every cell of the map, float32."""
+        centre = (np.arange(self.config.grid, dtype=np.float32) + 0.5) / self.config.grid
+        x, y = np.meshgrid(centre, centre)
+        return self.pe_layer(jnp.asarray(np.stack([x, y], -1)))[None]

@@ -1,0 +1,368 @@
+"""SAM 2: one frame in, one prediction out, memory carried explicitly.
+
+    `recall` (memory attention)  ->  `segment` (prompt encoder, mask decoder)  ->  `remember` (memory encoder)
+
+`Sam2.__call__(bank, features, index, prompt) -> (bank, prediction)` is the three in a row and the body of
+the scan in `sam2_jax.track`. Nothing here loops over time.
+"""
+
+import functools
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sam2_jax.config import Sam2Config
+from sam2_jax.model import encodings, memory_bank
+from sam2_jax.model.image_encoder import ImageEncoder
+from sam2_jax.model.layers import MLP, downsample_antialiased, upsample_4x
+from sam2_jax.model.mask_decoder import Decoded, MaskDecoder
+from sam2_jax.model.memory_attention import MemoryAttention
+from sam2_jax.model.memory_encoder import MemoryEncoder
+from sam2_jax.model.prompt_encoder import PromptEncoder
+from sam2_jax.structs import Features, MemoryBank, Prediction, Prompt, Segmentation
+
+NO_OBJECT = -1024.0  # mask logit everywhere if the object is judged absent
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(image: jax.Array) -> jax.Array:
+    """(..., 3) uint8 RGB -> float32, zero mean and unit variance over ImageNet; float input is taken as done."""
+    if image.dtype != jnp.uint8:
+        return image.astype(jnp.float32)
+    x = image.astype(jnp.float32) / 255
+    return (x - np.array(IMAGE_MEAN, np.float32)) / np.array(IMAGE_STD, np.float32)
+
+
+def no_prompt(num_objects: int) -> Prompt:
+    """The prompt of a frame on which nobody pointed at anything."""
+    return Prompt(jnp.zeros((num_objects, 2, 2)), jnp.full((num_objects, 2), -1, jnp.int32))
+
+
+class Sam2(nn.Module):
+    """The model; every method takes and returns arrays and pytrees only.
+
+    Attributes:
+      config: what it computes.
+    """
+
+    config: Sam2Config
+
+    def setup(self):
+        config = self.config
+        c, m, dtype = config.hidden_dim, config.memory_dim, config.dtype
+        small = lambda name, *shape: self.param(name, nn.initializers.normal(0.02), shape)
+        self.image_encoder = ImageEncoder(config)
+        self.memory_attention = MemoryAttention(config)
+        self.memory_encoder = MemoryEncoder(config)
+        self.prompt_encoder = PromptEncoder(config)
+        self.mask_decoder = MaskDecoder(config)
+
+        self.maskmem_tpos_enc = small("maskmem_tpos_enc", config.num_maskmem, 1, 1, m)
+        self.no_mem_embed = small("no_mem_embed", 1, 1, c)
+        self.no_mem_pos_enc = small("no_mem_pos_enc", 1, 1, c)  # in every checkpoint, never read
+        if config.pred_obj_scores and config.use_obj_ptrs_in_encoder:
+            self.no_obj_ptr = small("no_obj_ptr", 1, c)
+        if config.no_obj_embed_spatial:
+            self.no_obj_embed_spatial = small("no_obj_embed_spatial", 1, m)
+        if config.use_obj_ptrs_in_encoder:
+            self.mask_downsample = nn.Conv(1, (4, 4), 4)
+            is_mlp = config.use_mlp_for_obj_ptr_proj
+            self.obj_ptr_proj = MLP((c, c, c), dtype=dtype) if is_mlp else nn.Dense(c, dtype=dtype)
+            if config.proj_tpos_enc_in_obj_ptrs:
+                self.obj_ptr_tpos_proj = nn.Dense(m)
+
+    def encode(self, images: jax.Array, is_training: bool = False) -> Features:
+        """Encodes images (B, S, S, 3), uint8 RGB or normalised float32."""
+        maps = self.image_encoder(normalise(images), is_training)
+        return Features(maps[2], self.mask_decoder.project_high_res(maps))
+
+    def forget(self, features: Features) -> jax.Array:
+        """Embedding (B, H, W, C) of a frame that looks at no memory: an image, or the first prompted frame."""
+        return features.embedding + self.no_mem_embed[:, :, None].astype(features.embedding.dtype)
+
+    def recall(self, bank: MemoryBank, features: Features, index: jax.Array) -> jax.Array:
+        """Conditions a frame on what each object's bank remembers.
+
+        Args:
+          bank: of N objects.
+          features: of one frame, leading axis 1.
+          index: () int32 position of the frame in the video.
+
+        Returns:
+          (N, H, W, C).
+        """
+        config = self.config
+        _, h, w, c = features.embedding.shape
+        n, m = bank.prompted_frames.shape[0], config.memory_dim
+        if config.num_maskmem == 0:
+            return jnp.broadcast_to(features.embedding, (n, h, w, c))
+
+        seen = memory_bank.read(config, bank, index)
+        slots = seen.slots.reshape(n, -1, h * w, m)
+        place = encodings.sine_2d(h, w, m).reshape(h * w, m)
+        time = self.maskmem_tpos_enc[:, 0, 0][seen.slot_codes]
+        pointers = seen.pointers.reshape(n, -1, m)  # a pointer is cut into C / M tokens
+        pointer_mask = jnp.repeat(seen.pointer_mask, c // m, 1)
+        x = self.memory_attention(
+            features.embedding.reshape(1, h * w, c),
+            encodings.sine_2d(h, w, c).reshape(h * w, c),
+            slots,
+            place + time[:, :, None],
+            seen.slot_mask,
+            pointers,
+            self._pointer_positions(seen.pointer_times),
+            pointer_mask & config.use_obj_ptrs_in_encoder,
+        )
+        return x.reshape(n, h, w, c)
+
+    def _pointer_positions(self, times):
+        """(N, X) -> (N, X * C / M, M)."""
+        config = self.config
+        n, x = times.shape
+        m, pieces = config.memory_dim, config.hidden_dim // config.memory_dim
+        if not (config.use_obj_ptrs_in_encoder and config.add_tpos_enc_to_obj_ptrs):
+            return jnp.zeros((n, x * pieces, m))
+        if config.proj_tpos_enc_in_obj_ptrs:
+            codes = self.obj_ptr_tpos_proj(encodings.sine_1d(times, config.hidden_dim))
+        else:
+            codes = encodings.sine_1d(times, m)
+        return jnp.repeat(codes, pieces, 1)
+
+    def decode(
+        self, embedding: jax.Array, high_res: tuple[jax.Array, ...], prompt: Prompt
+    ) -> Decoded:
+        """Runs prompt encoder and mask decoder: every candidate, nothing chosen.
+
+        Args:
+          embedding: (N or 1, H, W, C).
+          high_res: as in `Features`, leading axis N or 1.
+          prompt: of N objects.
+        """
+        tokens, token_mask, dense = self.prompt_encoder(prompt)
+        positions = self.prompt_encoder.dense_positions()
+        return self.mask_decoder(embedding, positions, tokens, token_mask, dense, high_res)
+
+    def is_unstable(self, single: jax.Array) -> jax.Array:
+        """(N, h, w) logits -> (N,) bool: the single mask changes with the threshold, so best of three it is."""
+        config = self.config
+        if not config.dynamic_multimask_via_stability:
+            return jnp.zeros(single.shape[0], bool)
+        delta = config.dynamic_multimask_stability_delta
+        inner = (single > delta).sum((1, 2))
+        outer = (single > -delta).sum((1, 2))
+        stability = jnp.where(outer > 0, inner / jnp.maximum(outer, 1), 1.0)
+        return stability < config.dynamic_multimask_stability_thresh
+
+    def segment(
+        self,
+        embedding: jax.Array,
+        features: Features,
+        prompt: Prompt,
+        is_initial: jax.Array | bool = True,
+    ) -> Segmentation:
+        """Turns a conditioned frame and a prompt into masks (paper section 4, "Prompt encoder and mask decoder").
+
+        Args:
+          embedding: (N or 1, H, W, C) from `recall` or `forget`.
+          features: of the frame, leading axis 1.
+          prompt: of N objects.
+          is_initial: () or (N,) bool, whether the frame is the first prompted one.
+
+        Returns:
+          `Segmentation` of N objects.
+        """
+        config = self.config
+        if prompt.masks is not None and not config.use_mask_input_as_output_without_sam:
+            prompt = prompt.replace(
+                mask_logits=downsample_antialiased(prompt.masks, config.mask_size),
+                has_mask_logits=prompt.has_mask,
+            )
+        answer = self._segment_by_decoder(embedding, features, prompt, is_initial)
+        if prompt.masks is None or not config.use_mask_input_as_output_without_sam:
+            return answer
+        given = self._segment_by_mask(features, prompt.masks)
+
+        def choose(given, answer):
+            return jnp.where(prompt.has_mask.reshape(-1, *[1] * (answer.ndim - 1)), given, answer)
+
+        return jax.tree.map(choose, given, answer)
+
+    def _segment_by_decoder(self, embedding, features, prompt, is_initial):
+        config = self.config
+        decoded = self.decode(embedding, features.high_res, prompt)
+        is_multimask = (
+            config.multimask_output_in_sam
+            & (is_initial | jnp.asarray(config.multimask_output_for_tracking))
+            & (prompt.num_points >= config.multimask_min_pt_num)
+            & (prompt.num_points <= config.multimask_max_pt_num)
+        )
+        best = 1 + jnp.argmax(decoded.ious[:, 1:], -1)
+        chosen = jnp.where(is_multimask | self.is_unstable(decoded.masks[:, 0]), best, 0)
+        token = jnp.where(is_multimask & config.use_multimask_token_for_obj_ptr, best, 0)
+        pick = jax.vmap(lambda x, i: x[i])
+
+        masks = decoded.masks
+        if config.pred_obj_scores:
+            is_visible = decoded.scores > 0
+            masks = jnp.where(is_visible[:, None, None, None], masks, NO_OBJECT)
+        return Segmentation(
+            candidates=masks,
+            candidate_ious=decoded.ious,
+            is_multimask=is_multimask,
+            masks=pick(masks, chosen),
+            ious=pick(decoded.ious, chosen),
+            scores=decoded.scores,
+            pointers=self._pointer(pick(decoded.tokens, token), decoded.scores),
+        )
+
+    def _pointer(self, token, scores):
+        """(N, C) mask token -> (N, C) float32 object pointer; the learned one for absent objects."""
+        config = self.config
+        if not config.use_obj_ptrs_in_encoder:
+            return jnp.zeros(token.shape, jnp.float32)
+        pointer = self.obj_ptr_proj(token).astype(jnp.float32)
+        if config.soft_no_obj_ptr:
+            visible = jax.nn.sigmoid(scores)
+        else:
+            visible = (scores > 0).astype(jnp.float32)
+        return self._or_absent(pointer, visible)
+
+    def _or_absent(self, pointer, visible):
+        if not self.config.pred_obj_scores:
+            return pointer
+        visible = visible[:, None]
+        if self.config.fixed_no_obj_ptr:
+            pointer = visible * pointer
+        return pointer + (1 - visible) * self.no_obj_ptr
+
+    def _segment_by_mask(self, features, masks):
+        """The answer to masks (N, S, S) in [0, 1]: themselves; the decoder only makes the pointer."""
+        config = self.config
+        n = masks.shape[0]
+        low_res = downsample_antialiased(20.0 * masks - 10.0, config.mask_size)
+        visible = (masks > 0).any((1, 2)).astype(jnp.float32)
+        pointers = jnp.zeros((n, config.hidden_dim))
+        if config.use_obj_ptrs_in_encoder:
+            logits = self.mask_downsample(masks[..., None])[..., 0]
+            prompt = no_prompt(n).replace(mask_logits=logits, has_mask_logits=jnp.ones(n, bool))
+            decoded = self.decode(features.embedding, features.high_res, prompt)
+            pointers = self._pointer(decoded.tokens[:, 0], decoded.scores)
+            # Absence is judged twice, by the decoder and by the mask, as in the original.
+            pointers = self._or_absent(pointers, visible)
+        return Segmentation(
+            candidates=jnp.repeat(low_res[:, None], 4, 1),
+            candidate_ious=jnp.ones((n, 4)),
+            is_multimask=jnp.zeros(n, bool),
+            masks=low_res,
+            ious=jnp.ones(n),
+            scores=20.0 * visible - 10.0,
+            pointers=pointers,
+        )
+
+    def remember(
+        self, features: Features, masks: jax.Array, scores: jax.Array, is_prompted: jax.Array
+    ) -> jax.Array:
+        """Encodes memories (paper section 4, "Memory encoder").
+
+        Args:
+          features: raw features of the frame, leading axis 1.
+          masks: (N, S/4, S/4) or (N, S, S) mask logits.
+          scores: (N,) object score logits.
+          is_prompted: (N,) bool, whether the mask answers a prompt.
+
+        Returns:
+          (N, H, W, M) in the bank's type.
+        """
+        config = self.config
+        masks = masks.astype(jnp.float32)
+        if masks.shape[-1] != config.image_size:
+            masks = upsample_4x(masks)
+        if config.non_overlap_masks_for_mem_enc:
+            winner = jnp.arange(masks.shape[0])[:, None, None] == masks.argmax(0)
+            masks = jnp.where(winner, masks, jnp.minimum(masks, -10.0))
+        probabilities = jax.nn.sigmoid(masks)
+        if config.binarize_mask_from_pts_for_mem_enc:
+            binary = (masks > 0).astype(jnp.float32)
+            probabilities = jnp.where(is_prompted[:, None, None], binary, probabilities)
+        scale, bias = config.sigmoid_scale_for_mem_enc, config.sigmoid_bias_for_mem_enc
+        memories = self.memory_encoder(features.embedding, probabilities * scale + bias)
+        if config.no_obj_embed_spatial:
+            absent = (scores <= 0)[:, None, None, None]
+            embed = self.no_obj_embed_spatial[:, None, None].astype(memories.dtype)
+            memories = jnp.where(absent, memories + embed, memories)
+        return memories.astype(config.memory_dtype)
+
+    def begin(
+        self, bank: MemoryBank, features: Features, index: jax.Array, prompt: Prompt
+    ) -> tuple[MemoryBank, Prediction]:
+        """Takes a first prompted frame: no memory is read, the prompted objects remember it.
+
+        Args and result as for `__call__`.
+        """
+        answer = self.segment(self.forget(features), features, prompt)
+        return self._conclude(bank, features, index, answer, prompt.is_prompted, prompt.is_prompted)
+
+    def __call__(
+        self, bank: MemoryBank, features: Features, index: jax.Array, prompt: Prompt | None = None
+    ) -> tuple[MemoryBank, Prediction]:
+        """Takes one frame of the video.
+
+        Args:
+          bank: of N objects.
+          features: of one frame, leading axis 1.
+          index: () int32 position of the frame in the video.
+          prompt: of N objects; None on a frame without prompts. A prompt on an object that the bank does
+            not know yet is answered without memory, any other on top of what is remembered.
+
+        Returns:
+          The bank with this frame in it, and the prediction. An object that was never prompted is absent.
+        """
+        is_known = (bank.prompted_frames >= 0).any(1)
+        embedding = self.recall(bank, features, index)
+        is_prompted = jnp.zeros(is_known.shape, bool)
+        if prompt is not None:
+            is_prompted = prompt.is_prompted
+            starts = (is_prompted & ~is_known)[:, None, None, None]
+            embedding = jnp.where(starts, self.forget(features), embedding)
+        is_initial = is_prompted & ~is_known
+        answer = self.segment(
+            embedding, features, prompt or no_prompt(is_known.shape[0]), is_initial
+        )
+        return self._conclude(
+            bank, features, index, answer, is_known | is_prompted, is_prompted
+        )
+
+    def _conclude(self, bank, features, index, answer, is_known, is_prompted):
+        masks = jnp.where(is_known[:, None, None], answer.masks, NO_OBJECT)
+        scores = jnp.where(is_known, answer.scores, -10.0)
+        memories = self.remember(features, masks, scores, is_prompted)
+        prediction = Prediction(masks, answer.ious, scores, answer.pointers, memories)
+        bank = memory_bank.write(
+            self.config, bank, index, memories, answer.pointers, is_known, is_prompted
+        )
+        return bank, prediction
+
+    def touch_everything(self, image: jax.Array) -> tuple[MemoryBank, Prediction]:
+        """Uses every parameter once, which is how Linen creates them; image (1, S, S, 3) float32."""
+        size = self.config.image_size
+        masks = jnp.zeros((1, size, size))
+        prompt = no_prompt(1).replace(masks=masks, has_mask=jnp.ones(1, bool))
+        features = self.encode(image)
+        bank, _ = self.begin(memory_bank.empty(self.config, 1), features, jnp.int32(0), prompt)
+        return self(bank, features, jnp.int32(1))
+
+
+def init_params(config: Sam2Config, key: jax.Array) -> dict:
+    """Returns random parameters, as nested dicts of float32 arrays."""
+    # No parameter depends on the image size, so a small one does.
+    small = config.replace(image_size=64)
+    init = functools.partial(Sam2(small).init, method="touch_everything")
+    return init(key, jnp.zeros((1, 64, 64, 3)))["params"]
+
+
+def param_shapes(config: Sam2Config) -> dict:
+    """Returns the shapes and types of the parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
+    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))

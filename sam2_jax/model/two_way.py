@@ -1,0 +1,94 @@
+"""Two-way transformer: prompt tokens and image exchange information in both directions.
+
+    tokens (N, K, C), image (N, L, C)  ->  the same shapes
+"""
+
+from flax import linen as nn
+import jax
+
+from sam2_jax.model.attention import attend
+from sam2_jax.model.layers import MLP, LayerNorm
+
+_HEADS = 8
+_DEPTH = 2
+_FEEDFORWARD = 2048
+
+
+class Attention(nn.Module):
+    """Multi-head attention with an inner width of its own."""
+
+    inner_width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps queries (N, Tq, C), keys and values (N, Tk, C) to (N, Tq, C)."""
+
+        def project(x, name):
+            x = nn.Dense(self.inner_width, dtype=self.dtype, name=name)(x)
+            return x.reshape(*x.shape[:2], _HEADS, -1)
+
+        x = attend(project(q, "q_proj"), project(k, "k_proj"), project(v, "v_proj"), key_mask)
+        return nn.Dense(q.shape[-1], dtype=self.dtype, name="out_proj")(x.reshape(*x.shape[:2], -1))
+
+
+class TwoWayBlock(nn.Module):
+    """Tokens among themselves, tokens to image, MLP, image to tokens; post-norm."""
+
+    is_first: bool
+    dtype: str
+
+    @nn.compact
+    def __call__(self, tokens, image, token_positions, image_positions, token_mask):
+        """Maps tokens (N, K, C) and image (N or 1, L, C) to (N, K, C) and (N, L, C)."""
+        c = tokens.shape[-1]
+        norm = lambda name: LayerNorm(1e-5, self.dtype, name=name)
+
+        attention = Attention(c, self.dtype, name="self_attn")
+        if self.is_first:  # the tokens still are their own positions: neither encoding nor residual
+            tokens = attention(tokens, tokens, tokens, token_mask)
+        else:
+            q = tokens + token_positions
+            tokens = tokens + attention(q, q, tokens, token_mask)
+        tokens = norm("norm1")(tokens)
+
+        attention = Attention(c // 2, self.dtype, name="cross_attn_token_to_image")
+        q, k = tokens + token_positions, image + image_positions
+        tokens = norm("norm2")(tokens + attention(q, k, image))
+        mlp = MLP((_FEEDFORWARD, c), dtype=self.dtype, name="mlp")
+        tokens = norm("norm3")(tokens + mlp(tokens))
+
+        attention = Attention(c // 2, self.dtype, name="cross_attn_image_to_token")
+        q = tokens + token_positions
+        return tokens, norm("norm4")(image + attention(k, q, tokens, token_mask))
+
+
+class TwoWayTransformer(nn.Module):
+    """Two blocks and a last look of the tokens at the image."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, image: jax.Array, image_positions: jax.Array, token_mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Runs the transformer.
+
+        Args:
+          tokens: (N, K, C); as first given they also serve as their own position encoding.
+          image: (N or 1, L, C).
+          image_positions: (1, L, C).
+          token_mask: (N, K) bool, False for padding.
+
+        Returns:
+          tokens (N, K, C) and image (N, L, C).
+        """
+        positions = tokens
+        for i in range(_DEPTH):
+            block = TwoWayBlock(i == 0, self.dtype, name=f"layers_{i}")
+            tokens, image = block(tokens, image, positions, image_positions, token_mask)
+        attention = Attention(tokens.shape[-1] // 2, self.dtype, name="final_attn_token_to_image")
+        tokens = tokens + attention(tokens + positions, image + image_positions, image)
+        return LayerNorm(1e-5, self.dtype, name="norm_final_attn")(tokens), image

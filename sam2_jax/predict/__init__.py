@@ -1,0 +1,1 @@
+"""Use: predictors on the host, numpy in and out."""

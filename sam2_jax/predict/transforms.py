@@ -1,0 +1,194 @@
+"""Host-side preparation and finishing: pictures to model input, prompts to static sizes, masks to pixels.
+
+The model sees a square of S pixels, whatever the shape of the picture (aspect ratio is not kept).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import scipy.ndimage
+
+from sam2_jax.model.sam2 import IMAGE_MEAN, IMAGE_STD
+from sam2_jax.structs import Prompt
+
+_EIGHT_CONNECTED = np.ones((3, 3), int)
+
+
+def bucket(n: int, least: int = 1) -> int:
+    """The smallest power of two that is at least n and `least`: one program serves the whole bucket."""
+    return max(least, 1 << max(n - 1, 0).bit_length())
+
+
+def check_image(image: np.ndarray | Image.Image) -> np.ndarray:
+    """Returns an image as (H, W, 3) array.
+
+    Raises:
+      ValueError: it is not an RGB image.
+    """
+    array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
+        raise ValueError(
+            f"The image has shape {array.shape}; expected (height, width, 3), RGB channels last."
+        )
+    return array
+
+
+def image_to_input(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) -> (size, size, 3) float32 as the original's image predictor: antialiased bilinear on floats.
+
+    uint8 is scaled to [0, 1]; floats are taken as they are.
+    """
+    scale = 255 if image.dtype == np.uint8 else 1
+    channels = [
+        Image.fromarray(image[..., c].astype(np.float32) / scale).resize(
+            (size, size), Image.Resampling.BILINEAR
+        )
+        for c in range(3)
+    ]
+    resized = np.stack([np.asarray(channel) for channel in channels], -1)
+    return (resized - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+
+
+def frame_to_input(frame: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> (size, size, 3) uint8 as the original's video loader: Pillow's bicubic."""
+    if frame.shape[:2] == (size, size):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def mask_to_input(mask: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) mask -> (size, size) float32 of 0 and 1: antialiased bilinear, 0.5 and above is inside."""
+    mask = np.asarray(mask)
+    if mask.shape == (size, size):
+        return (mask != 0).astype(np.float32)
+    resized = Image.fromarray((mask != 0).astype(np.float32)).resize(
+        (size, size), Image.Resampling.BILINEAR
+    )
+    return (np.asarray(resized) >= 0.5).astype(np.float32)
+
+
+def join_prompts(
+    points: np.ndarray | None, labels: np.ndarray | None, box: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Joins clicks and a box into points and labels; a box is two points, labelled 2 and 3, before the clicks.
+
+    Args:
+      points: (..., P, 2) (x, y), or None.
+      labels: (..., P), 1 or 0, or None.
+      box: (..., 4) x0, y0, x1, y1, or None.
+
+    Returns:
+      (N, P', 2) float32 and (N, P') int32; N is 1 unless the arguments have a leading axis.
+
+    Raises:
+      ValueError: shapes that do not fit, or labels that mean nothing.
+    """
+    if (points is None) != (labels is None):
+        raise ValueError(
+            "Points and labels must be given together: one label (1 object, 0 background) a point."
+        )
+    parts = []
+    if box is not None:
+        box = np.asarray(box, np.float32)
+        if box.shape[-1:] != (4,) or box.ndim > 2:
+            raise ValueError(
+                f"The box has shape {box.shape}; expected (4,) or (N, 4): x0, y0, x1, y1."
+            )
+        corners = box.reshape(-1, 2, 2)
+        parts.append((corners, np.tile(np.array([2, 3], np.int32), (len(corners), 1))))
+    if points is not None:
+        points, labels = np.asarray(points, np.float32), np.asarray(labels, np.int32)
+        if points.ndim == 2 and labels.ndim == 1:
+            points, labels = points[None], labels[None]
+        if points.ndim != 3 or points.shape[-1] != 2 or labels.shape != points.shape[:2]:
+            raise ValueError(
+                f"Points have shape {points.shape} and labels {labels.shape}; expected (P, 2) and (P,), "
+                "or (N, P, 2) and (N, P)."
+            )
+        if not np.isin(labels, (-1, 0, 1, 2, 3)).all():
+            raise ValueError(
+                f"Labels are {sorted(set(labels.ravel().tolist()))}; expected 1 (object) or 0 (background)."
+            )
+        parts.append((points, labels))
+    if not parts:
+        return np.zeros((1, 0, 2), np.float32), np.zeros((1, 0), np.int32)
+    n = max(len(p) for p, _ in parts)
+    if any(len(p) not in (1, n) for p, _ in parts):
+        raise ValueError(
+            f"{len(parts[0][0])} boxes do not go with {len(parts[1][0])} sets of points."
+        )
+    spread = [(np.broadcast_to(p, (n, *p.shape[1:])), np.broadcast_to(x, (n, x.shape[1]))) for p, x in parts]
+    return np.concatenate([p for p, _ in spread], 1), np.concatenate([x for _, x in spread], 1)
+
+
+def scale_points(points: np.ndarray, height: int, width: int, size: int, is_pixels: bool) -> np.ndarray:
+    """Scales (..., 2) points, in pixels of the picture or in [0, 1], to the S x S input."""
+    unit = points / np.array([width, height], np.float32) if is_pixels else points
+    return (unit * size).astype(np.float32)
+
+
+def pad_points(points: np.ndarray, labels: np.ndarray) -> Prompt:
+    """Makes a prompt of static size from (N, P, 2) points and (N, P) labels.
+
+    The decoder expects exactly one -1 token after the points; what fills up the bucket is -2, which no
+    attention sees. Without any point there is no token at all.
+    """
+    n, p = labels.shape
+    size = bucket(p + 1, 4)
+    padded = np.zeros((n, size, 2), np.float32)
+    padded[:, :p] = points
+    padded_labels = np.full((n, size), -2, np.int32)
+    padded_labels[:, :p] = labels
+    if p:
+        padded_labels[:, p] = -1
+    return Prompt(padded, padded_labels)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def resize_masks(masks: jax.Array, height: int, width: int) -> jax.Array:
+    """Bilinear resize of mask logits (..., h, w) -> (..., height, width), without antialiasing."""
+    shape = (*masks.shape[:-2], height, width)
+    return jax.image.resize(masks.astype(jnp.float32), shape, "bilinear", antialias=False)
+
+
+def _small_components(inside: np.ndarray, area: float) -> np.ndarray:
+    """(h, w) bool -> those pixels of it whose 8-connected component has at most `area` pixels."""
+    labels, _ = scipy.ndimage.label(inside, _EIGHT_CONNECTED)
+    return inside & (np.bincount(labels.ravel())[labels] <= area)
+
+
+def clean_masks(
+    masks: np.ndarray,
+    max_hole_area: float,
+    max_sprinkle_area: float,
+    *,
+    threshold: float = 0.0,
+    filled: float,
+    removed: float = 0.0,
+) -> np.ndarray:
+    """Fills small holes and removes small sprinkles of mask logits.
+
+    Args:
+      masks: (..., h, w) float32 logits.
+      max_hole_area: background components of at most this many cells get the logit `filled`; 0 is off.
+      max_sprinkle_area: foreground components of at most this many cells get `removed`; 0 is off.
+      threshold: logits above it are foreground.
+      filled: see above.
+      removed: see above.
+
+    Returns:
+      Masks of the same shape; the argument itself if there is nothing to do.
+    """
+    if max_hole_area <= 0 and max_sprinkle_area <= 0:
+        return masks
+    flat = masks.reshape(-1, *masks.shape[-2:])
+    cleaned = flat.copy()
+    for old, new in zip(flat, cleaned, strict=True):  # both component maps are the uncleaned mask's
+        if max_hole_area > 0:
+            new[_small_components(old <= threshold, max_hole_area)] = filled
+        if max_sprinkle_area > 0:
+            new[_small_components(old > threshold, max_sprinkle_area)] = removed
+    return cleaned.reshape(masks.shape)

@@ -1,0 +1,150 @@
+"""Time: the only file with it. The public functional core under every predictor.
+
+    bank = empty_bank(sam2, num_objects)
+    bank, prediction = begin(sam2, params, bank, frame, prompt)      first prompted frame
+    bank, prediction = step(sam2, params, bank, frame)               any later frame, prompted or not
+    bank, predictions = propagate(sam2, params, bank, frames)        a scan of `step` over a clip
+    bank, predictions = track(sam2, params, frames, prompt)          begin + propagate
+
+All are pure and compose with `jax.jit` (the module `sam2` is static), `jax.vmap`, `jax.grad` and sharding.
+Frames go forwards or backwards, see `MemoryBank.direction`; the bank's size never depends on how many.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sam2_jax.model import memory_bank
+from sam2_jax.model.sam2 import Sam2
+from sam2_jax.structs import Features, Frame, MemoryBank, Prediction, Prompt
+
+
+def empty_bank(
+    sam2: Sam2, num_objects: int, num_prompted: int = 1, num_frames: int = 16
+) -> MemoryBank:
+    """Returns a bank that remembers nothing; see `sam2_jax.model.memory_bank.empty`."""
+    return memory_bank.empty(sam2.config, num_objects, num_prompted, num_frames)
+
+
+def encode(sam2: Sam2, params: dict, images: jax.Array) -> Features:
+    """Encodes images (T, S, S, 3), uint8 RGB or normalised float32, one after the other.
+
+    One at a time, so that a frame's features never depend on how the video was cut into clips.
+    """
+    one = lambda image: sam2.apply({"params": params}, image[None], method="encode")
+    return jax.tree.map(lambda x: x[:, 0], jax.lax.map(one, images))
+
+
+def begin(
+    sam2: Sam2, params: dict, bank: MemoryBank, frame: Frame, prompt: Prompt
+) -> tuple[MemoryBank, Prediction]:
+    """Takes a first prompted frame: nothing is recalled, the prompted objects remember it.
+
+    Args:
+      sam2: the module.
+      params: its parameters.
+      bank: of N objects.
+      frame: one frame.
+      prompt: of N objects; those without any prompt answer with the decoder's guess and remember nothing.
+
+    Returns:
+      The bank and the prediction.
+    """
+    features = sam2.apply({"params": params}, frame.image[None], method="encode")
+    return sam2.apply({"params": params}, bank, features, frame.index, prompt, method="begin")
+
+
+def step(
+    sam2: Sam2, params: dict, bank: MemoryBank, frame: Frame, prompt: Prompt | None = None
+) -> tuple[MemoryBank, Prediction]:
+    """Takes one frame of a video: the streaming step.
+
+    Args:
+      sam2: the module.
+      params: its parameters.
+      bank: of N objects.
+      frame: one frame.
+      prompt: of N objects, or None. A prompt on an object that the bank does not know starts it; any other
+        corrects it. Objects without one are tracked.
+
+    Returns:
+      The bank with the frame in it, and the prediction.
+    """
+    features = sam2.apply({"params": params}, frame.image[None], method="encode")
+    return sam2.apply({"params": params}, bank, features, frame.index, prompt)
+
+
+def propagate_features(
+    sam2: Sam2, params: dict, bank: MemoryBank, features: Features, indices: jax.Array
+) -> tuple[MemoryBank, Prediction]:
+    """Tracks through encoded frames.
+
+    Args:
+      sam2: the module.
+      params: its parameters.
+      bank: of N objects.
+      features: leaves lead with T.
+      indices: (T,) int32 frame indices in the order of tracking. -1 marks padding, which costs nothing and
+        answers zeros.
+
+    Returns:
+      The bank after the last frame, and predictions whose leaves lead with T.
+    """
+
+    def one_frame(bank, xs):
+        features, index = xs
+        features = jax.tree.map(lambda x: x[None], features)
+        take = lambda bank: sam2.apply({"params": params}, bank, features, index)
+        blank = jax.eval_shape(take, bank)[1]
+        skip = lambda bank: (bank, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank))
+        return jax.lax.cond(index >= 0, take, skip, bank)
+
+    return jax.lax.scan(
+        jax.checkpoint(one_frame, prevent_cse=False), bank, (features, indices.astype(jnp.int32))
+    )
+
+
+def propagate(
+    sam2: Sam2, params: dict, bank: MemoryBank, frames: Frame
+) -> tuple[MemoryBank, Prediction]:
+    """Tracks through a clip: images are encoded, then scanned with the bank as carry.
+
+    Cutting a video into clips and carrying the bank between them gives the same numbers as one long clip.
+
+    Args:
+      sam2: the module.
+      params: its parameters.
+      bank: of N objects.
+      frames: leaves lead with T; an index of -1 marks padding.
+
+    Returns:
+      The bank after the last frame, and predictions whose leaves lead with T.
+    """
+    return propagate_features(
+        sam2, params, bank, encode(sam2, params, frames.image), frames.index
+    )
+
+
+def track(
+    sam2: Sam2, params: dict, frames: Frame, prompt: Prompt, num_prompted: int = 1
+) -> tuple[MemoryBank, Prediction]:
+    """Tracks objects that are prompted on the first frame of a clip: `begin`, then `propagate`.
+
+    Args:
+      sam2: the module.
+      params: its parameters.
+      frames: the whole clip, leaves lead with T.
+      prompt: of N objects on frame 0.
+      num_prompted: prompted slots of the bank that is returned, for later corrections.
+
+    Returns:
+      The bank after the last frame, and predictions whose leaves lead with T.
+    """
+    num_objects, num_frames = prompt.labels.shape[0], frames.index.shape[0]
+    bank = empty_bank(sam2, num_objects, num_prompted, num_frames)
+    first, rest = jax.tree.map(lambda x: x[0], frames), jax.tree.map(lambda x: x[1:], frames)
+    bank, prediction = begin(sam2, params, bank, first, prompt)
+    bank, predictions = propagate(sam2, params, bank, rest)
+    join = lambda one, many: jnp.concatenate([one[None], many])
+    return bank, jax.tree.map(join, prediction, predictions)

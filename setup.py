@@ -1,0 +1,53 @@
+"""Metadata of sam2-jax; the tools' settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+setup(
+    name="sam2-jax",
+    version="0.1.0",
+    description="Segment Anything Model 2 (SAM 2 and 2.1) for images and video, in JAX and Flax",
+    long_description=README.read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["sam2_jax*", "checkpoints_convert*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "av>=18.0",
+        "chex>=0.1.90",
+        "einops>=0.8",
+        "flax>=0.12.8",
+        "jax>=0.10.2,<0.13",
+        "numpy>=2.2",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pillow>=11.3",
+        "pycocotools>=2.0.8",
+        "safetensors>=0.5",
+        "scipy>=1.15",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "dev": ["hypothesis>=6.100", "pre-commit>=4.0", "pytest>=8.3", "ruff>=0.15"],
+        "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+        # torchvision stays out: its wheels on PyPI want another build of torch and break this one.
+        "parity": ["pytest>=8.3", "torch==2.13.0", "transformers>=5.17"],
+    },
+    entry_points={"console_scripts": ["sam2-jax = sam2_jax.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

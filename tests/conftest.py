@@ -1,0 +1,21 @@
+"""What every test sees: the CPU as eight devices, and compiled programs kept between runs.
+
+JAX reads these variables when it is imported, so they are set before any test module is.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}".strip()
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax")
+)
+# The default keeps only what took a second to compile, which few tests do.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+# A plain `pytest` works without torch; `make parity` brings it.
+collect_ignore = [] if importlib.util.find_spec("torch") else ["parity_torch"]

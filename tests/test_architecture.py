@@ -1,0 +1,173 @@
+"""The rules of the house: who imports whom, what is imported late, and what libraries do not do."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("sam2_jax", "checkpoints_convert")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+BASE = {"structs", "config"}
+AROUND = {"data", "parallel", "checkpoint"}  # know nothing of the model
+# What each part of sam2_jax may import of the house, itself apart; None = anything.
+ALLOWED = {
+    "structs": BASE,
+    "config": BASE,
+    "data": BASE | AROUND,
+    "parallel": BASE | AROUND,
+    "checkpoint": BASE | AROUND,
+    "model": BASE,
+    "track": BASE | {"model"},
+    "predict": BASE | AROUND | {"model", "track", "build"},
+    "evaluate": BASE | AROUND | {"model", "track", "build", "predict"},
+    "train": BASE | AROUND | {"model", "track", "build"},
+    "train.loop": BASE | AROUND | {"model", "track", "build", "evaluate"},
+    "build": BASE | AROUND | {"model", "track", "predict", "checkpoints_convert"},
+    "checkpoints_convert": {"config", "model"},
+    # The command line and what is only reached from it.
+    "__init__": None,
+    "__main__": None,
+    "cli": None,
+}
+
+HEAVY = {"av", "grain", "tensorflow_datasets", "ml_collections", "pycocotools", "orbax"}
+NEVER = {"torch", "torchvision", "tensorflow"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def part_of(module: str) -> str:
+    """The name under which a module of the house stands in ALLOWED."""
+    package, *rest = module.split(".")
+    if package != "sam2_jax":
+        return package
+    if not rest:
+        return "__init__"
+    return "train.loop" if rest == ["train", "loop"] else rest[0]
+
+
+def imported_modules(node: ast.stmt, package: str) -> list[str]:
+    """Full names that an import statement may bind, submodules included."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*parents, base] if base else parents)
+        return [f"{base}.{alias.name}" for alias in node.names]
+    return []
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def run_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Statements under `node` that run when the module is imported."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if not is_type_checking(child):
+            yield child
+            yield from run_at_import(child)
+
+
+def imports_of(path: Path, at_import: bool) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    module = module_name(path)
+    package = module if path.stem == "__init__" else module.rpartition(".")[0]
+    nodes = run_at_import(tree) if at_import else ast.walk(tree)
+    return {name for node in nodes for name in imported_modules(node, package)}
+
+
+def in_the_house(names: set[str]) -> set[str]:
+    """Cuts imported names down to modules that exist here."""
+    modules = {module_name(path) for path in FILES}
+    found = {name if name in modules else name.rpartition(".")[0] for name in names}
+    return found & modules
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_follow_the_layers(path):
+    part = part_of(module_name(path))
+    assert part in ALLOWED, f"{path.relative_to(ROOT)} is in no layer: give it one in ALLOWED"
+    allowed = ALLOWED[part]
+    if allowed is None:
+        return
+    own = {part, part.partition(".")[0]}
+    used = {part_of(name) for name in in_the_house(imports_of(path, at_import=False))}
+    assert used - own <= allowed, f"{part} may not import {sorted(used - own - allowed)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_heavy_packages_are_imported_late(path):
+    roots = {name.partition(".")[0] for name in imports_of(path, at_import=True)}
+    assert not roots & HEAVY
+    assert not {name.partition(".")[0] for name in imports_of(path, at_import=False)} & NEVER
+
+
+def test_no_cycles():
+    graph = {module_name(p): in_the_house(imports_of(p, at_import=True)) for p in FILES}
+    for name, targets in graph.items():
+        # A package's __init__ re-exports its modules, and they may name the package they are in.
+        graph[name] = {t for t in targets if t != name and not name.startswith(f"{t}.")}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"a cycle of imports: {' -> '.join([*trail, module])}"
+        if module not in done:
+            for target in sorted(graph[module]):
+                visit(target, (*trail, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.stem == "__init__"], ids=module_name)
+def test_init_files_only_re_export(path):
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_import = isinstance(node, ast.Import | ast.ImportFrom)
+        is_dunder = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in (
+            "__all__",
+            "__version__",
+        )
+        assert is_text or is_import or is_dunder, f"line {node.lineno} does more than re-export"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if p.is_relative_to(ROOT / "sam2_jax") and p.stem not in ("cli", "__main__")],
+    ids=module_name,
+)
+def test_libraries_do_not_print(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not [f"line {c.lineno}" for c in calls if ast.unparse(c.func) == "print"]
+
+
+def test_importing_touches_no_device():
+    """With a platform that does not exist, the first use of a device is an error."""
+    modules = [module_name(path) for path in FILES if path.stem != "__main__"]
+    code = f"import importlib\nfor name in {modules!r}:\n    importlib.import_module(name)"
+    environment = os.environ | {"JAX_PLATFORMS": "no_such_platform"}
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
