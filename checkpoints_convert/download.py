@@ -27,6 +27,24 @@ def official_url(model: str) -> str:
     return f"{BASE_URL}/{release}/{name}.pt"
 
 
+def cached_checkpoint(model: str) -> Path:
+    """Returns the official file of a model in the user's cache, downloaded when it is not there.
+
+    Raises:
+      ValueError: for an unknown model; the message lists the known ones.
+      FileNotFoundError: when it is not cached and cannot be fetched; the message says what to fetch
+        and where to put it.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache / "sam2_jax" / f"{config.resolve_model_name(model)}.pt"
+    if not path.exists():
+        try:
+            fetch(official_url(model), path)
+        except ConnectionError as error:
+            raise FileNotFoundError(str(error)) from error
+    return path
+
+
 def fetch(url: str, path: str | os.PathLike, sha256: str | None = None) -> str:
     """Downloads `url` to `path`, going on from `<path>.part` when there is one.
 

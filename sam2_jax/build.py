@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 import os
+import warnings
 from pathlib import Path
 from typing import Any
-import warnings
 
 import jax
 
@@ -143,7 +143,9 @@ def build_sam2(
       ValueError: unknown model or field, or a checkpoint that does not fit.
       FileNotFoundError: there is no such checkpoint.
     """
-    return build_model(model, checkpoint, POSTPROCESSING_IMAGE if apply_postprocessing else {}, **kwargs)
+    return build_model(
+        model, checkpoint, POSTPROCESSING_IMAGE if apply_postprocessing else {}, **kwargs
+    )
 
 
 def load_pretrained(model_id: str, postprocessing: dict[str, Any], **kwargs: Any) -> Model:

@@ -68,6 +68,7 @@ def load_params(folder: str | os.PathLike) -> tuple[str, dict[str, Any]]:
       ValueError: when the folder is not of this format, or is damaged.
     """
     import orbax.checkpoint as ocp
+    from etils import epath
 
     folder = Path(folder).absolute()
     if not folder.is_dir():
@@ -82,9 +83,11 @@ def load_params(folder: str | os.PathLike) -> tuple[str, dict[str, Any]]:
             f"{version!r}; this release reads version {_FORMAT_VERSION}."
         )
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.metadata(folder / _PARAMS).item_metadata.tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        # The handler itself: a Checkpointer logs a warning where this raises.
+        handler = ocp.PyTreeCheckpointHandler()
+        tree = handler.metadata(epath.Path(folder / _PARAMS)).tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        with ocp.Checkpointer(handler) as checkpointer:
             params = checkpointer.restore(
                 folder / _PARAMS, args=ocp.args.PyTreeRestore(restore_args=as_numpy)
             )

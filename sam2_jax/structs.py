@@ -4,8 +4,8 @@ Shapes: T frames, N objects, S side of the square input in pixels, H = W = S/16 
 C channels of the features, M channels of a memory, P points, K prompted slots, R ring slots.
 """
 
-from flax import struct
 import jax
+from flax import struct
 
 
 @struct.dataclass

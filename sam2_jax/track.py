@@ -10,8 +10,6 @@ All are pure and compose with `jax.jit` (the module `sam2` is static), `jax.vmap
 Frames go forwards or backwards, see `MemoryBank.direction`; the bank's size never depends on how many.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -121,9 +119,7 @@ def propagate(
     Returns:
       The bank after the last frame, and predictions whose leaves lead with T.
     """
-    return propagate_features(
-        sam2, params, bank, encode(sam2, params, frames.image), frames.index
-    )
+    return propagate_features(sam2, params, bank, encode(sam2, params, frames.image), frames.index)
 
 
 def track(

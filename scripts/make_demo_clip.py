@@ -3,7 +3,7 @@
     python scripts/make_demo_clip.py
 
 writes `assets/demo.mp4` and the masks of its first frame, `assets/demo_masks/00000.png`
-(1 the disc, 2 the box). The same numbers come out on every run.
+(1 the disc, 2 the box). The scene is the same on every run; the bytes of the encoder need not be.
 """
 
 from pathlib import Path

@@ -82,13 +82,11 @@ class _Timeline(NamedTuple):
         times: (num_frames,) int64 presentation times, ascending; None where the file has no
             usable ones, and frames can only be counted from the beginning.
         keys: indices of the frames at which decoding may start, ascending, the first 0.
-        key_times: for each of them, the time to seek to.
     """
 
     num_frames: int
     times: np.ndarray | None
     keys: list[int]
-    key_times: list[int]
 
 
 class VideoFile(Frames):
@@ -187,9 +185,9 @@ class VideoFile(Frames):
             self._container.close()
             self._container = _open_container(self.path)
         stream = self._container.streams.video[0]
-        if key > 0:
-            self._container.seek(self._timeline.key_times[key], stream=stream)
         times = self._timeline.times
+        if key > 0:
+            self._container.seek(int(times[self._timeline.keys[key]]), stream=stream)
         count = 0
         for packet in _intact_packets(self._container, stream):
             try:
@@ -279,7 +277,7 @@ def _read_timeline(container: Any, stream: Any, path: str) -> _Timeline:
         if packet is None or packet.is_discard:
             continue
         if packet.is_keyframe:
-            keys.append((packet.pts, packet.dts))
+            keys.append(packet.pts)
         if keys:  # before the first keyframe nothing can be decoded
             times.append(packet.pts)
     if not times:
@@ -287,14 +285,10 @@ def _read_timeline(container: Any, stream: Any, path: str) -> _Timeline:
     # AVI stores the order of decoding only, which reordered frames do not follow.
     is_ordered = container.format.name != "avi" or not stream.codec_context.has_b_frames
     if not is_ordered or None in times or len(set(times)) < len(times):
-        return _Timeline(len(times), None, [0], [0])
-    keys.sort(key=lambda key: key[0])
+        return _Timeline(len(times), None, [0])
     # Frames shown before the first keyframe depend on ones that are not in the file.
-    shown = np.sort(np.array([time for time in times if time >= keys[0][0]], np.int64))
-    indices = np.searchsorted(shown, [pts for pts, _ in keys]).tolist()
-    # Containers index by either time; the earlier one never lands behind the keyframe.
-    seek_times = [pts if dts is None else min(pts, dts) for pts, dts in keys]
-    return _Timeline(len(shown), shown, indices, seek_times)
+    shown = np.sort(np.array([time for time in times if time >= keys[0]], np.int64))
+    return _Timeline(len(shown), shown, np.searchsorted(shown, sorted(keys)).tolist())
 
 
 class ImageFolder(Frames):
@@ -373,6 +367,20 @@ def _as_rgb(frame: Any, index: int) -> np.ndarray:
             f"frame {index} is {frame.shape} {frame.dtype}; (H, W, 3) uint8 RGB is expected"
         )
     return frame
+
+
+class FirstFrames(Frames):
+    """The first frames of another source, which stays open when this is closed."""
+
+    def __init__(self, frames: Frames, count: int):
+        self._frames, self._count = frames, min(count, len(frames))
+        self.height, self.width, self.fps = frames.height, frames.width, frames.fps
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _read(self, index: int) -> np.ndarray:
+        return self._frames[index]
 
 
 def open_frames(source: str | os.PathLike | Sequence | np.ndarray) -> Frames:

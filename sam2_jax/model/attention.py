@@ -45,7 +45,7 @@ def attend(
 
 def _by_query_chunks(q, k, v, bias):
     """`_softmax_attention` of (G, Tq, D), one group and `QUERY_CHUNK` queries at a time when there are many."""
-    g, t, d = q.shape
+    _, t, d = q.shape
     if bias is not None or t % QUERY_CHUNK or t < 4 * QUERY_CHUNK:
         return _softmax_attention(q, k, v, bias)
 

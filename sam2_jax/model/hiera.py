@@ -1,19 +1,21 @@
 """Hiera: the hierarchical vision transformer that is the image encoder's trunk (Ryali et al. 2023).
 
-    image (B, S, S, 3) -> four maps of stride 4, 8, 16, 32
+image (B, S, S, 3) -> four maps of stride 4, 8, 16, 32
 """
 
 import math
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from sam2_jax.config import HieraConfig
 from sam2_jax.model.attention import attend
 from sam2_jax.model.layers import MLP, LayerNorm, by_rows, cubic_weights, gelu
 
-MLP_ROWS = 8192  # tokens an MLP takes at a time: a larger hidden layer falls out of the CPU's caches
+MLP_ROWS = (
+    8192  # tokens an MLP takes at a time: a larger hidden layer falls out of the CPU's caches
+)
 
 
 def _split_windows(x: jax.Array, window: int) -> jax.Array:
@@ -88,7 +90,7 @@ class Block(nn.Module):
         y = LayerNorm(1e-6, self.dtype, name="norm1")(x)
         if opens_stage:
             x = _pool(nn.Dense(self.width, dtype=self.dtype, name="proj")(y))
-        b, height, width, _ = x.shape
+        _, height, width, _ = x.shape
 
         if self.window:
             y = _split_windows(y, self.window)

@@ -1,11 +1,11 @@
 """Image encoder: Hiera trunk and feature pyramid neck.
 
-    image (B, S, S, 3) -> maps of stride 4, 8 and 16 with C channels each
+image (B, S, S, 3) -> maps of stride 4, 8 and 16 with C channels each
 """
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.model.hiera import Hiera

@@ -2,20 +2,22 @@
 
 from collections.abc import Sequence
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU; written with erf because `jax.nn.gelu` takes erfc, which is twice as slow on CPU."""
+    """Exact GELU."""
+    # With erf, because the erfc of `jax.nn.gelu` is twice as slow on CPU.
     return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
 class LayerNorm(nn.Module):
     """LayerNorm over the last axis, in float32. Hiera and the convolutional parts use epsilon 1e-6,
-    the two transformers 1e-5."""
+    the two transformers 1e-5.
+    """
 
     epsilon: float
     dtype: str = "float32"

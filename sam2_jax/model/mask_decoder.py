@@ -1,12 +1,12 @@
 """Mask decoder: image embedding and prompt tokens become candidate masks and their scores.
 
-    embedding (N, H, W, C), tokens (N, P, C)  ->  masks (N, 4, 4H, 4W), IoUs (N, 4), object score (N,)
+embedding (N, H, W, C), tokens (N, P, C)  ->  masks (N, 4, 4H, 4W), IoUs (N, 4), object score (N,)
 """
 
-from flax import linen as nn
-from flax import struct
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.model.layers import MLP, LayerNorm, Upsample2x2, gelu
@@ -39,6 +39,7 @@ class MaskDecoder(nn.Module):
     config: Sam2Config
 
     def setup(self):
+        """Creates the parts."""
         config = self.config
         c, dtype = config.hidden_dim, config.dtype
         embedding = lambda name, n: self.param(name, nn.initializers.normal(1.0), (n, c))
@@ -51,7 +52,9 @@ class MaskDecoder(nn.Module):
         if config.use_high_res_features_in_sam:
             self.conv_s0 = nn.Conv(c // 8, (1, 1), dtype=dtype)
             self.conv_s1 = nn.Conv(c // 4, (1, 1), dtype=dtype)
-        self.output_hypernetworks_mlps = [MLP((c, c, c // 8), dtype=dtype) for _ in range(NUM_MASKS)]
+        self.output_hypernetworks_mlps = [
+            MLP((c, c, c // 8), dtype=dtype) for _ in range(NUM_MASKS)
+        ]
         self.iou_prediction_head = MLP((c, c, NUM_MASKS), dtype=dtype)
         if config.pred_obj_scores:
             self.obj_score_token = embedding("obj_score_token", 1)

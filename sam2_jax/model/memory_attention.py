@@ -1,17 +1,17 @@
 """Memory attention: let the current frame look at what was remembered.
 
-    frame (L, C)  x  memory slots (R, L, M) + object pointers (X, M)   ->   conditioned frame (N, L, C)
+frame (L, C)  x  memory slots (R, L, M) + object pointers (X, M)   ->   conditioned frame (N, L, C)
 """
 
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.model import encodings
 from sam2_jax.model.attention import attend, attend_slots
-from sam2_jax.model.layers import MLP, LayerNorm
+from sam2_jax.model.layers import LayerNorm
 
 _FEEDFORWARD = 2048
 
@@ -35,6 +35,7 @@ class RotaryAttention(nn.Module):
     dtype: str
 
     def setup(self):
+        """Creates the parts."""
         self.q_proj = Projection(self.width)
         self.k_proj = Projection(self.width)
         self.v_proj = Projection(self.width)

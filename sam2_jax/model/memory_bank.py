@@ -7,9 +7,9 @@ every prompted frame is remembered, plus the last six tracked frames and the poi
 Temporal codes come from `now - frame` when reading, so the order of the slots never matters.
 """
 
-from flax import struct
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.structs import MemoryBank

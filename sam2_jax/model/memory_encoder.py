@@ -1,12 +1,12 @@
 """Memory encoder: fold a frame's features and its mask into one memory.
 
-    features (B, H, W, C)  +  mask (B, 16H, 16W)   ->   memory (B, H, W, M)
+features (B, H, W, C)  +  mask (B, 16H, 16W)   ->   memory (B, H, W, M)
 """
 
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.model.layers import LayerNorm, gelu
@@ -58,11 +58,14 @@ class DepthwiseConv(nn.Module):
             _, h, w, _ = x.shape
             half = _KERNEL // 2
             padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
-            return sum(
-                padded[:, i : i + h, j : j + w] * kernel[i, j, 0]
-                for i in range(_KERNEL)
-                for j in range(_KERNEL)
-            )
+
+            def add_row(total, row):  # a loop, since 49 terms and their gradients compile slowly
+                i, taps = row
+                rows = jax.lax.dynamic_slice_in_dim(padded, i, h, 1)
+                terms = (rows[:, :, j : j + w] * taps[j, 0] for j in range(_KERNEL))
+                return total + sum(terms), None
+
+            return jax.lax.scan(add_row, jnp.zeros_like(x), (jnp.arange(_KERNEL), kernel))[0]
 
         y = jax.lax.platform_dependent(x, kernel, cpu=as_shifted_sum, default=as_convolution)
         return y + bias

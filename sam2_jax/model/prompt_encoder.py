@@ -1,13 +1,13 @@
 """Prompt encoder: points, boxes and masks become tokens and a dense map.
 
-    points (N, P, 2), labels (N, P)  ->  tokens (N, P, C)
-    mask logits (N, 4H, 4W)          ->  dense map (N, H, W, C)
+points (N, P, 2), labels (N, P)  ->  tokens (N, P, C)
+mask logits (N, 4H, 4W)          ->  dense map (N, H, W, C)
 """
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.model import encodings
@@ -34,6 +34,7 @@ class PromptEncoder(nn.Module):
     config: Sam2Config
 
     def setup(self):
+        """Creates the parts."""
         c, dtype = self.config.hidden_dim, self.config.dtype
         embedding = lambda name: self.param(name, nn.initializers.normal(1.0), (1, c))
         self.pe_layer = FourierPositions(c)

@@ -8,10 +8,10 @@ the scan in `sam2_jax.track`. Nothing here loops over time.
 
 import functools
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.model import encodings, memory_bank
@@ -29,7 +29,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 def normalise(image: jax.Array) -> jax.Array:
-    """(..., 3) uint8 RGB -> float32, zero mean and unit variance over ImageNet; float input is taken as done."""
+    """(..., 3) uint8 RGB -> float32, normalised as ImageNet; float input is taken as normalised."""
     if image.dtype != jnp.uint8:
         return image.astype(jnp.float32)
     x = image.astype(jnp.float32) / 255
@@ -51,6 +51,7 @@ class Sam2(nn.Module):
     config: Sam2Config
 
     def setup(self):
+        """Creates the parts."""
         config = self.config
         c, m, dtype = config.hidden_dim, config.memory_dim, config.dtype
         small = lambda name, *shape: self.param(name, nn.initializers.normal(0.02), shape)
@@ -146,7 +147,7 @@ class Sam2(nn.Module):
         return self.mask_decoder(embedding, positions, tokens, token_mask, dense, high_res)
 
     def is_unstable(self, single: jax.Array) -> jax.Array:
-        """(N, h, w) logits -> (N,) bool: the single mask changes with the threshold, so best of three it is."""
+        """(N, h, w) logits -> (N,) bool: the single mask depends on the threshold, take the best of three."""
         config = self.config
         if not config.dynamic_multimask_via_stability:
             return jnp.zeros(single.shape[0], bool)
@@ -331,9 +332,7 @@ class Sam2(nn.Module):
         answer = self.segment(
             embedding, features, prompt or no_prompt(is_known.shape[0]), is_initial
         )
-        return self._conclude(
-            bank, features, index, answer, is_known | is_prompted, is_prompted
-        )
+        return self._conclude(bank, features, index, answer, is_known | is_prompted, is_prompted)
 
     def _conclude(self, bank, features, index, answer, is_known, is_prompted):
         masks = jnp.where(is_known[:, None, None], answer.masks, NO_OBJECT)

@@ -1,10 +1,10 @@
 """Two-way transformer: prompt tokens and image exchange information in both directions.
 
-    tokens (N, K, C), image (N, L, C)  ->  the same shapes
+tokens (N, K, C), image (N, L, C)  ->  the same shapes
 """
 
-from flax import linen as nn
 import jax
+from flax import linen as nn
 
 from sam2_jax.model.attention import attend
 from sam2_jax.model.layers import MLP, LayerNorm

@@ -8,8 +8,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 import scipy.ndimage
+from PIL import Image
 
 from sam2_jax.model.sam2 import IMAGE_MEAN, IMAGE_STD
 from sam2_jax.structs import Prompt
@@ -120,11 +120,16 @@ def join_prompts(
         raise ValueError(
             f"{len(parts[0][0])} boxes do not go with {len(parts[1][0])} sets of points."
         )
-    spread = [(np.broadcast_to(p, (n, *p.shape[1:])), np.broadcast_to(x, (n, x.shape[1]))) for p, x in parts]
+    spread = [
+        (np.broadcast_to(p, (n, *p.shape[1:])), np.broadcast_to(x, (n, x.shape[1])))
+        for p, x in parts
+    ]
     return np.concatenate([p for p, _ in spread], 1), np.concatenate([x for _, x in spread], 1)
 
 
-def scale_points(points: np.ndarray, height: int, width: int, size: int, is_pixels: bool) -> np.ndarray:
+def scale_points(
+    points: np.ndarray, height: int, width: int, size: int, is_pixels: bool
+) -> np.ndarray:
     """Scales (..., 2) points, in pixels of the picture or in [0, 1], to the S x S input."""
     unit = points / np.array([width, height], np.float32) if is_pixels else points
     return (unit * size).astype(np.float32)

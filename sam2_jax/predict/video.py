@@ -175,7 +175,10 @@ class SAM2VideoPredictor:
         store = state.objects.setdefault(obj_id, ObjectStore())
         if not clear_old_points and frame_idx in store.points:
             old_points, old_labels = store.points[frame_idx]
-            points, labels = np.concatenate([old_points, points]), np.concatenate([old_labels, labels])
+            points, labels = (
+                np.concatenate([old_points, points]),
+                np.concatenate([old_labels, labels]),
+            )
         store.points[frame_idx] = (points, labels)
         store.masks.pop(frame_idx, None)
 
@@ -258,7 +261,9 @@ class SAM2VideoPredictor:
         return frame_idx, state.obj_ids, self._video_masks(state, frame_idx)
 
     def _fill_holes(self, masks: np.ndarray) -> np.ndarray:
-        return transforms.clean_masks(masks, self.model.config.fill_hole_area, 0, filled=_HOLE_LOGIT)
+        return transforms.clean_masks(
+            masks, self.model.config.fill_hole_area, 0, filled=_HOLE_LOGIT
+        )
 
     def _video_masks(self, state, frame_idx) -> np.ndarray:
         """(N, 1, H, W) logits of all objects; far below zero for one without any answer on the frame."""
@@ -274,7 +279,7 @@ class SAM2VideoPredictor:
         return _keep_winner(masks) if self.model.config.non_overlap_masks else masks
 
     def propagate_in_video_preflight(self, inference_state: InferenceState) -> None:
-        """Encodes memories of all frames that were prompted since the last pass; `propagate_in_video` does it."""
+        """Encodes memories of the frames prompted since the last pass; `propagate_in_video` does it."""
         state, config = inference_state, self.model.config
         reach = config.memory_temporal_stride_for_eval * config.num_maskmem
         for frame_idx in sorted({t for store in state.objects.values() for t in store.pending}):
@@ -327,7 +332,9 @@ class SAM2VideoPredictor:
         self.propagate_in_video_preflight(state)
         prompted = [t for store in state.objects.values() for t in store.prompted]
         if not prompted:
-            raise RuntimeError("No object has a prompt: add points, a box or a mask before tracking.")
+            raise RuntimeError(
+                "No object has a prompt: add points, a box or a mask before tracking."
+            )
         start = min(prompted) if start_frame_idx is None else start_frame_idx
         self._check_frame(state, start)
         count = state.num_frames if max_frame_num_to_track is None else max_frame_num_to_track
@@ -342,9 +349,7 @@ class SAM2VideoPredictor:
             return
         config, module, params = self.model.config, self.model.module, self.model.params
         stores = list(state.objects.values())
-        bank = jax.device_put(
-            load_bank(config, stores, order[0], direction, state.num_frames)
-        )
+        bank = jax.device_put(load_bank(config, stores, order[0], direction, state.num_frames))
         reach = config.memory_temporal_stride_for_eval * config.num_maskmem
         for i in range(0, len(order), CHUNK):
             chunk = order[i : i + CHUNK]

@@ -122,6 +122,19 @@ def test_official_urls():
     assert url == f"{base}/092824/sam2.1_hiera_base_plus.pt"
 
 
+def test_cache(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(download, "official_url", lambda name: f"{server.url}/missing")
+    expected = tmp_path / "sam2_jax" / "sam2.1_hiera_tiny.pt"
+    with pytest.raises(FileNotFoundError, match=f"put it at {expected}"):
+        download.cached_checkpoint("facebook/sam2.1-hiera-tiny")
+    monkeypatch.setattr(download, "official_url", lambda name: f"{server.url}/model")
+    for _ in range(2):
+        assert download.cached_checkpoint("facebook/sam2.1-hiera-tiny") == expected
+    assert expected.read_bytes() == BODY
+    assert server.starts == [0]
+
+
 def test_command_line(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(download, "official_url", lambda name: f"{server.url}/{name}")
     monkeypatch.chdir(tmp_path)

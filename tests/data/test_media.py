@@ -259,8 +259,8 @@ def test_overlay_prompts():
     points, labels = [[20, 50], [80, 50], [-500, 3], [119, 99]], [1, 0, 1, 1]
     overlay = media.draw_overlay(image, none, [], points, labels, boxes=[[40, 5, 110, 30]])
     assert (overlay[50, 20] == 255).all()
-    assert (overlay[53, 23] == media.POSITIVE).all()
-    assert (overlay[53, 83] == media.NEGATIVE).all()
+    assert (overlay[52, 22] == media.POSITIVE).all()
+    assert (overlay[52, 82] == media.NEGATIVE).all()
     assert (overlay[5, 40:111] == media.BOX).all()
     assert (overlay[15, 60] == 100).all()
     changed = (overlay != image).any(-1)

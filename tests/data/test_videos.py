@@ -15,8 +15,7 @@ HEIGHT, WIDTH = 64, 96
 
 def numbered_frame(number: int) -> np.ndarray:
     """A frame that carries its number as six black or white blocks."""
-    frame = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
-    frame[32:, :, 0] = 4 * number
+    frame = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     for bit in range(6):
         frame[:32, 16 * bit : 16 * bit + 16] = 255 * (number >> bit & 1)
     return frame
@@ -51,6 +50,12 @@ def clip(tmp_path_factory):
 @pytest.fixture
 def small_cache(monkeypatch):
     monkeypatch.setattr("sam2_jax.data.videos.MAX_CACHED_FRAMES", 5)
+
+
+def place_in_pictures(data: bytes, fraction: float) -> int:
+    """A position within the part of an mp4 that holds the pictures."""
+    start = data.index(b"mdat")
+    return start + int(fraction * (len(data) - start))
 
 
 def count_decoded(monkeypatch) -> itertools.count:
@@ -111,7 +116,7 @@ def test_going_back_costs_one_decode_a_chunk(tmp_path, monkeypatch, small_cache)
     with VideoFile(path) as video:
         decoded = count_decoded(monkeypatch)
         list(reversed(video))
-        assert next(decoded) <= NUM_FRAMES + 4 * 10
+        assert next(decoded) <= 2 * NUM_FRAMES
 
 
 def test_cached_frames_are_bounded(clip, small_cache):
@@ -177,23 +182,25 @@ def test_shortened_video_has_the_frames_that_are_there(clip, tmp_path):
     """The header still promises 40 frames."""
     data = clip.read_bytes()
     path = tmp_path / "short.mp4"
-    path.write_bytes(data[: int(0.7 * len(data))])
+    path.write_bytes(data[: place_in_pictures(data, 0.7)])
     with VideoFile(path) as video:
         assert 10 < len(video) < NUM_FRAMES
         numbers = [read_number(frame) for frame in video]
-    # The frame that the cut one would have come before may follow it at once.
-    assert numbers[:-1] == list(range(len(numbers) - 1))
+    # The frames that are there may lack one which would have been shown before the last ones.
+    assert numbers == sorted(numbers)
+    assert numbers[:-3] == list(range(len(numbers) - 3))
 
 
 def test_damaged_video_names_the_frame(clip, tmp_path):
     """Frames before the damage, and from the next intact keyframe on, can be read."""
     data = bytearray(clip.read_bytes())
-    middle, length = int(0.5 * len(data)), len(data) // 8
-    data[middle : middle + length] = bytes(length)
+    start, end = place_in_pictures(data, 0.5), place_in_pictures(data, 0.6)
+    data[start:end] = bytes(end - start)
     path = tmp_path / "damaged.mp4"
     path.write_bytes(data)
     with VideoFile(path) as video:
         assert read_number(video[5]) == 5
+        assert read_number(video[35]) == 35
         with pytest.raises(ValueError, match=r"frame \d+ of .* after \d+ of its 40 frames"):
             list(video)
         assert read_number(video[5]) == 5
@@ -217,7 +224,7 @@ def test_files_that_are_no_videos(tmp_path, name, data, message):
 
 def test_video_without_its_end(tmp_path):
     path = encode(tmp_path / "plain.mp4")
-    path.write_bytes(path.read_bytes()[:-1000])
+    path.write_bytes(path.read_bytes().partition(b"moov")[0])
     with pytest.raises(ValueError, match="not a video that can be read"):
         VideoFile(path)
 
@@ -318,4 +325,4 @@ def test_written_video_is_read_back(tmp_path):
     with VideoFile(path) as video:
         assert [read_number(frame) for frame in video] == list(range(10))
         assert video.fps == pytest.approx(29.97, abs=1e-3)
-        assert np.abs(video[9].astype(int) - numbered_frame(9)).mean() < 4
+        assert np.abs(video[9][:32].astype(int) - numbered_frame(9)[:32]).mean() < 4

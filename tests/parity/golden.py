@@ -6,10 +6,10 @@ The weights are pseudo-random (`reference_weights.py`), the video is drawn (`ref
 the files are the original's, subsampled as the names say.
 """
 
-from collections.abc import Iterator
 import functools
-from pathlib import Path
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -34,6 +34,9 @@ FILES = sorted(path.stem for path in (HERE / "golden").glob("*.npz"))
 
 # What a plain float32 port reached: of the largest value of a tensor, except where noted.
 _EXACT = 1e-5
+# Weights perturbed by half a float32 step move these masks by 3e-6 to 7e-6 (base_plus), so two correct
+# float32 programs can be that far apart twice over.
+_MASKS = 2e-5
 _AREA = 5e-3  # of pixels, as mask IoU 0.995
 _OUTLIERS = 1e-2  # share of low-resolution logits that may be further than 1e-2 of the largest
 _IOU = 5e-3  # 1 - mask IoU
@@ -142,7 +145,7 @@ class Comparison:
                     best = low[np.argmax(ious)][None]
                 key = f"predict/{name}/multi{multi}"
                 if f"{key}/low" in golden:
-                    yield Row(f"{key}/low", "max", _relative(low, golden[f"{key}/low"]), _EXACT)
+                    yield Row(f"{key}/low", "max", _relative(low, golden[f"{key}/low"]), _MASKS)
                 yield Row(f"{key}/iou", "max", _relative(ious, golden[f"{key}/iou"]), _EXACT)
                 if f"{key}/area" in golden:
                     area = masks.sum((-1, -2))
@@ -150,7 +153,7 @@ class Comparison:
         _, ious, low = predictor.predict(**two, mask_input=best, multimask_output=False)
         if "predict/refine/low" in golden:
             yield Row(
-                "predict/refine/low", "max", _relative(low, golden["predict/refine/low"]), _EXACT
+                "predict/refine/low", "max", _relative(low, golden["predict/refine/low"]), _MASKS
             )
         yield Row(
             "predict/refine/iou", "max", _relative(ious, golden["predict/refine/iou"]), _EXACT
@@ -213,7 +216,7 @@ class Comparison:
         predictor.add_new_points_or_box(state, 0, 2, box=self.golden["box"])
         yield from self._run("track", state, predictor.propagate_in_video(state))
         if self._has("correct"):
-            points, labels = np.stack([click + (40, 0), [3, 3]]), np.array([1, 0])
+            points, labels = np.stack([click + np.array([40, 0]), [3, 3]]), np.array([1, 0])
             predictor.add_new_points_or_box(state, 4, 1, points, labels)
             yield from self._run("correct", state, predictor.propagate_in_video(state))
         if self._has("late"):

@@ -1,0 +1,382 @@
+"""The command `sam2-jax`: segment images, track videos, convert checkpoints.
+
+Errors are one line on standard error and exit status 2.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_IMAGE_EXAMPLE = """example:
+  sam2-jax image truck.jpg --point 500,375 --out truck.png --checkpoint sam2.1_hiera_tiny.pt"""
+_TRACK_EXAMPLE = """examples:
+  sam2-jax track bedroom.mp4 --point 210,350 --checkpoint sam2.1_hiera_tiny.pt --out overlay.mp4
+  sam2-jax track in.mp4 --point 1:210,350 --box 2:300,0,500,400@30 --masks masks/ --rle masks.json
+
+prompts:
+  --point X,Y      a click on the object, in pixels of the video
+  --point X,Y,0    a click on what is not the object
+  --box X0,Y0,X1,Y1
+  --mask FILE.png  palette PNG: every id in it is an object; black and white PNG: one object
+  Put OBJECT: before a prompt to name its object (default 1), @FRAME after it for another frame than 0."""
+_CONVERT_EXAMPLE = """examples:
+  sam2-jax convert --input sam2.1_hiera_tiny.pt --output tiny/
+  sam2-jax convert --input tiny/ --output sam2.1_hiera_tiny.safetensors"""
+
+_NUMBER = r"-?\d+(?:\.\d+)?"
+
+
+class UserPrompt(NamedTuple):
+    """One prompt of the command line.
+
+    Attributes:
+      kind: "point", "box" or "mask".
+      obj: object id; None for a mask whose ids name the objects.
+      frame: frame index.
+      value: [x, y, label], [x0, y0, x1, y1], or the path of a mask.
+    """
+
+    kind: str
+    obj: int | None
+    frame: int
+    value: Any
+
+
+def _numbers(kind: str, counts: tuple[int, ...], usage: str) -> Callable[[str], UserPrompt]:
+    def parse(text: str) -> UserPrompt:
+        match = re.fullmatch(rf"(?:(\d+):)?({_NUMBER}(?:,{_NUMBER})*)(?:@(\d+))?", text)
+        numbers = [float(x) for x in match[2].split(",")] if match else []
+        if len(numbers) not in counts:
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form {usage}")
+        if kind == "point":
+            label = numbers[2] if len(numbers) == 3 else 1
+            if label not in (0, 1):
+                raise argparse.ArgumentTypeError(
+                    f"{text!r}: the third number is a label, 1 object or 0 background"
+                )
+            numbers = [*numbers[:2], label]
+        elif numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
+            raise argparse.ArgumentTypeError(f"{text!r}: the box is empty, {usage} is expected")
+        return UserPrompt(kind, int(match[1] or 1), int(match[3] or 0), numbers)
+
+    return parse
+
+
+def _mask_prompt(text: str) -> UserPrompt:
+    match = re.fullmatch(r"(?:(\d+):)?(.+?)(?:@(\d+))?", text)
+    return UserPrompt("mask", int(match[1]) if match[1] else None, int(match[3] or 0), match[2])
+
+
+def _add_prompts(parser: argparse.ArgumentParser) -> None:
+    point = _numbers("point", (2, 3), "[OBJECT:]X,Y[,LABEL][@FRAME]")
+    box = _numbers("box", (4,), "[OBJECT:]X0,Y0,X1,Y1[@FRAME]")
+    add = lambda name, type, metavar, help: parser.add_argument(
+        name, dest="prompts", action="append", type=type, metavar=metavar, help=help, default=[]
+    )
+    add("--point", point, "X,Y", "click on an object; repeatable")
+    add("--box", box, "X0,Y0,X1,Y1", "box around an object; repeatable")
+    add("--mask", _mask_prompt, "FILE.png", "mask of one or several objects; repeatable")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="released model, for example sam2.1_hiera_tiny")
+    parser.add_argument("--checkpoint", help="official .pt, .safetensors, or a converted folder")
+    parser.add_argument(
+        "--image-size", type=int, default=1024, help="side of the model's input (default 1024)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sam2-jax", description="Segment anything in images and videos, with JAX."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name, run, help, epilog):
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    image = command("image", _image, "Segment what is pointed at in a picture.", _IMAGE_EXAMPLE)
+    image.add_argument("image", help="picture file")
+    _add_prompts(image)
+    image.add_argument("--out", help="overlay picture (default: <image>_overlay.png)")
+    image.add_argument("--masks", metavar="FILE.png", help="palette PNG of the objects")
+    _add_model(image)
+
+    track = command("track", _track, "Track what is pointed at through a video.", _TRACK_EXAMPLE)
+    track.add_argument("video", help="video file, or a folder of JPEG or PNG frames")
+    _add_prompts(track)
+    track.add_argument("--out", metavar="FILE.mp4", help="overlay video")
+    track.add_argument("--masks", metavar="DIR", help="folder for one DAVIS palette PNG a frame")
+    track.add_argument("--rle", metavar="FILE.json", help="masks as COCO run lengths")
+    track.add_argument("--num-frames", type=int, metavar="N", help="only the first N frames")
+    _add_model(track)
+
+    convert = command("convert", _convert, "Convert checkpoints.", _CONVERT_EXAMPLE)
+    convert.add_argument("arguments", nargs=argparse.REMAINDER)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["convert"]:  # the converter has a parser of its own
+        return _convert(argv[1:])
+    args = _parser().parse_args(argv)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        _cache_compiled_programs()
+        args.run(args)
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"sam2-jax {args.command}: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sam2-jax {args.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _cache_compiled_programs() -> None:
+    """Keeps compiled programs on disk, so that only the first run of a size waits for the compiler."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "sam2_jax" / "xla"))
+
+
+def _convert(argv: list[str]) -> int:
+    from checkpoints_convert.convert import main as convert
+
+    return convert(argv)
+
+
+def _build(args: argparse.Namespace, builder: Callable) -> Any:
+    return builder(args.model, args.checkpoint, image_size=args.image_size, dtype=args.dtype)
+
+
+def _check_prompts(
+    prompts: list[UserPrompt], height: int, width: int, num_frames: int
+) -> dict[tuple[int, int], dict[str, list]]:
+    """Groups prompts by (object, frame); masks are read and split by id.
+
+    Raises:
+      ValueError: none given, outside of the picture, or several boxes or masks for one object.
+    """
+    from sam2_jax.data.media import read_mask_png
+
+    if not prompts:
+        raise ValueError(
+            "no prompt was given: add --point X,Y, --box X0,Y0,X1,Y1 or --mask FILE.png"
+        )
+    groups: dict[tuple[int, int], dict[str, list]] = {}
+    add = lambda obj, frame, kind, value: groups.setdefault(
+        (obj, frame), {"point": [], "box": [], "mask": []}
+    )[kind].append(value)
+    for kind, obj, frame, value in prompts:
+        if frame >= num_frames:
+            raise ValueError(
+                f"there is no frame {frame}: the video has {num_frames} frames, from 0"
+            )
+        if kind == "mask":
+            ids = read_mask_png(value)
+            if ids.shape != (height, width):
+                raise ValueError(
+                    f"{value} is {ids.shape[1]} x {ids.shape[0]} pixels, the video {width} x {height}"
+                )
+            present = [int(i) for i in np.unique(ids) if i]
+            if obj is not None or present == [255]:
+                add(obj or 1, frame, "mask", ids > 0)
+            elif not present:
+                raise ValueError(f"{value} has no object: every pixel is 0")
+            else:
+                for i in present:
+                    add(i, frame, "mask", ids == i)
+            continue
+        x, y = (
+            value[::2] if kind == "box" else value[:1],
+            value[1::2] if kind == "box" else value[1:2],
+        )
+        if not (all(0 <= v <= width for v in x) and all(0 <= v <= height for v in y)):
+            given = ",".join(f"{v:g}" for v in (value if kind == "box" else value[:2]))
+            raise ValueError(f"{kind} {given} is outside of the picture, {width} x {height} pixels")
+        add(obj, frame, kind, value)
+    for (obj, frame), group in groups.items():
+        if (
+            len(group["box"]) > 1
+            or len(group["mask"]) > 1
+            or (group["mask"] and group["box"] + group["point"])
+        ):
+            raise ValueError(
+                f"object {obj} has several boxes, or a mask and another prompt, on frame {frame}: name "
+                "different objects by OBJECT: before the prompt, as in --box 2:10,20,30,40"
+            )
+    return groups
+
+
+def _arrays(group: dict[str, list]) -> dict[str, np.ndarray | None]:
+    """Points, labels and box of one object as the predictors take them."""
+    points = np.array(group["point"], np.float32).reshape(-1, 3)
+    box = np.array(group["box"][0], np.float32) if group["box"] else None
+    if not len(points):
+        return {"points": None, "labels": None, "box": box}
+    return {"points": points[:, :2], "labels": points[:, 2].astype(np.int32), "box": box}
+
+
+def _drawn_prompts(groups: dict[tuple[int, int], dict[str, list]], frame: int) -> dict[str, Any]:
+    """Prompts of a frame as `draw_overlay` takes them."""
+    here = [group for (_, t), group in groups.items() if t == frame]
+    points = np.array([p for group in here for p in group["point"]]).reshape(-1, 3)
+    boxes = [box for group in here for box in group["box"]]
+    return {"points": points[:, :2], "labels": points[:, 2], "boxes": np.array(boxes)}
+
+
+def _image(args: argparse.Namespace) -> None:
+    from PIL import Image
+
+    from sam2_jax import SAM2ImagePredictor, build_sam2
+    from sam2_jax.data import media
+
+    image = media.read_image(args.image)
+    groups = _check_prompts(args.prompts, *image.shape[:2], num_frames=1)
+    if any(group["mask"] for group in groups.values()):
+        raise ValueError("a mask prompts a video; a picture takes --point and --box")
+    out = Path(args.out or f"{Path(args.image).stem}_overlay.png")
+    _check_folder(out)
+
+    predictor = SAM2ImagePredictor(_build(args, build_sam2))
+    predictor.set_image(image)
+    masks = []
+    for (obj, _), group in groups.items():
+        prompt = _arrays(group)
+        is_ambiguous = prompt["box"] is None and len(prompt["points"]) == 1
+        candidates, ious, _ = predictor.predict(
+            prompt["points"], prompt["labels"], prompt["box"], multimask_output=is_ambiguous
+        )
+        best = int(np.argmax(ious))
+        masks.append(candidates[best])
+        share = 100 * masks[-1].mean()
+        print(f"object {obj}: predicted IoU {ious[best]:.3f}, {share:.1f} % of the picture")
+    ids = [obj for obj, _ in groups]
+    overlay = media.draw_overlay(image, np.stack(masks), ids, **_drawn_prompts(groups, 0))
+    Image.fromarray(overlay).save(out)
+    print(f"overlay: {out}")
+    if args.masks:
+        media.write_palette_png(args.masks, media.pack_masks(np.stack(masks), ids))
+        print(f"masks:   {args.masks}")
+
+
+def _check_folder(path: Path) -> None:
+    """Fails before the work, not after it."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {path.parent}")
+
+
+def _track(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from sam2_jax import build_sam2_video_predictor
+    from sam2_jax.data import media, videos
+
+    with videos.open_frames(args.video) as frames:
+        num_frames = len(frames)
+        if args.num_frames is not None:
+            if args.num_frames < 1:
+                raise ValueError(f"--num-frames is {args.num_frames}; at least 1 is expected")
+            num_frames = min(num_frames, args.num_frames)
+            frames = videos.FirstFrames(frames, num_frames)
+        groups = _check_prompts(args.prompts, frames.height, frames.width, num_frames)
+        out = args.out
+        if not (out or args.masks or args.rle):
+            out = f"{Path(args.video).stem}_overlay.mp4"
+        for path in (out, args.rle):
+            if path:
+                _check_folder(Path(path))
+        if args.masks:
+            Path(args.masks).mkdir(parents=True, exist_ok=True)
+
+        predictor = _build(args, build_sam2_video_predictor)
+        results = _track_all(predictor, frames, groups)
+        masks: dict[int, list[dict]] = {}
+        ids = sorted({obj for obj, _ in groups})
+        with tqdm(results, total=num_frames, desc="propagate in video", unit="frame") as bar:
+            for t, obj_ids, logits in bar:
+                by_id = dict(zip(obj_ids, logits[:, 0] > 0, strict=True))
+                masks[t] = [media.encode_rle(by_id[i]) for i in ids]
+                if args.masks:
+                    path = Path(args.masks) / f"{t:05d}.png"
+                    packed = media.pack_masks(np.stack([by_id[i] for i in ids]), ids)
+                    media.write_palette_png(path, packed)
+        if args.masks:
+            print(f"masks:   {args.masks}")
+        if args.rle:
+            _write_rle(Path(args.rle), args.video, frames, ids, masks)
+            print(f"rle:     {args.rle}")
+        if out:
+            drawn = tqdm(
+                _overlays(frames, groups, ids, masks),
+                total=num_frames,
+                desc="draw overlay",
+                unit="frame",
+            )
+            media.write_video(out, drawn, frames.fps)
+            print(f"overlay: {out}")
+
+
+def _track_all(predictor, frames, groups) -> Iterator[tuple[int, list, np.ndarray]]:
+    """Tracks from the earliest prompt to the end, then from it back to the start."""
+    from sam2_jax.model.memory_bank import FULL_CODE_LENGTH
+
+    state = predictor.init_state(frames, keep_frames=FULL_CODE_LENGTH)
+    for (obj, t), group in sorted(groups.items()):
+        if group["mask"]:
+            predictor.add_new_mask(state, t, obj, group["mask"][0])
+        else:
+            predictor.add_new_points_or_box(state, t, obj, **_arrays(group))
+    start = min(t for _, t in groups)
+    yield from predictor.propagate_in_video(state, start)
+    for t, obj_ids, logits in predictor.propagate_in_video(state, start, reverse=True):
+        if t != start:
+            yield t, obj_ids, logits
+
+
+def _overlays(frames, groups, ids, masks) -> Iterator[np.ndarray]:
+    from sam2_jax.data import media
+
+    for t in range(len(frames)):
+        decoded = np.stack([media.decode_rle(rle) for rle in masks[t]])
+        yield media.draw_overlay(frames[t], decoded, ids, **_drawn_prompts(groups, t))
+
+
+def _write_rle(
+    path: Path, video: str, frames, ids: list[int], masks: dict[int, list[dict]]
+) -> None:
+    """Writes {video, height, width, fps, objects, frames: {frame: {object: RLE}}}."""
+    document = {
+        "video": Path(video).name,
+        "height": frames.height,
+        "width": frames.width,
+        "fps": frames.fps,
+        "objects": ids,
+        "frames": {str(t): dict(zip(map(str, ids), masks[t], strict=True)) for t in sorted(masks)},
+    }
+    path.write_text(json.dumps(document))

@@ -1,0 +1,437 @@
+"""Measures time and memory of this project, beside transformers' SAM 2 in PyTorch on the same CPU.
+
+    python scripts/benchmark.py                                  everything
+    python scripts/benchmark.py --cases encode --rounds 9
+    python scripts/benchmark.py --device-only --json gpu.json    our side alone, on JAX's device
+
+Cases, in float32 with random weights, on fixed random inputs:
+
+    encode    one image to features, high-resolution projections included
+    track     one frame with a full memory: encode, memory attention, decode, encode the memory
+    memory    peak memory of SAM2VideoPredictor over clips of two lengths
+    compile   lower and compile, with an empty and with a filled compilation cache
+
+Every measurement has a process of its own. Times of the two sides are taken in one process, in turns, and
+the order is flipped every round; each sample follows a call that is not measured. Needs Linux.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sam2_jax.build import Model
+from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config, get_config
+from sam2_jax.data.videos import Frames
+from sam2_jax.model import memory_bank
+from sam2_jax.model.sam2 import Sam2, init_params, param_shapes
+from sam2_jax.predict.image import _encode
+from sam2_jax.predict.video import CHUNK, SAM2VideoPredictor, _propagate
+from sam2_jax.structs import Frame, MemoryBank
+
+CASES = ("encode", "track", "memory", "compile")
+TINY, BASE, LARGE = (f"sam2.1_hiera_{size}" for size in ("tiny", "base_plus", "large"))
+NOW = 20  # the frame that is tracked; frame 0 is prompted
+POINTER_TOKENS = 16 * 4  # a pointer is cut into four tokens
+
+
+class Task(NamedTuple):
+    """One call to time: tracks `objects` objects, or encodes if there are none."""
+
+    model: str
+    size: int
+    objects: int
+
+    @property
+    def title(self) -> str:
+        """As the table shows it."""
+        what = f"track {self.objects}" if self.objects else "encode"
+        return f"{what}, {self.model}, {self.size} px"
+
+    @property
+    def memory_tokens(self) -> int:
+        """What one object reads when its memory is full."""
+        return 7 * (self.size // 16) ** 2 + POINTER_TOKENS
+
+
+def ours(task: Task) -> Callable[[], Any]:
+    """Returns the call to time on this project's side."""
+    config = get_config(task.model, image_size=task.size)
+    params, module = init_params(config, jax.random.key(0)), Sam2(config)
+    image = np.random.default_rng(0).standard_normal((1, task.size, task.size, 3), np.float32)
+    if not task.objects:
+        image = jax.device_put(image)
+        return lambda: jax.block_until_ready(_encode(module, params, image))
+    frames = jax.device_put(Frame(image, np.array([NOW], np.int32)))
+    bank = full_bank(config, task)
+    return lambda: jax.block_until_ready(_propagate(module, params, bank, frames))
+
+
+def full_bank(config: Sam2Config, task: Task) -> MemoryBank:
+    """Returns a bank of random memories without an empty slot, as frame `NOW` finds it."""
+    bank = jax.tree.map(np.array, memory_bank.empty(config, task.objects))
+    bank.prompted_frames[:] = 0
+    for frame in range(NOW - memory_bank.num_recent(config), NOW):
+        bank.recent_frames[:, memory_bank.recent_slot(config, frame)] = frame
+    reach = memory_bank.num_pointers(config)
+    for frame in range(NOW - reach, NOW):
+        bank.recent_pointer_frames[:, frame % reach] = frame
+    rng = np.random.default_rng(1)
+
+    def fill(x):
+        is_index = np.issubdtype(x.dtype, np.integer)
+        return x if is_index else rng.standard_normal(x.shape, np.float32).astype(x.dtype)
+
+    bank = jax.device_put(jax.tree.map(fill, bank))
+    seen = memory_bank.read(config, bank, NOW)
+    tokens = seen.slot_mask.sum(1) * config.grid**2 + seen.pointer_mask.sum(1) * 4
+    assert (tokens == task.memory_tokens).all()
+    return bank
+
+
+# torch is imported only here: it may be missing, and it would count as our memory.
+def theirs(task: Task) -> Callable[[], Any]:
+    """Returns the call to time on transformers' side."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    config = transformers_config(task)
+    pixels = torch.randn(3, task.size, task.size)
+    if task.objects:
+        model = transformers.Sam2VideoModel(config).eval()
+        check_attention(model)
+        session = full_session(model, pixels, task)
+
+        def call():
+            session.cache.clear_all()  # holds the features of the call before
+            return model(inference_session=session, frame_idx=NOW)
+
+        return call
+    prompts = transformers.Sam2PromptEncoderConfig(image_size=task.size)
+    model = transformers.Sam2Model(
+        transformers.Sam2Config(vision_config=config.vision_config, prompt_encoder_config=prompts)
+    ).eval()
+    check_attention(model)
+    encode = torch.inference_mode()(model.get_image_embeddings)
+    return lambda: encode(pixels[None])
+
+
+def transformers_config(task: Task) -> Any:
+    """Returns the `Sam2VideoConfig` of a SAM 2.1 model."""
+    import transformers
+
+    hiera, grid = get_config(task.model).hiera, task.size // 16
+    backbone = transformers.Sam2HieraDetConfig(
+        hidden_size=hiera.embed_dim,
+        num_attention_heads=hiera.num_heads,
+        image_size=[task.size, task.size],
+        blocks_per_stage=list(hiera.stages),
+        embed_dim_per_stage=list(hiera.widths),
+        num_attention_heads_per_stage=[hiera.num_heads * 2**i for i in range(4)],
+        window_size_per_stage=list(hiera.window_sizes),
+        global_attention_blocks=list(hiera.global_attention_blocks),
+        window_positional_embedding_background_size=list(hiera.position_grid),
+    )
+    vision = transformers.Sam2VisionConfig(
+        backbone_config=backbone,
+        backbone_channel_list=list(hiera.widths[::-1]),
+        backbone_feature_sizes=[[k * grid, k * grid] for k in (4, 2, 1)],
+    )
+    return transformers.Sam2VideoConfig(
+        vision_config=vision,
+        prompt_encoder_config={"image_size": task.size},
+        image_size=task.size,
+        memory_attention_rope_feat_sizes=[grid, grid],
+    )
+
+
+def check_attention(model: Any) -> None:
+    """Makes sure that no part of a transformers model runs its slow, unfused attention."""
+    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    assert {config._attn_implementation for config in configs} == {"sdpa"}
+
+
+def full_session(model: Any, pixels: Any, task: Task) -> Any:
+    """Returns a session at frame `NOW` with every memory in place: copies of those of frame 1."""
+    import torch
+    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
+
+    session = Sam2VideoInferenceSession(
+        pixels.expand(NOW + 1, -1, -1, -1), task.size, task.size, dtype=torch.float32
+    )
+    for obj_id in range(task.objects):
+        click = {
+            "point_coords": torch.full((1, 1, 1, 2), task.size / (obj_id + 2)),
+            "point_labels": torch.ones(1, 1, 1, dtype=torch.int32),
+        }
+        session.add_point_inputs(session.obj_id_to_idx(obj_id), 0, click)
+    session.obj_with_new_inputs = list(range(task.objects))
+    for frame in (0, 1):
+        model(inference_session=session, frame_idx=frame)
+    for outputs in session.output_dict_per_obj.values():
+        tracked = outputs["non_cond_frame_outputs"]
+        tracked.update(dict.fromkeys(range(2, NOW), tracked[1]))
+
+    def check(module, args, kwargs):
+        assert kwargs["memory"].shape[0] == task.memory_tokens
+
+    model.memory_attention.register_forward_pre_hook(check, with_kwargs=True)
+    return session
+
+
+SIDES = {"ours": ours, "theirs": theirs}
+
+
+def time_in_turns(task: Task, sides: list[str], rounds: int) -> dict[str, list[float]]:
+    """Returns the seconds of each side, one number a round."""
+    calls = {side: SIDES[side](task) for side in sides}
+    samples: dict[str, list[float]] = {side: [] for side in sides}
+    for call in calls.values():  # compiles
+        call()
+    for i in range(rounds):
+        for side in sides if i % 2 == 0 else sides[::-1]:
+            calls[side]()
+            start = time.perf_counter()
+            calls[side]()
+            samples[side].append(time.perf_counter() - start)
+    return samples
+
+
+def peak_mib(on_device: bool = True) -> float:
+    """Returns the peak memory: of the accelerator if there is one, else of this process."""
+    stats = jax.local_devices()[0].memory_stats() if on_device else None
+    if stats:
+        return stats["peak_bytes_in_use"] / 2**20
+    # Not getrusage: its peak survives exec, so that it begins with the parent's.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def peak_of_task(task: Task, side: str) -> float:
+    """Returns MiB after building one side and calling it twice."""
+    call = SIDES[side](task)
+    call()
+    call()
+    return peak_mib(on_device=side == "ours")
+
+
+class Noise(Frames):
+    """A clip of random frames, none of which is kept."""
+
+    def __init__(self, size: int, count: int):
+        self.height = self.width = size
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _read(self, index: int) -> np.ndarray:
+        shape = (self.height, self.width, 3)
+        return np.random.default_rng(index).integers(0, 256, shape, np.uint8)
+
+
+def peak_of_clip(size: int, num_frames: int) -> float:
+    """Returns MiB after tracking one clicked object through a clip with tiny."""
+    config = get_config(TINY, image_size=size, **POSTPROCESSING_VIDEO)
+    predictor = SAM2VideoPredictor(Model(TINY, config, init_params(config, jax.random.key(0))))
+    state = predictor.init_state(Noise(size, num_frames), keep_frames=16)
+    predictor.add_new_points_or_box(state, 0, 1, np.full((1, 2), size / 2), np.array([1]))
+    for _ in predictor.propagate_in_video(state):
+        pass
+    return peak_mib()
+
+
+def compile_seconds(model: str, size: int) -> dict[str, list[float]]:
+    """Returns {program: [seconds to lower, seconds to compile]}; nothing is run."""
+    config = get_config(model, image_size=size)
+    module, params = Sam2(config), param_shapes(config)
+    shape = jax.ShapeDtypeStruct
+    frames = Frame(shape((CHUNK, size, size, 3), np.uint8), shape((CHUNK,), np.int32))
+    bank = jax.eval_shape(lambda: memory_bank.empty(config, 1))
+    seconds = {}
+    for name, function, arguments in (
+        ("encode", _encode, (params, shape((1, size, size, 3), np.float32))),
+        ("propagate", _propagate, (params, bank, frames)),
+    ):
+        start = time.perf_counter()
+        lowered = function.lower(module, *arguments)
+        middle = time.perf_counter()
+        lowered.compile()
+        seconds[name] = [middle - start, time.perf_counter() - middle]
+    return seconds
+
+
+def in_new_process(function: Callable, *arguments: Any) -> Any:
+    """Returns `function(*arguments)` as a fresh interpreter computes it."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def device_name() -> str:
+    """Returns what JAX runs on."""
+    device = jax.local_devices()[0]
+    return f"{device.platform} ({device.device_kind})"
+
+
+def machine() -> dict[str, str]:
+    """Describes what the figures depend on."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    packages = ("jax", "jaxlib", "flax", "torch", "transformers")
+    versions = [
+        f"{p} {importlib.metadata.version(p)}" for p in packages if importlib.util.find_spec(p)
+    ]
+    allocator = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD")
+    }
+    return {
+        "date": datetime.date.today().isoformat(),
+        "CPU": cpuinfo.partition("model name")[2].partition(":")[2].partition("\n")[0].strip(),
+        "cores used": str(len(os.sched_getaffinity(0))),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+        "JAX device": in_new_process(device_name),
+        "Python": platform.python_version(),
+        "packages": ", ".join(versions),
+        "allocator": json.dumps(allocator) if allocator else " ".join(platform.libc_ver()),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "none"),
+        "load average at start": ", ".join(f"{x:.1f}" for x in os.getloadavg()),
+    }
+
+
+def measure_times(tasks: list[Task], sides: list[str], rounds: int) -> list[dict[str, Any]]:
+    """Measures seconds and peak memory of every task; prints a table."""
+    print(
+        "| case | ours s, median (min) | PyTorch s, median (min) | ratio | ours MiB | PyTorch MiB |"
+    )
+    print("|---|---|---|---|---|---|")
+    results = []
+    for task in tasks:
+        load = os.getloadavg()[0]
+        samples = in_new_process(time_in_turns, task, sides, rounds)
+        peaks = {side: in_new_process(peak_of_task, task, side) for side in sides}
+        medians = {side: statistics.median(samples[side]) for side in sides}
+        ratio = medians["ours"] / medians["theirs"] if "theirs" in sides else None
+        seconds = [
+            f"{medians[side]:.3f} ({min(samples[side]):.3f})" if side in sides else "-"
+            for side in SIDES
+        ]
+        mib = [f"{peaks[side]:.0f}" if side in sides else "-" for side in SIDES]
+        cells = [task.title, *seconds, f"{ratio:.2f}" if ratio else "-", *mib]
+        print("|", " | ".join(cells), "|", flush=True)
+        results.append(
+            {
+                "case": task.title,
+                "seconds": samples,
+                "ratio": ratio,
+                "peak_mib": peaks,
+                "load": load,
+            }
+        )
+    return results
+
+
+def measure_memory(clips: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Measures the peak memory of tracking clips given as (size, frames); prints a table."""
+    print("| tiny, 1 object, keep_frames=16 | peak MiB | more than the clip above |")
+    print("|---|---|---|")
+    results: list[dict[str, Any]] = []
+    for size, num_frames in clips:
+        peak = in_new_process(peak_of_clip, size, num_frames)
+        comparable = results and results[-1]["size"] == size
+        more = f"{peak - results[-1]['peak_mib']:+.0f}" if comparable else "-"
+        print(f"| {num_frames} frames, {size} px | {peak:.0f} | {more} |", flush=True)
+        results.append({"size": size, "frames": num_frames, "peak_mib": peak})
+    return results
+
+
+def measure_compilation(models: list[str], size: int) -> list[dict[str, Any]]:
+    """Measures compilation with an empty and with a filled cache; prints a table."""
+    print("| program | lower s | compile s | lower again s | compile from cache s |")
+    print("|---|---|---|---|---|")
+    results = []
+    for model in models:
+        with tempfile.TemporaryDirectory() as cache:
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+            os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+            first, again = (in_new_process(compile_seconds, model, size) for _ in range(2))
+            del os.environ["JAX_COMPILATION_CACHE_DIR"]
+        for program in first:
+            seconds = [*first[program], *again[program]]
+            cells = " | ".join(f"{x:.1f}" for x in seconds)
+            print(f"| {program}, {model}, {size} px | {cells} |", flush=True)
+            results.append({"program": program, "model": model, "size": size, "seconds": seconds})
+    return results
+
+
+def main() -> None:
+    """Measures what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated; all by default")
+    parser.add_argument("--rounds", type=int, default=5, help="samples of each side")
+    parser.add_argument("--size", type=int, default=1024, help="pixels a side, except for memory")
+    parser.add_argument("--threads", type=int, default=2, help="CPU cores of both sides")
+    parser.add_argument(
+        "--clips",
+        default="256:50,256:200,1024:8,1024:16",
+        help="of the case memory, as pixels:frames; give equal sizes one after the other",
+    )
+    parser.add_argument(
+        "--device-only", action="store_true", help="our side alone, on the device that JAX finds"
+    )
+    parser.add_argument("--json", type=Path, help="also write all samples to this file")
+    args = parser.parse_args()
+    cases = args.cases.split(",")
+    if unknown := set(cases) - set(CASES):
+        parser.error(f"unknown cases {', '.join(sorted(unknown))}; known: {', '.join(CASES)}")
+    clips = [tuple(map(int, clip.split(":"))) for clip in args.clips.split(",")]
+
+    # Children inherit all of this; this process itself computes nothing.
+    sides = ["ours"]
+    if not args.device_only:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        # XLA sizes its pool by the cores that it may use.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+        if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+            sides.append("theirs")
+
+    report: dict[str, Any] = {"machine": machine()}
+    for key, value in report["machine"].items():
+        print(f"- {key}: {value}")
+    tasks = {
+        "encode": [Task(model, args.size, 0) for model in (TINY, BASE)],
+        "track": [Task(TINY, args.size, objects) for objects in (1, 4)],
+    }
+    for case in cases:
+        print(f"\n## {case}\n")
+        if case in tasks:
+            report[case] = measure_times(tasks[case], sides, args.rounds)
+        elif case == "memory":
+            report[case] = measure_memory(clips)
+        else:
+            report[case] = measure_compilation([TINY, LARGE], args.size)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

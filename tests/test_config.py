@@ -1,0 +1,57 @@
+import pytest
+
+from sam2_jax.config import MODELS, Sam2Config, get_config, resolve_model_name
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("sam2.1_hiera_tiny", "sam2.1_hiera_tiny"),
+        ("sam2.1_hiera_t.yaml", "sam2.1_hiera_tiny"),
+        ("configs/sam2.1/sam2.1_hiera_b+.yaml", "sam2.1_hiera_base_plus"),
+        ("configs/sam2/sam2_hiera_l.yaml", "sam2_hiera_large"),
+        ("facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus"),
+        ("facebook/sam2-hiera-small", "sam2_hiera_small"),
+    ],
+)
+def test_spellings_of_the_original_are_understood(spelling, name):
+    assert resolve_model_name(spelling) == name
+
+
+def test_an_unknown_model_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"'sam3'.*sam2\.1_hiera_tiny"):
+        resolve_model_name("sam3")
+
+
+def test_an_unknown_field_lists_near_names():
+    with pytest.raises(ValueError, match=r"fill_hole_areas.*fill_hole_area"):
+        get_config("sam2_hiera_tiny", fill_hole_areas=3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_size", 100),
+        ("image_size", 0),
+        ("dtype", "float16"),
+        ("memory_dtype", "int8"),
+        ("directly_add_no_mem_embed", False),
+        ("max_cond_frames_in_attn", 1),
+        ("memory_temporal_stride_for_eval", 0),
+        ("add_tpos_enc_to_obj_ptrs", False),
+    ],
+)
+def test_impossible_values_are_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        Sam2Config(**{field: value})
+
+
+def test_the_two_releases_differ_by_four_flags():
+    old, new = MODELS["sam2_hiera_tiny"], MODELS["sam2.1_hiera_tiny"]
+    flags = {name for name in vars(old) if getattr(old, name) != getattr(new, name)}
+    assert flags == {
+        "no_obj_embed_spatial",
+        "add_tpos_enc_to_obj_ptrs",
+        "proj_tpos_enc_in_obj_ptrs",
+        "use_signed_tpos_enc_to_obj_ptrs",
+    }

@@ -1,0 +1,61 @@
+"""A small model with non-trivial weights, for tests that ask about structure rather than numbers."""
+
+import functools
+
+import jax
+import numpy as np
+
+from checkpoints_convert.names import official_shapes, to_params
+from sam2_jax.build import Model
+from sam2_jax.config import HieraConfig, Sam2Config
+from sam2_jax.model.sam2 import param_shapes
+from sam2_jax.predict import transforms
+from sam2_jax.structs import Frame, Prompt
+from tests.parity.reference_scene import scene, scene_masks
+from tests.parity.reference_weights import reference_tensor
+
+HIERA = HieraConfig(
+    embed_dim=8, stages=(1, 2, 2, 1), global_attention_blocks=(3,), window_sizes=(8, 4, 2, 2)
+)
+SIZE = 64
+
+
+def config(**overrides) -> Sam2Config:
+    """64 px, 32 channels, six blocks, one layer of memory attention."""
+    sizes = {"image_size": SIZE, "hidden_dim": 32, "memory_dim": 8, "memory_attention_layers": 1}
+    return Sam2Config(hiera=HIERA, **(sizes | overrides))
+
+
+@functools.cache
+def _params(config: Sam2Config) -> dict:
+    expected = param_shapes(config)
+    shapes = official_shapes(expected)
+    return to_params({n: np.float32(reference_tensor(n, s)) for n, s in shapes.items()}, expected)
+
+
+def model(**overrides) -> Model:
+    """A model with pseudo-random weights that see every object as present."""
+    toy = config(**overrides)
+    return Model("toy", toy, jax.device_put(_params(toy)))
+
+
+def clip(num_frames: int, size: int = SIZE, seed: int = 0) -> Frame:
+    """The first frames of a drawn video."""
+    frames = scene(num_frames, seed=seed)
+    images = np.stack([transforms.frame_to_input(frame, size) for frame in frames])
+    return Frame(images, np.arange(num_frames, dtype=np.int32))
+
+
+def clicks(num_objects: int, size: int = SIZE) -> Prompt:
+    """One click for each object, at different places."""
+    points = np.random.default_rng(num_objects > 0).uniform(5, size - 5, (8, 1, 2))
+    return transforms.pad_points(points[:num_objects], np.ones((num_objects, 1), np.int32))
+
+
+def masks(num_objects: int, size: int = SIZE) -> Prompt:
+    """The mask of an object for each of at most two."""
+    drawn = [transforms.mask_to_input(mask, size) for mask in scene_masks(1)[0]]
+    prompt = transforms.pad_points(
+        np.zeros((num_objects, 1, 2)), np.full((num_objects, 1), -1, np.int32)
+    )
+    return prompt.replace(masks=np.stack(drawn[:num_objects]), has_mask=np.ones(num_objects, bool))
