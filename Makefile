@@ -16,7 +16,7 @@ help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 demo: $(BASE)  ## install the package and run the demonstration
-	$(VENV)/bin/python scripts/demo.py
+	$(VENV)/bin/python scripts/demo.py $(CHECKPOINT)
 
 test: $(DEV)  ## run the tests, warnings as errors
 	$(VENV)/bin/python -m pytest --ignore=tests/parity_torch
@@ -32,8 +32,8 @@ format: $(DEV)  ## mend style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(BASE)  ## measure speed and memory on this machine
-	$(VENV)/bin/sam2-jax bench
+bench: $(PARITY)  ## measure speed and memory on this machine
+	$(VENV_PARITY)/bin/python scripts/benchmark.py
 
 clean:  ## remove environments, caches and build products
 	rm -rf $(VENV) $(VENV_PARITY) .cache .pytest_cache .ruff_cache .hypothesis build dist out *.egg-info

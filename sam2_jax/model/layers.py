@@ -15,8 +15,9 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over the last axis, in float32. Hiera and the convolutional parts use epsilon 1e-6,
-    the two transformers 1e-5.
+    """LayerNorm over the last axis, in float32.
+
+    Hiera and the convolutional parts use epsilon 1e-6, the two transformers 1e-5.
     """
 
     epsilon: float

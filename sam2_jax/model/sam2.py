@@ -7,6 +7,7 @@ the scan in `sam2_jax.track`. Nothing here loops over time.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -164,7 +165,7 @@ class Sam2(nn.Module):
         prompt: Prompt,
         is_initial: jax.Array | bool = True,
     ) -> Segmentation:
-        """Turns a conditioned frame and a prompt into masks (paper section 4, "Prompt encoder and mask decoder").
+        """Turns a conditioned frame and a prompt into masks (paper section 4, "Mask decoder").
 
         Args:
           embedding: (N or 1, H, W, C) from `recall` or `forget`.
@@ -354,14 +355,62 @@ class Sam2(nn.Module):
         return self(bank, features, jnp.int32(1))
 
 
-def init_params(config: Sam2Config, key: jax.Array) -> dict:
-    """Returns random parameters, as nested dicts of float32 arrays."""
+def param_shapes(config: Sam2Config) -> dict:
+    """Returns the shapes and types of the parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
     # No parameter depends on the image size, so a small one does.
     small = config.replace(image_size=64)
     init = functools.partial(Sam2(small).init, method="touch_everything")
-    return init(key, jnp.zeros((1, 64, 64, 3)))["params"]
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return jax.eval_shape(init, jax.random.key(0), image)["params"]
 
 
-def param_shapes(config: Sam2Config) -> dict:
-    """Returns the shapes and types of the parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
-    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+_NORMAL = {  # standard deviation of what is not a layer's weight
+    "maskmem_tpos_enc": 0.02,
+    "no_mem_embed": 0.02,
+    "no_mem_pos_enc": 0.02,
+    "no_obj_ptr": 0.02,
+    "no_obj_embed_spatial": 0.02,
+    "positional_encoding_gaussian_matrix": 1.0,
+    "point_embeddings": 1.0,
+    "not_a_point_embed": 1.0,
+    "no_mask_embed": 1.0,
+    "iou_token": 1.0,
+    "mask_tokens": 1.0,
+    "obj_score_token": 1.0,
+}
+_CONSTANT = {"scale": 1.0, "gamma": 1e-6, "pos_embed": 0.0, "pos_embed_window": 0.0}
+
+
+def init_params(config: Sam2Config, key: jax.Array) -> dict:
+    """Returns random parameters with the original's initial distribution (PyTorch's defaults).
+
+    Drawn on the host: initialising through the modules compiles the whole model for nothing.
+
+    Args:
+      config: sizes.
+      key: random key.
+
+    Returns:
+      Nested dicts of float32 arrays on the host.
+    """
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+
+    def draw(name, shape, siblings):
+        if name in _CONSTANT or "scale" in siblings:  # the latter is a norm
+            return np.full(shape, _CONSTANT.get(name, 0.0), np.float32)
+        deviation = _NORMAL.get(re.sub(r"_\d+$", "", name))
+        if deviation is not None:
+            return deviation * rng.standard_normal(shape, np.float32)
+        kernel = siblings["kernel"].shape
+        # A transposed convolution counts its outputs, as in PyTorch.
+        is_transposed = kernel[:2] == (2, 2) and kernel[2] > kernel[3]
+        fan_in = 4 * kernel[3] if is_transposed else int(np.prod(kernel[:-1]))
+        return (2 * rng.random(shape, np.float32) - 1) * np.float32(fan_in**-0.5)
+
+    def fill(shapes):
+        return {
+            name: fill(x) if isinstance(x, dict) else draw(name, x.shape, shapes)
+            for name, x in sorted(shapes.items())
+        }
+
+    return fill(param_shapes(config))
