@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -97,8 +97,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports errors like `main` does: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sam2-jax", description="Segment anything in images and videos, with JAX."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -141,10 +148,11 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] == ["convert"]:  # the converter has a parser of its own
         return _convert(argv[1:])
     args = _parser().parse_args(argv)
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        _cache_compiled_programs()
-        args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            _cache_compiled_programs()
+            args.run(args)
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"sam2-jax {args.command}: error: {message}", file=sys.stderr)
@@ -153,6 +161,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sam2-jax {args.command}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _cache_compiled_programs() -> None:
@@ -261,7 +273,9 @@ def _image(args: argparse.Namespace) -> None:
     if any(group["mask"] for group in groups.values()):
         raise ValueError("a mask prompts a video; a picture takes --point and --box")
     out = Path(args.out or f"{Path(args.image).stem}_overlay.png")
-    _check_folder(out)
+    for path in (out, args.masks):
+        if path:
+            _check_folder(Path(path))
 
     predictor = SAM2ImagePredictor(_build(args, build_sam2))
     predictor.set_image(image)
@@ -311,15 +325,17 @@ def _track(args: argparse.Namespace) -> None:
         for path in (out, args.rle):
             if path:
                 _check_folder(Path(path))
+        predictor = _build(args, build_sam2_video_predictor)
         if args.masks:
             Path(args.masks).mkdir(parents=True, exist_ok=True)
-
-        predictor = _build(args, build_sam2_video_predictor)
         results = _track_all(predictor, frames, groups)
         masks: dict[int, list[dict]] = {}
         ids = sorted({obj for obj, _ in groups})
         with tqdm(results, total=num_frames, desc="propagate in video", unit="frame") as bar:
+            bar.set_postfix_str("compiling")
             for t, obj_ids, logits in bar:
+                if masks:  # the program for prompts and the one for tracking are there
+                    bar.set_postfix_str("")
                 by_id = dict(zip(obj_ids, logits[:, 0] > 0, strict=True))
                 masks[t] = [media.encode_rle(by_id[i]) for i in ids]
                 if args.masks:

@@ -41,7 +41,7 @@ from sam2_jax.data.videos import Frames
 from sam2_jax.model import memory_bank
 from sam2_jax.model.sam2 import Sam2, param_shapes
 from sam2_jax.predict.image import _encode
-from sam2_jax.predict.video import CHUNK, SAM2VideoPredictor, _propagate
+from sam2_jax.predict.video import SAM2VideoPredictor, _propagate
 from sam2_jax.structs import Frame, MemoryBank
 
 CASES = ("encode", "track", "memory", "compile")
@@ -270,7 +270,7 @@ def compile_seconds(model: str, size: int) -> dict[str, list[float]]:
     config = get_config(model, image_size=size)
     module, params = Sam2(config), param_shapes(config)
     shape = jax.ShapeDtypeStruct
-    frames = Frame(shape((CHUNK, size, size, 3), np.uint8), shape((CHUNK,), np.int32))
+    frames = Frame(shape((1, size, size, 3), np.uint8), shape((1,), np.int32))
     bank = jax.eval_shape(lambda: memory_bank.empty(config, 1))
     seconds = {}
     for name, function, arguments in (

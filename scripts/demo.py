@@ -7,8 +7,8 @@ given. Released weights are not part of the repository: without a checkpoint the
 the first frame means anything.
 """
 
-from pathlib import Path
 import sys
+from pathlib import Path
 
 import numpy as np
 from PIL import Image

@@ -153,7 +153,7 @@ class SAM2ImagePredictor:
         masks, ious = _decode(
             self.model.module, self.model.params, features, prompt, multimask_output
         )
-        masks, ious = np.asarray(masks)[:n], np.asarray(ious)[:n]
+        masks, ious = np.asarray(masks), np.asarray(ious)
 
         cleaned = transforms.clean_masks(
             masks,
@@ -163,10 +163,10 @@ class SAM2ImagePredictor:
             filled=self.mask_threshold + 10.0,
             removed=self.mask_threshold - 10.0,
         )
-        full = np.asarray(transforms.resize_masks(cleaned, height, width))
+        full = np.asarray(transforms.resize_masks(cleaned, height, width))[:n]
         if not return_logits:
             full = full > self.mask_threshold
-        low_res = np.clip(masks, -_LOGIT_LIMIT, _LOGIT_LIMIT)
+        ious, low_res = ious[:n], np.clip(masks[:n], -_LOGIT_LIMIT, _LOGIT_LIMIT)
         if n == 1:  # as in the original, a single prompt has no axis of its own
             return full[0], ious[0], low_res[0]
         return full, ious, low_res

@@ -23,7 +23,7 @@ from sam2_jax.predict.session import Entry, ObjectStore, Recent, load_bank
 from sam2_jax.structs import Features, Frame, MemoryBank, Prediction, Prompt, Segmentation
 from sam2_jax.track import encode, propagate
 
-CHUNK = 8  # frames per call of the compiled program
+_CHUNK = 8  # frames per call of the compiled program, where calls wait for a device
 _KEPT_FEATURES = 2  # encoded frames kept for further clicks on them
 _LOGIT_LIMIT = 32.0  # of a mask that is fed back with new clicks
 _HOLE_LOGIT = 0.1
@@ -91,10 +91,19 @@ class SAM2VideoPredictor:
 
     Attributes:
       model: the model and its parameters.
+      chunk: frames per call of the compiled program.
     """
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, chunk: int | None = None):
+        """Makes a predictor.
+
+        Args:
+          model: from `build_sam2`.
+          chunk: frames per call of the compiled program; it changes no bit of the result. None is 1 on CPU,
+            where masks then arrive frame by frame, and 8 elsewhere.
+        """
         self.model = model
+        self.chunk = chunk or (1 if jax.default_backend() == "cpu" else _CHUNK)
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> "SAM2VideoPredictor":
@@ -351,8 +360,8 @@ class SAM2VideoPredictor:
         stores = list(state.objects.values())
         bank = jax.device_put(load_bank(config, stores, order[0], direction, state.num_frames))
         reach = config.memory_temporal_stride_for_eval * config.num_maskmem
-        for i in range(0, len(order), CHUNK):
-            chunk = order[i : i + CHUNK]
+        for i in range(0, len(order), self.chunk):
+            chunk = order[i : i + self.chunk]
             to_track = [t for t in chunk if any(t not in store.prompted for store in stores)]
             if to_track:
                 bank, prediction = _propagate(module, params, bank, self._clip(state, to_track))
@@ -369,12 +378,12 @@ class SAM2VideoPredictor:
                 yield t, state.obj_ids, self._video_masks(state, t)
 
     def _clip(self, state, frame_indices: list[int]) -> Frame:
-        """Frames as model input, padded to `CHUNK`."""
+        """Frames as model input, padded to `chunk`."""
         size = self.model.config.image_size
-        images = np.zeros((CHUNK, size, size, 3), np.uint8)
+        images = np.zeros((self.chunk, size, size, 3), np.uint8)
         for k, t in enumerate(frame_indices):
             images[k] = transforms.frame_to_input(state.frames[t], size)
-        indices = np.full(CHUNK, -1, np.int32)
+        indices = np.full(self.chunk, -1, np.int32)
         indices[: len(frame_indices)] = frame_indices
         return Frame(images, indices)
 

@@ -1,0 +1,450 @@
+"""The session: what stays, what goes, and in which order, whatever is clicked and wherever it is tracked."""
+
+import collections
+import dataclasses
+import functools
+import gc
+
+import jax
+import numpy as np
+import pytest
+
+from sam2_jax import SAM2VideoPredictor
+from sam2_jax.predict import transforms, video
+from tests import toy
+from tests.parity.reference_scene import scene, scene_masks
+
+NUM_FRAMES, HEIGHT, WIDTH = 8, 40, 56
+FRAMES = scene(20, HEIGHT, WIDTH)
+SHORT = FRAMES[:NUM_FRAMES]
+CLICKS = np.array([[14.0, 18.0], [40.0, 15.0], [25.0, 33.0]])
+CHUNK = 3  # frames a call: a pass has whole chunks and a rest
+SIZE = toy.SIZE // 4  # of a low-resolution mask
+
+
+@pytest.fixture(scope="module")
+def model():
+    return toy.model()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traces():
+    """How often each compiled function of the predictor was traced."""
+    counts = collections.Counter()
+    functions = [
+        (video, "_encode", 0),
+        (video, "_propagate", 0),
+        (video, "_answer_first", 0),
+        (video, "_answer_again", 0),
+        (video, "_remember", 0),
+        (transforms, "resize_masks", (1, 2)),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, static in functions:
+            original = getattr(module, name).__wrapped__
+
+            @functools.wraps(original)
+            def counted(*args, _name=name, _original=original):
+                counts[_name] += 1
+                return _original(*args)
+
+            # Unoptimised programs compile twice as fast.
+            options = {"xla_backend_optimization_level": 0}
+            quick = jax.jit(counted, static_argnums=static, compiler_options=options)
+            patch.setattr(module, name, quick)
+        yield counts
+
+
+@pytest.fixture(scope="module")
+def predictor(model):
+    return SAM2VideoPredictor(model, CHUNK)
+
+
+def switched(model, **switches):
+    """A predictor with other host-side switches, which the compiled programs need not know."""
+    other = dataclasses.replace(model, config=model.config.replace(**switches))
+    vars(other)["module"] = model.module
+    return SAM2VideoPredictor(other, CHUNK)
+
+
+def click(predictor, state, frame=0, obj=1, at=0, label=1, **kwargs):
+    return predictor.add_new_points_or_box(
+        state, frame, obj, CLICKS[at : at + 1], [label], **kwargs
+    )
+
+
+def run(predictor, state, *args, **kwargs):
+    """{frame: masks (N, 1, H, W)}"""
+    return {t: masks for t, _, masks in predictor.propagate_in_video(state, *args, **kwargs)}
+
+
+def stack(masks):
+    return np.stack([masks[t] for t in sorted(masks)])
+
+
+def close(a, b, tolerance=1e-4):
+    a, b = np.asarray(a), np.asarray(b)
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+def differ(a, b):
+    return np.abs(np.asarray(a) - np.asarray(b)).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def one_pass(predictor):
+    """Masks of object 1, clicked on frame 0 and tracked forwards."""
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    return run(predictor, state)
+
+
+def test_a_click_answers_with_all_objects_on_its_frame(predictor):
+    state = predictor.init_state(SHORT)
+    frame, ids, first = click(predictor, state, 2, "cat")
+    assert (frame, ids) == (2, ["cat"])
+    assert first.shape == (1, 1, HEIGHT, WIDTH)
+    assert first.dtype == np.float32
+    frame, ids, both = click(predictor, state, 2, 7, at=1)
+    assert (frame, ids) == (2, ["cat", 7])
+    assert both.shape == (2, 1, HEIGHT, WIDTH)
+    close(both[:1], first, 1e-6)
+    assert differ(both[0], both[1])
+
+
+def test_a_pass_yields_every_frame_from_the_first_prompted_one(predictor):
+    state = predictor.init_state(SHORT)
+    _, _, answer = click(predictor, state, 2)
+    results = list(predictor.propagate_in_video(state))
+    assert [t for t, _, _ in results] == list(range(2, NUM_FRAMES))
+    for _, ids, masks in results:
+        assert ids == [1]
+        assert masks.shape == (1, 1, HEIGHT, WIDTH)
+        assert masks.dtype == np.float32
+        assert np.isfinite(masks).all()
+    np.testing.assert_array_equal(results[0][2], answer)
+    assert differ(results[1][2], results[2][2])
+
+
+@pytest.mark.parametrize(
+    ("start", "count", "reverse", "frames"),
+    [
+        (None, None, False, [2, 3, 4, 5, 6, 7]),
+        (None, 2, False, [2, 3, 4]),
+        (4, 0, False, [4]),
+        (5, 99, False, [5, 6, 7]),
+        (0, 1, False, [0, 1]),
+        (None, None, True, [2, 1, 0]),
+        (6, 2, True, [6, 5, 4]),
+        (1, 99, True, [1, 0]),
+        (0, None, True, []),
+    ],
+)
+def test_start_and_count_are_inclusive(predictor, start, count, reverse, frames):
+    state = predictor.init_state(SHORT)
+    click(predictor, state, 2)
+    assert list(run(predictor, state, start, count, reverse)) == frames
+
+
+def test_without_any_prompt_there_is_nothing_to_track(predictor):
+    state = predictor.init_state(SHORT)
+    with pytest.raises(RuntimeError, match="prompt"):
+        predictor.propagate_in_video(state)
+
+
+@pytest.mark.parametrize("frame", [-1, NUM_FRAMES])
+def test_a_frame_outside_of_the_video_is_refused(predictor, frame):
+    state = predictor.init_state(SHORT)
+    for ask in (
+        lambda: click(predictor, state, frame),
+        lambda: predictor.add_new_mask(state, frame, 1, np.ones((HEIGHT, WIDTH))),
+    ):
+        with pytest.raises(ValueError, match=f"no frame {frame}; the video has frames 0 to 7"):
+            ask()
+    assert state.obj_ids == []
+    click(predictor, state)
+    with pytest.raises(ValueError, match=f"no frame {frame}"):
+        predictor.propagate_in_video(state, frame)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({}, "No prompt"),
+        ({"box": [1, 2, 3, 4], "clear_old_points": False}, "clear_old_points=True"),
+        ({"points": [[1, 2]]}, "together"),
+        ({"box": [[1, 2, 3, 4]] * 2}, "2 prompts were given for one object"),
+    ],
+)
+def test_impossible_prompts_are_refused_and_start_no_object(predictor, prompt, message):
+    state = predictor.init_state(SHORT)
+    with pytest.raises(ValueError, match=message):
+        predictor.add_new_points_or_box(state, 0, 1, **prompt)
+    with pytest.raises(ValueError, match=r"\(1, 40, 56\); expected \(height, width\)"):
+        predictor.add_new_mask(state, 0, 1, np.ones((1, HEIGHT, WIDTH)))
+    assert state.obj_ids == []
+
+
+def test_an_object_without_output_on_a_frame_is_far_below_zero(predictor):
+    state = predictor.init_state(SHORT)
+    click(predictor, state, 0, 1)
+    _, ids, masks = click(predictor, state, 3, 2, at=1)
+    assert ids == [1, 2]
+    assert (masks[0] == -1024).all()
+    assert (masks[1] > -1000).any()
+
+
+def test_points_add_up_only_when_asked_to(predictor):
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    click(predictor, state, at=1, label=0, clear_old_points=False)
+    points, labels = state.objects[1].points[0]
+    expected = CLICKS[:2] / [WIDTH, HEIGHT] * toy.SIZE
+    np.testing.assert_allclose(points, expected, rtol=1e-6)
+    assert labels.tolist() == [1, 0]
+    click(predictor, state, at=2)
+    assert state.objects[1].points[0][1].tolist() == [1]
+
+
+def test_a_mask_replaces_points_and_points_a_mask(predictor):
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    mask = scene_masks(1, HEIGHT, WIDTH)[0, 0]
+    _, _, answer = predictor.add_new_mask(state, 0, 1, mask)
+    assert not state.objects[1].points
+    agreement = ((answer[0, 0] > 0) & mask).sum() / ((answer[0, 0] > 0) | mask).sum()
+    assert agreement > 0.8
+    click(predictor, state)
+    assert not state.objects[1].masks
+
+
+def test_coordinates_may_be_parts_of_one(predictor):
+    answers = []
+    for points, is_pixels in ((CLICKS[:1], True), (CLICKS[:1] / [WIDTH, HEIGHT], False)):
+        state = predictor.init_state(SHORT)
+        answers.append(
+            predictor.add_new_points_or_box(state, 0, 1, points, [1], normalize_coords=is_pixels)[2]
+        )
+    close(*answers)
+
+
+def test_corrections_on_tracked_frames_are_kept(predictor, one_pass):
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    run(predictor, state)
+    corrected = {t: click(predictor, state, t, at=1, label=0)[2] for t in (3, 5)}
+    again = run(predictor, state)
+    for t, answer in corrected.items():
+        assert differ(answer, one_pass[t])
+        np.testing.assert_array_equal(again[t], answer)
+    assert sorted(state.objects[1].prompted) == [0, 3, 5]
+    assert sorted(state.objects[1].tracked) == [1, 2, 4, 6, 7]
+    for t in range(4, NUM_FRAMES):
+        assert differ(again[t], one_pass[t])
+
+
+def test_a_correction_is_lost_as_in_the_original_if_asked_for(model, one_pass):
+    predictor = switched(model, add_all_frames_to_correct_as_cond=False)
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    run(predictor, state)
+    _, _, corrected = click(predictor, state, 3, at=1, label=0)
+    assert differ(corrected, one_pass[3])
+    np.testing.assert_array_equal(stack(run(predictor, state)), stack(one_pass))
+    assert sorted(state.objects[1].prompted) == [0]
+
+
+def test_a_click_on_a_tracked_frame_reads_the_memory(predictor, one_pass):
+    state = predictor.init_state(SHORT)
+    _, _, fresh = click(predictor, state, 4)
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    run(predictor, state)
+    _, _, answer = click(predictor, state, 4)
+    assert differ(answer, fresh)
+    assert differ(answer, one_pass[4])
+
+
+def test_a_new_object_may_come_after_tracking(predictor, one_pass):
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    run(predictor, state)
+    click(predictor, state, 2, 2, at=1)
+    _, ids, masks = click(predictor, state, 2, 3, at=2)
+    assert ids == [1, 2, 3]
+    close(masks[0], one_pass[2][0])  # what was tracked is still there
+    together = run(predictor, state)
+    assert list(together) == list(range(NUM_FRAMES))
+    close(stack(together)[:, 0], stack(one_pass)[:, 0])
+    np.testing.assert_array_equal(together[2][1:], masks[1:])
+    assert np.isfinite(stack(together)).all()
+
+
+@pytest.mark.parametrize(("prompted", "start", "reverse"), [(4, 0, False), (2, 6, True)])
+def test_frames_before_the_first_prompt_can_be_tracked(predictor, prompted, start, reverse):
+    state = predictor.init_state(SHORT)
+    _, _, answer = click(predictor, state, prompted)
+    masks = run(predictor, state, start, None, reverse)
+    assert set(masks) == set(range(start, -1, -1) if reverse else range(NUM_FRAMES))
+    assert np.isfinite(stack(masks)).all()
+    assert (masks[start] > -1000).any()
+    np.testing.assert_array_equal(masks[prompted], answer)
+
+
+def test_a_video_of_one_frame_can_be_clicked_again(predictor):
+    state = predictor.init_state(FRAMES[:1])
+    click(predictor, state)
+    assert list(run(predictor, state)) == [0]
+    _, _, answer = click(predictor, state, at=1)
+    assert np.isfinite(answer).all()
+    assert (answer > -1000).any()
+    np.testing.assert_array_equal(run(predictor, state)[0], answer)
+
+
+def test_an_empty_mask_means_that_the_object_is_absent(predictor, model):
+    state = predictor.init_state(SHORT)
+    _, _, answer = predictor.add_new_mask(state, 0, 1, np.zeros((HEIGHT, WIDTH), bool))
+    np.testing.assert_allclose(answer, -10, rtol=1e-5)
+    entry = state.objects[1].answer(0)
+    assert entry.score == -10
+    np.testing.assert_array_equal(entry.pointer, np.asarray(model.params["no_obj_ptr"][0]))
+    masks = run(predictor, state)
+    np.testing.assert_array_equal(masks[0], answer)
+    assert np.isfinite(stack(masks)).all()
+
+
+def test_many_frames_may_be_prompted(predictor, one_pass):
+    state = predictor.init_state(SHORT)
+    answers = {t: click(predictor, state, t, at=t % 3)[2] for t in (5, 0, 3)}
+    masks = run(predictor, state)
+    assert list(masks) == list(range(NUM_FRAMES))
+    for t, answer in answers.items():
+        np.testing.assert_array_equal(masks[t], answer)
+    assert list(state.objects[1].prompted) == [5, 0, 3]
+    assert differ(masks[7], one_pass[7])
+
+
+def test_objects_together_equal_each_alone(predictor):
+    state = predictor.init_state(SHORT)
+    for n in range(3):
+        click(predictor, state, 0, n, at=n)
+    together = stack(run(predictor, state))
+    assert together.shape == (NUM_FRAMES, 3, 1, HEIGHT, WIDTH)
+    for n in range(3):
+        state = predictor.init_state(SHORT)
+        click(predictor, state, 0, n, at=n)
+        close(together[:, n], stack(run(predictor, state))[:, 0])
+    assert differ(together[:, 0], together[:, 1])
+
+
+@pytest.mark.parametrize("chunk", [1, 8])
+def test_the_chunk_changes_nothing(model, one_pass, chunk):
+    predictor = SAM2VideoPredictor(model, chunk)
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    np.testing.assert_array_equal(stack(run(predictor, state)), stack(one_pass))
+
+
+def test_a_pass_keeps_only_what_it_is_told_to(predictor):
+    masks = {}
+    for keep in (None, 2):
+        state = predictor.init_state(FRAMES, keep_frames=keep)
+        click(predictor, state)
+        masks[keep] = stack(run(predictor, state))
+        kept = sorted(state.objects[1].tracked)
+        assert kept == (list(range(1, 20)) if keep is None else [1, 2, 17, 18, 19])
+    np.testing.assert_array_equal(masks[2], masks[None])
+
+
+def test_the_device_holds_no_more_at_the_end_than_at_the_start(predictor):
+    state = predictor.init_state(FRAMES)
+    click(predictor, state)
+    held = {}
+    for t, _, _ in predictor.propagate_in_video(state):
+        if t % CHUNK == 1:  # a frame of each chunk
+            gc.collect()
+            held[t] = sum(x.nbytes for x in jax.live_arrays())
+    assert len(held) == 7
+    assert len(set(held.values())) == 1
+
+
+def test_only_the_strongest_object_may_be_left_at_a_pixel(model, predictor):
+    exclusive = switched(model, non_overlap_masks=True)
+    answers = []
+    for each in (predictor, exclusive):
+        state = each.init_state(SHORT)
+        for n in range(3):
+            click(each, state, 0, n, at=n)
+        answers.append(stack(run(each, state, None, 2)))
+    plain, answer = answers
+    winner = plain.argmax(1)
+    for n in range(3):
+        np.testing.assert_array_equal(answer[:, n][winner == n], plain[:, n][winner == n])
+        assert (answer[:, n][winner != n] <= -10).all()
+    assert ((plain > 0).sum(1) > 1).any()
+    assert ((answer > 0).sum(1) <= 1).all()
+
+
+def test_memories_around_a_click_can_be_dropped(model, predictor):
+    tails = []
+    for each in (predictor, switched(model, clear_non_cond_mem_around_input=True)):
+        state = each.init_state(SHORT)
+        click(each, state)
+        run(each, state)
+        click(each, state, 5, at=1)
+        click(each, state, 6, at=2)
+        tails.append(stack(run(each, state, 5)))
+    assert np.isfinite(tails[1]).all()
+    np.testing.assert_array_equal(tails[0][:2], tails[1][:2])  # the clicks were answered before
+    assert differ(tails[0][2:], tails[1][2:])
+
+
+def test_small_holes_are_filled_in_what_is_shown(model, one_pass):
+    filling = switched(model, fill_hole_area=SIZE * SIZE)
+    state = filling.init_state(SHORT)
+    _, _, answer = click(filling, state)
+    assert (one_pass[0] < 0).any()
+    assert (answer > 0).all()
+
+
+def test_a_pass_can_be_left_and_taken_up_again(predictor, one_pass):
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    masks = {}
+    for t, _, answer in predictor.propagate_in_video(state):
+        masks[t] = answer
+        if t == 2:
+            break
+    assert sorted(state.objects[1].tracked) == [1, 2]
+    masks |= run(predictor, state, 3)
+    np.testing.assert_array_equal(stack(masks), stack(one_pass))
+
+
+def test_a_pass_backwards_reads_what_was_tracked_forwards(predictor):
+    masks = []
+    for is_tracked in (False, True):
+        state = predictor.init_state(SHORT)
+        click(predictor, state, 3)
+        if is_tracked:
+            run(predictor, state)
+        masks.append(run(predictor, state, 5, None, True))
+    assert list(masks[0]) == list(masks[1]) == [5, 4, 3, 2, 1, 0]
+    assert differ(masks[0][5], masks[1][5])
+    np.testing.assert_array_equal(masks[0][3], masks[1][3])
+
+
+def test_nothing_is_compiled_again_inside_a_bucket(predictor, traces):
+    def session(num_frames, num_objects, num_points):
+        state = predictor.init_state(FRAMES[:num_frames])
+        points = np.tile(CLICKS, (3, 1))[:num_points]
+        for obj in range(num_objects):
+            predictor.add_new_points_or_box(state, 0, obj, points, np.ones(num_points))
+        run(predictor, state)
+        predictor.add_new_points_or_box(state, 1, 0, points, np.ones(num_points))
+
+    session(3, 3, 1)
+    before = dict(traces)
+    session(12, 4, 2)
+    session(8, 3, 3)
+    assert dict(traces) == before
+    assert len(before) == 6

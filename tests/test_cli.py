@@ -1,0 +1,231 @@
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam2_jax.cli import main
+from sam2_jax.data.media import decode_rle, write_palette_png, write_video
+from sam2_jax.data.videos import VideoFile
+from tests.parity.reference_scene import scene, scene_masks
+
+NUM_FRAMES, HEIGHT, WIDTH = 4, 32, 48
+ROOT = Path(__file__).parents[1]
+SMALL = ["--image-size", "64"]
+FRAMES = scene(NUM_FRAMES, HEIGHT, WIDTH)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder of inputs: good ones, and all kinds of bad ones."""
+    folder = tmp_path_factory.mktemp("files")
+    write_video(folder / "good.mp4", FRAMES, 12)
+    whole = (folder / "good.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 4])
+    (folder / "text.mp4").write_text("This is no video.\n" * 100)
+    with av.open(str(folder / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        samples = np.zeros((1, 4096), np.float32)
+        sound = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        sound.sample_rate = 44100
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    Image.fromarray(FRAMES[0]).save(folder / "good.png")
+    disc, box = scene_masks(1, HEIGHT, WIDTH)[0]
+    ids = np.where(disc, 3, np.where(box, 5, 0)).astype(np.uint8)
+    write_palette_png(folder / "ids.png", ids)
+    write_palette_png(folder / "none.png", np.zeros_like(ids))
+    write_palette_png(folder / "small.png", ids[:16])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tracked(files, tmp_path_factory):
+    """What one run wrote, and what it said."""
+    out = tmp_path_factory.mktemp("out")
+    prompts = ["--point", "12,14", "--box", "2:24,6,40,20@1", "--point", "2:30,12,0@1"]
+    outputs = ["--out", str(out / "a.mp4"), "--masks", str(out / "m"), "--rle", str(out / "r.json")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # the one about random weights is printed
+        assert main(["track", str(files / "good.mp4"), *prompts, *outputs, *SMALL]) == 0
+    return out
+
+
+def read_ids(path):
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        return np.asarray(image)
+
+
+def test_an_overlay_has_the_frames_of_the_video(tracked):
+    with VideoFile(tracked / "a.mp4") as overlay:
+        assert len(overlay) == NUM_FRAMES
+        assert (overlay.height, overlay.width) == (HEIGHT, WIDTH)
+        assert overlay.fps == pytest.approx(12)
+        assert np.abs(overlay[0].astype(int) - FRAMES[0]).max() > 50  # something was drawn
+
+
+def test_masks_are_palette_pictures_of_ids(tracked):
+    names = sorted(path.name for path in (tracked / "m").iterdir())
+    assert names == [f"{t:05d}.png" for t in range(NUM_FRAMES)]
+    for name in names:
+        ids = read_ids(tracked / "m" / name)
+        assert ids.shape == (HEIGHT, WIDTH)
+        assert set(np.unique(ids)) <= {0, 1, 2}
+
+
+def test_run_lengths_agree_with_the_pictures(tracked):
+    document = json.loads((tracked / "r.json").read_text())
+    frames = document.pop("frames")
+    expected = {"video": "good.mp4", "height": HEIGHT, "width": WIDTH, "fps": 12, "objects": [1, 2]}
+    assert document == expected
+    assert list(frames) == [str(t) for t in range(NUM_FRAMES)]
+    for t, by_object in frames.items():
+        assert list(by_object) == ["1", "2"]
+        one, two = (decode_rle(by_object[n]) for n in ("1", "2"))
+        ids = read_ids(tracked / "m" / f"{int(t):05d}.png")
+        np.testing.assert_array_equal(ids, np.where(one, 1, 2 * two))  # the lowest id wins
+
+
+@pytest.mark.filterwarnings("default:No checkpoint")
+def test_ids_of_a_mask_are_tracked_as_they_are(tracked, files, tmp_path, capsys):
+    """Also: the first frames alone, and warnings as one line."""
+    outputs = ["--rle", str(tmp_path / "r.json"), "--masks", str(tmp_path / "m")]
+    prompts = ["--mask", str(files / "ids.png"), "--num-frames", "1"]
+    assert main(["track", str(files / "good.mp4"), *prompts, *outputs, *SMALL]) == 0
+    document = json.loads((tmp_path / "r.json").read_text())
+    assert document["objects"] == [3, 5]
+    assert list(document["frames"]) == ["0"]
+    given, answer = (read_ids(path) for path in (files / "ids.png", tmp_path / "m" / "00000.png"))
+    for n in (3, 5):
+        assert ((given == n) & (answer == n)).sum() / ((given == n) | (answer == n)).sum() > 0.8
+    assert not list(tmp_path.glob("*.mp4"))
+    assert "warning: No checkpoint was given: sam2.1_hiera_tiny gets" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:No checkpoint")
+def test_a_picture_is_segmented(files, tmp_path, capsys):
+    out, masks = tmp_path / "overlay.png", tmp_path / "masks.png"
+    prompts = [
+        "--point",
+        "12,14",
+        "--box",
+        "7:24,6,40,20",
+        "--out",
+        str(out),
+        "--masks",
+        str(masks),
+    ]
+    assert main(["image", str(files / "good.png"), *prompts, *SMALL]) == 0
+    with Image.open(out) as overlay:
+        assert (overlay.mode, overlay.size) == ("RGB", (WIDTH, HEIGHT))
+    assert set(np.unique(read_ids(masks))) <= {0, 1, 7}
+    said = capsys.readouterr().out
+    for part in ("object 1: predicted IoU 0.", "object 7:", str(out), str(masks)):
+        assert part in said
+
+
+POINT = ["--point", "12,14"]
+BAD = {
+    "missing file": (["track", "missing.mp4", *POINT], "missing.mp4"),
+    "text": (["track", "text.mp4", *POINT], "text.mp4"),
+    "sound": (["track", "sound.mp4", *POINT], "sound.mp4 has no video stream"),
+    "cut": (["track", "cut.mp4", *POINT], "cut.mp4"),
+    "a picture that is none": (["image", "text.mp4", *POINT], "text.mp4 is not a picture"),
+    "missing picture": (["image", "missing.png", *POINT], "missing.png"),
+    "point outside": (
+        ["track", "good.mp4", "--point", "49,2"],
+        "point 49,2 is outside of the picture, 48 x 32 pixels",
+    ),
+    "box outside": (["image", "good.png", "--box", "1,2,30,33"], "box 1,2,30,33 is outside"),
+    "empty box": (["track", "good.mp4", "--box", "9,9,9,12"], "the box is empty"),
+    "point syntax": (["track", "good.mp4", "--point", "12;14"], "'12;14' is not of the form"),
+    "one number": (["image", "good.png", "--point", "12"], "[OBJECT:]X,Y[,LABEL][@FRAME]"),
+    "label": (["track", "good.mp4", "--point", "1,2,3"], "1 object or 0 background"),
+    "no prompt": (["track", "good.mp4"], "no prompt was given: add --point"),
+    "no prompt for a picture": (["image", "good.png"], "no prompt was given"),
+    "two boxes": (
+        ["track", "good.mp4", "--box", "1,2,3,4", "--box", "5,6,7,8"],
+        "object 1 has several boxes",
+    ),
+    "frame outside": (
+        ["track", "good.mp4", "--point", "1,2@4"],
+        "there is no frame 4: the video has 4 frames",
+    ),
+    "frame left out": (
+        ["track", "good.mp4", "--point", "1,2@2", "--num-frames", "2"],
+        "there is no frame 2: the video has 2 frames",
+    ),
+    "no frames": (["track", "good.mp4", *POINT, "--num-frames", "0"], "--num-frames is 0"),
+    "empty mask": (["track", "good.mp4", "--mask", "none.png"], "none.png has no object"),
+    "size of a mask": (["track", "good.mp4", "--mask", "small.png"], "48 x 16 pixels"),
+    "mask for a picture": (["image", "good.png", "--mask", "ids.png"], "a mask prompts a video"),
+    "unknown model": (
+        ["track", "good.mp4", *POINT, "--model", "sam3", "--masks", "masks"],
+        "Unknown model 'sam3'",
+    ),
+    "missing checkpoint": (["image", "good.png", *POINT, "--checkpoint", "x.pt"], "x.pt"),
+    "image size": (["track", "good.mp4", *POINT, "--image-size", "100"], "multiple of 32"),
+    "dtype": (["track", "good.mp4", *POINT, "--dtype", "int8"], "invalid choice: 'int8'"),
+    "folder of --out": (["track", "good.mp4", *POINT, "--out", "no/a.mp4"], "no such folder: no"),
+    "folder of --rle": (["track", "good.mp4", *POINT, "--rle", "no/a.json"], "no such folder: no"),
+    "folder of a picture": (["image", "good.png", *POINT, "--out", "no/a.png"], "no such folder"),
+    "folder of its masks": (["image", "good.png", *POINT, "--masks", "no/a.png"], "no such folder"),
+    "unknown argument": (["track", "good.mp4", "--colour", "red"], "unrecognized arguments"),
+    "unknown command": (["tracks"], "invalid choice: 'tracks'"),
+    "no command": ([], "required: command"),
+}
+
+
+def assert_one_line(error, message):
+    assert error.startswith("sam2-jax")
+    assert ": error: " in error
+    assert error.count("\n") == 1
+    assert error.endswith("\n")
+    assert message in error
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_an_error_is_one_line_and_leaves_nothing_behind(case, files, monkeypatch, capsys):
+    arguments, message = BAD[case]
+    monkeypatch.chdir(files)
+    before = sorted(os.listdir())
+    try:
+        status = main(arguments)
+    except SystemExit as stop:  # as argparse does
+        status = stop.code
+    said = capsys.readouterr()
+    assert status == 2
+    assert said.out == ""
+    assert_one_line(said.err, message)
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize("case", ["point outside", "point syntax"])
+def test_the_module_is_the_command(case, files):
+    arguments, message = BAD[case]
+    answer = subprocess.run(
+        [sys.executable, "-m", "sam2_jax", *arguments],
+        cwd=files,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    assert_one_line(answer.stderr, message)
+
+
+@pytest.mark.parametrize("command", ["track", "image"])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"  sam2-jax {command} " in capsys.readouterr().out
