@@ -277,6 +277,8 @@ def _image(args: argparse.Namespace) -> None:
         if path:
             _check_folder(Path(path))
 
+    ids = _object_ids(groups, args.masks)
+
     predictor = SAM2ImagePredictor(_build(args, build_sam2))
     predictor.set_image(image)
     masks = []
@@ -290,13 +292,20 @@ def _image(args: argparse.Namespace) -> None:
         masks.append(candidates[best])
         share = 100 * masks[-1].mean()
         print(f"object {obj}: predicted IoU {ious[best]:.3f}, {share:.1f} % of the picture")
-    ids = [obj for obj, _ in groups]
     overlay = media.draw_overlay(image, np.stack(masks), ids, **_drawn_prompts(groups, 0))
     Image.fromarray(overlay).save(out)
     print(f"overlay: {out}")
     if args.masks:
         media.write_palette_png(args.masks, media.pack_masks(np.stack(masks), ids))
         print(f"masks:   {args.masks}")
+
+
+def _object_ids(groups: dict[tuple[int, int], dict], masks: str | None) -> list[int]:
+    """Ids of the prompted objects; fails if they are to be written as a palette PNG that cannot hold them."""
+    ids = [obj for obj, _ in groups]
+    if masks and not all(1 <= obj <= 255 for obj in ids):
+        raise ValueError(f"object ids are {ids}, but the pixels of --masks hold 1 to 255 only")
+    return ids
 
 
 def _check_folder(path: Path) -> None:
@@ -325,12 +334,13 @@ def _track(args: argparse.Namespace) -> None:
         for path in (out, args.rle):
             if path:
                 _check_folder(Path(path))
+        ids = sorted(set(_object_ids(groups, args.masks)))
+
         predictor = _build(args, build_sam2_video_predictor)
         if args.masks:
             Path(args.masks).mkdir(parents=True, exist_ok=True)
         results = _track_all(predictor, frames, groups)
         masks: dict[int, list[dict]] = {}
-        ids = sorted({obj for obj, _ in groups})
         with tqdm(results, total=num_frames, desc="propagate in video", unit="frame") as bar:
             bar.set_postfix_str("compiling")
             for t, obj_ids, logits in bar:

@@ -177,6 +177,8 @@ BAD = {
     "folder of --rle": (["track", "good.mp4", *POINT, "--rle", "no/a.json"], "no such folder: no"),
     "folder of a picture": (["image", "good.png", *POINT, "--out", "no/a.png"], "no such folder"),
     "folder of its masks": (["image", "good.png", *POINT, "--masks", "no/a.png"], "no such folder"),
+    "object 0": (["track", "good.mp4", "--point", "0:1,2", "--masks", "m"], "[0], but the pixels"),
+    "object 256": (["image", "good.png", "--point", "256:1,2", "--masks", "m"], "hold 1 to 255"),
     "unknown argument": (["track", "good.mp4", "--colour", "red"], "unrecognized arguments"),
     "unknown command": (["tracks"], "invalid choice: 'tracks'"),
     "no command": ([], "required: command"),

@@ -11,11 +11,9 @@ from flax import linen as nn
 
 from sam2_jax.config import HieraConfig
 from sam2_jax.model.attention import attend
-from sam2_jax.model.layers import MLP, LayerNorm, by_rows, cubic_weights, gelu
+from sam2_jax.model.layers import MLP, LayerNorm, cubic_weights, gelu
 
-MLP_ROWS = (
-    8192  # tokens an MLP takes at a time: a larger hidden layer falls out of the CPU's caches
-)
+_STRIP = 16  # rows: a block's temporaries then stay in the CPU's caches (docs/performance.md)
 
 
 def _split_windows(x: jax.Array, window: int) -> jax.Array:
@@ -100,9 +98,26 @@ class Block(nn.Module):
 
         drop_path = nn.Dropout(self.drop_path_rate, broadcast_dims=(1, 2, 3))
         x = x + drop_path(y, deterministic=not is_training)
-        y = LayerNorm(1e-6, self.dtype, name="norm2")(x).reshape(-1, self.width)
-        y = by_rows(MLP((4 * self.width, self.width), gelu, self.dtype, name="mlp"), y, MLP_ROWS)
-        return x + drop_path(y.reshape(x.shape), deterministic=not is_training)
+        y = LayerNorm(1e-6, self.dtype, name="norm2")(x)
+        y = MLP((4 * self.width, self.width), gelu, self.dtype, name="mlp")(y)
+        return x + drop_path(y, deterministic=not is_training)
+
+
+def _apply(block: Block, x: jax.Array, is_training: bool) -> jax.Array:
+    """Applies a block; on CPU strip by strip, where its windows do not reach across strips."""
+    b, height, width, c = x.shape
+    is_local = block.window and _STRIP % block.window == 0 and height % _STRIP == 0
+    if is_training or not is_local or block.is_initializing():
+        return block(x, is_training)
+    variables, pure = block.variables, block.clone(parent=None)
+
+    def strip_by_strip(x):
+        strips = x.reshape(-1, 1, _STRIP, width, c)
+        y = jax.lax.map(lambda strip: pure.apply(variables, strip), strips)
+        return y.reshape(b, -1, *y.shape[3:])
+
+    at_once = lambda x: pure.apply(variables, x)
+    return jax.lax.platform_dependent(x, cpu=strip_by_strip, default=at_once)
 
 
 class Hiera(nn.Module):
@@ -130,7 +145,7 @@ class Hiera(nn.Module):
                 window = 0
             heads = c.num_heads * 2**stage
             block = Block(c.widths[stage], heads, window, rate, self.dtype, name=f"blocks_{i}")
-            x = block(x, is_training)
+            x = _apply(block, x, is_training)
             if i + 1 in first_blocks or i + 1 == len(rates):
                 maps.append(x)
         return maps

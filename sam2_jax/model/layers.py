@@ -56,15 +56,6 @@ class MLP(nn.Module):
         return x
 
 
-def by_rows(module: nn.Module, x: jax.Array, rows: int) -> jax.Array:
-    """Applies a bound submodule that treats tokens alike to (tokens, C), `rows` of them at a time."""
-    if x.shape[0] <= rows or x.shape[0] % rows or module.is_initializing():
-        return module(x)
-    variables, pure = module.variables, module.clone(parent=None)
-    y = jax.lax.map(lambda x: pure.apply(variables, x), x.reshape(-1, rows, x.shape[-1]))
-    return y.reshape(x.shape[0], -1)
-
-
 class Upsample2x2(nn.Module):
     """Transposed 2 x 2 convolution with stride 2: every cell becomes four, as one matrix product."""
 

@@ -126,7 +126,7 @@ def _selected(frames: jax.Array, now: jax.Array, limit: int) -> jax.Array:
 def _match(frames: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
     """For each of (K,) frames: whether it is among (R,) wanted ones, and at which place."""
     hits = (frames[:, None] == wanted[None]) & (frames[:, None] >= 0)
-    return hits.any(-1), hits.argmax(-1)
+    return hits.any(-1), (hits * jnp.arange(wanted.shape[0])).sum(-1)
 
 
 def read(config: Sam2Config, bank: MemoryBank, now: jax.Array) -> Recollection:

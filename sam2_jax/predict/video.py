@@ -360,21 +360,27 @@ class SAM2VideoPredictor:
         stores = list(state.objects.values())
         bank = jax.device_put(load_bank(config, stores, order[0], direction, state.num_frames))
         reach = config.memory_temporal_stride_for_eval * config.num_maskmem
-        for i in range(0, len(order), self.chunk):
-            chunk = order[i : i + self.chunk]
+        # A prompted frame that clears what is around it ends the chunk: the bank is then loaded anew.
+        length = 1 if config.clear_non_cond_mem_around_input else self.chunk
+        for i in range(0, len(order), length):
+            chunk = order[i : i + length]
             to_track = [t for t in chunk if any(t not in store.prompted for store in stores)]
             if to_track:
                 bank, prediction = _propagate(module, params, bank, self._clip(state, to_track))
                 prediction = jax.device_get(prediction)
             for t in chunk:
+                is_cleared = False
                 for n, store in enumerate(stores):
                     store.passes[t] = direction
                     if t not in store.prompted:
                         store.tracked[t] = self._entry(prediction, to_track.index(t), n)
                     elif config.clear_non_cond_mem_around_input:
                         store.forget_tracked_around(t, reach)
+                        is_cleared = True
                     if state.keep_frames is not None:
                         store.keep_only_near(t, state.keep_frames)
+                if is_cleared:
+                    bank = load_bank(config, stores, t + direction, direction, state.num_frames)
                 yield t, state.obj_ids, self._video_masks(state, t)
 
     def _clip(self, state, frame_indices: list[int]) -> Frame:

@@ -448,3 +448,18 @@ def test_nothing_is_compiled_again_inside_a_bucket(predictor, traces):
     session(8, 3, 3)
     assert dict(traces) == before
     assert len(before) == 6
+
+
+def test_a_pass_over_a_prompted_frame_drops_the_memories_around_it(model):
+    each = switched(model, clear_non_cond_mem_around_input=True)
+    last = {}
+    for is_cut in (False, True):
+        state = each.init_state(SHORT)
+        click(each, state)
+        click(each, state, 3, at=1)
+        if is_cut:  # the second pass starts from the store, where frames 1 and 2 are gone
+            run(each, state, max_frame_num_to_track=3)
+            last[is_cut] = run(each, state, start_frame_idx=4)[4]
+        else:
+            last[is_cut] = run(each, state)[4]
+    np.testing.assert_array_equal(last[False], last[True])
