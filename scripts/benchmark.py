@@ -39,7 +39,7 @@ from sam2_jax.build import Model
 from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config, get_config
 from sam2_jax.data.videos import Frames
 from sam2_jax.model import memory_bank
-from sam2_jax.model.sam2 import Sam2, param_shapes
+from sam2_jax.model.sam2 import Sam2, init_params, param_shapes
 from sam2_jax.predict.image import _encode
 from sam2_jax.predict.video import SAM2VideoPredictor, _propagate
 from sam2_jax.structs import Frame, MemoryBank
@@ -70,10 +70,8 @@ class Task(NamedTuple):
 
 
 def random_params(config: Sam2Config) -> dict:
-    """Returns weights of the right shapes; a real initialisation compiles for longer than we measure."""
-    rng = np.random.default_rng(2)
-    draw = lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32)
-    return jax.device_put(jax.tree.map(draw, param_shapes(config)))
+    """Returns initial weights on the device."""
+    return jax.device_put(init_params(config, jax.random.key(2)))
 
 
 def ours(task: Task) -> Callable[[], Any]:

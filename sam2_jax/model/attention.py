@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-QUERY_CHUNK = 512  # fastest on CPU at 4096 keys (docs/performance.md)
+QUERY_CHUNK = 512  # on CPU 256 to 2048 are equally fast; it bounds the memory of the scores
 _NEVER = -1e30  # finite, so that a row without any key gives numbers, not NaN
 
 

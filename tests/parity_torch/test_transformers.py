@@ -1,6 +1,6 @@
 """The model against transformers' Sam2Model and Sam2VideoModel, an independent port.
 
-Same weights, 256 px. Inputs are prepared by this project, so that only the models are compared.
+Same weights. Inputs are prepared by this project, so that only the models are compared.
 Limits are those of the golden files.
 """
 
@@ -25,7 +25,6 @@ from tests.parity.reference_scene import scene
 from tests.parity_torch.test_convert import video_config
 
 SIZE = 256
-GRID = SIZE // 16
 NUM_FRAMES = 4
 HEIGHT, WIDTH = 240, 320  # of the scene
 FRAMES = scene(NUM_FRAMES)
@@ -38,14 +37,15 @@ IOU = 5e-3  # 1 - mask IoU
 SCORE = 2e-2  # absolute
 
 
-def hugging_face(model, presence_bias):
-    """(Sam2Model, Sam2VideoModel) at 256 px with reference weights."""
+def hugging_face(model, presence_bias, size=SIZE):
+    """(Sam2Model, Sam2VideoModel) with reference weights."""
+    grid = size // 16
     config = video_config(model)
-    config.image_size = SIZE
-    config.memory_attention_rope_feat_sizes = [GRID, GRID]
-    config.prompt_encoder_config.image_size = SIZE
-    config.vision_config.backbone_config.image_size = [SIZE, SIZE]
-    config.vision_config.backbone_feature_sizes = [[k * GRID, k * GRID] for k in (4, 2, 1)]
+    config.image_size = size
+    config.memory_attention_rope_feat_sizes = [grid, grid]
+    config.prompt_encoder_config.image_size = size
+    config.vision_config.backbone_config.image_size = [size, size]
+    config.vision_config.backbone_feature_sizes = [[k * grid, k * grid] for k in (4, 2, 1)]
     tensors = {
         name: torch.tensor(array)
         for name, array in names.to_hugging_face(weights(model, presence_bias)).items()
@@ -55,7 +55,7 @@ def hugging_face(model, presence_bias):
     image = transformers.Sam2Model(
         transformers.Sam2Config(
             vision_config=config.vision_config,
-            prompt_encoder_config=transformers.Sam2PromptEncoderConfig(image_size=SIZE),
+            prompt_encoder_config=transformers.Sam2PromptEncoderConfig(image_size=size),
         )
     ).eval()
     image.load_state_dict({name: tensors[name] for name in image.state_dict()})
@@ -68,23 +68,27 @@ def relative(ours, theirs):
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def to_input_pixels(points):
-    return points.reshape(-1, 2) * np.array([SIZE / WIDTH, SIZE / HEIGHT], np.float32)
+def to_input_pixels(points, size=SIZE):
+    return points.reshape(-1, 2) * np.array([size / WIDTH, size / HEIGHT], np.float32)
 
 
 def nchw(x):
     return np.moveaxis(np.asarray(x), -1, 1)
 
 
-@pytest.fixture(scope="module")
-def image_models():
+def both_image_models(size):
     """Our predictor with frame 0 set, transformers' model, and the input of both."""
     ours = SAM2ImagePredictor(
-        reference_model("sam2.1_hiera_tiny", 1.0, image_size=SIZE, **POSTPROCESSING_IMAGE)
+        reference_model("sam2.1_hiera_tiny", 1.0, image_size=size, **POSTPROCESSING_IMAGE)
     )
     ours.set_image(FRAMES[0])
-    theirs, _ = hugging_face("sam2.1_hiera_tiny", 1.0)
-    return ours, theirs, transforms.image_to_input(FRAMES[0], SIZE)[None]
+    theirs, _ = hugging_face("sam2.1_hiera_tiny", 1.0, size)
+    return ours, theirs, transforms.image_to_input(FRAMES[0], size)[None]
+
+
+@pytest.fixture(scope="module")
+def image_models():
+    return both_image_models(SIZE)
 
 
 def test_image_encoder(image_models):
@@ -125,6 +129,23 @@ def test_image_prediction(image_models, kind, is_multimask):
     with torch.inference_mode():
         answer = theirs(torch.tensor(nchw(image)), **prompt, multimask_output=is_multimask)
     # The original's predictor hands out clamped logits, transformers' model the raw ones.
+    assert relative(low_res, answer.pred_masks[0, 0].clamp(-32, 32)) < EXACT
+    assert relative(ious, answer.iou_scores[0, 0]) < EXACT
+
+
+@pytest.mark.parametrize("size", [512, 768])
+def test_other_image_sizes(size):
+    predictor, theirs, image = both_image_models(size)
+    _, ious, low_res = predictor.predict(CLICK, np.array([1]))
+    pixels = torch.tensor(nchw(image))
+    with torch.inference_mode():
+        *_, embedding = theirs.get_image_embeddings(pixels)
+        answer = theirs(
+            pixels,
+            input_points=torch.tensor(to_input_pixels(CLICK, size))[None, None],
+            input_labels=torch.ones(1, 1, 1, dtype=torch.int32),
+        )
+    assert relative(predictor.get_image_embedding(), embedding) < EXACT
     assert relative(low_res, answer.pred_masks[0, 0].clamp(-32, 32)) < EXACT
     assert relative(ious, answer.iou_scores[0, 0]) < EXACT
 
