@@ -5,7 +5,10 @@ JAX reads these variables when it is imported, so they are set before any test m
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 
@@ -16,6 +19,16 @@ os.environ.setdefault(
 )
 # The default keeps only what took a second to compile, which few tests do.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_programs() -> Iterator[None]:
+    """Drops compiled programs after each file: hundreds of them exhaust a process's memory mappings."""
+    import jax
+
+    yield
+    jax.clear_caches()
+
 
 # A plain `pytest` works without torch; `make parity` brings it.
 collect_ignore = [] if importlib.util.find_spec("torch") else ["parity_torch"]
