@@ -1,9 +1,14 @@
 """A small model with non-trivial weights, for tests that ask about structure rather than numbers."""
 
+import collections
+import contextlib
 import functools
+from collections.abc import Iterator
+from types import ModuleType
 
 import jax
 import numpy as np
+import pytest
 
 from checkpoints_convert.names import official_shapes, to_params
 from sam2_jax.build import Model
@@ -59,3 +64,27 @@ def masks(num_objects: int, size: int = SIZE) -> Prompt:
         np.zeros((num_objects, 1, 2)), np.full((num_objects, 1), -1, np.int32)
     )
     return prompt.replace(masks=np.stack(drawn[:num_objects]), has_mask=np.ones(num_objects, bool))
+
+
+@contextlib.contextmanager
+def counted_programs(
+    functions: list[tuple[ModuleType, str, int | tuple[int, ...]]],
+) -> Iterator[collections.Counter]:
+    """Counts how often jitted functions, given as (module, name, static arguments), are traced.
+
+    Meanwhile they compile without optimisation, which is twice as fast.
+    """
+    counts: collections.Counter = collections.Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, static in functions:
+            original = getattr(module, name).__wrapped__
+
+            @functools.wraps(original)
+            def counted(*args, _name=name, _original=original):
+                counts[_name] += 1
+                return _original(*args)
+
+            options = {"xla_backend_optimization_level": 0}
+            quick = jax.jit(counted, static_argnums=static, compiler_options=options)
+            patch.setattr(module, name, quick)
+        yield counts

@@ -1,7 +1,5 @@
-import collections
 import functools
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,25 +25,12 @@ def model():
 @pytest.fixture(scope="module", autouse=True)
 def traces():
     """How often each compiled function of the predictor was traced."""
-    counts = collections.Counter()
     functions = [
         (image_module, "_encode", 0),
         (image_module, "_decode", (0, 4)),
         (transforms, "resize_masks", (1, 2)),
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name, static in functions:
-            original = getattr(module, name).__wrapped__
-
-            @functools.wraps(original)
-            def counted(*args, _name=name, _original=original):
-                counts[_name] += 1
-                return _original(*args)
-
-            # Unoptimised programs compile twice as fast.
-            options = {"xla_backend_optimization_level": 0}
-            quick = jax.jit(counted, static_argnums=static, compiler_options=options)
-            patch.setattr(module, name, quick)
+    with toy.counted_programs(functions) as counts:
         yield counts
 
 

@@ -1,8 +1,6 @@
 """The session: what stays, what goes, and in which order, whatever is clicked and wherever it is tracked."""
 
-import collections
 import dataclasses
-import functools
 import gc
 
 import jax
@@ -30,7 +28,6 @@ def model():
 @pytest.fixture(scope="module", autouse=True)
 def traces():
     """How often each compiled function of the predictor was traced."""
-    counts = collections.Counter()
     functions = [
         (video, "_encode", 0),
         (video, "_propagate", 0),
@@ -39,19 +36,7 @@ def traces():
         (video, "_remember", 0),
         (transforms, "resize_masks", (1, 2)),
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name, static in functions:
-            original = getattr(module, name).__wrapped__
-
-            @functools.wraps(original)
-            def counted(*args, _name=name, _original=original):
-                counts[_name] += 1
-                return _original(*args)
-
-            # Unoptimised programs compile twice as fast.
-            options = {"xla_backend_optimization_level": 0}
-            quick = jax.jit(counted, static_argnums=static, compiler_options=options)
-            patch.setattr(module, name, quick)
+    with toy.counted_programs(functions) as counts:
         yield counts
 
 
