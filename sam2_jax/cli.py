@@ -194,7 +194,7 @@ def _check_prompts(
     Raises:
       ValueError: none given, outside of the picture, or several boxes or masks for one object.
     """
-    from sam2_jax.data.media import read_mask_png
+    from sam2_jax.data.masks import read_mask_png
 
     if not prompts:
         raise ValueError(
@@ -267,6 +267,8 @@ def _image(args: argparse.Namespace) -> None:
 
     from sam2_jax import SAM2ImagePredictor, build_sam2
     from sam2_jax.data import media
+    from sam2_jax.data.masks import pack_masks, write_palette_png
+    from sam2_jax.data.overlay import draw_overlay
 
     image = media.read_image(args.image)
     groups = _check_prompts(args.prompts, *image.shape[:2], num_frames=1)
@@ -292,11 +294,11 @@ def _image(args: argparse.Namespace) -> None:
         masks.append(candidates[best])
         share = 100 * masks[-1].mean()
         print(f"object {obj}: predicted IoU {ious[best]:.3f}, {share:.1f} % of the picture")
-    overlay = media.draw_overlay(image, np.stack(masks), ids, **_drawn_prompts(groups, 0))
+    overlay = draw_overlay(image, np.stack(masks), ids, **_drawn_prompts(groups, 0))
     Image.fromarray(overlay).save(out)
     print(f"overlay: {out}")
     if args.masks:
-        media.write_palette_png(args.masks, media.pack_masks(np.stack(masks), ids))
+        write_palette_png(args.masks, pack_masks(np.stack(masks), ids))
         print(f"masks:   {args.masks}")
 
 
@@ -319,6 +321,7 @@ def _track(args: argparse.Namespace) -> None:
 
     from sam2_jax import build_sam2_video_predictor
     from sam2_jax.data import media, videos
+    from sam2_jax.data.masks import encode_rle, pack_masks, write_palette_png
 
     with videos.open_frames(args.video) as frames:
         num_frames = len(frames)
@@ -347,11 +350,11 @@ def _track(args: argparse.Namespace) -> None:
                 if masks:  # the program for prompts and the one for tracking are there
                     bar.set_postfix_str("")
                 by_id = dict(zip(obj_ids, logits[:, 0] > 0, strict=True))
-                masks[t] = [media.encode_rle(by_id[i]) for i in ids]
+                masks[t] = [encode_rle(by_id[i]) for i in ids]
                 if args.masks:
                     path = Path(args.masks) / f"{t:05d}.png"
-                    packed = media.pack_masks(np.stack([by_id[i] for i in ids]), ids)
-                    media.write_palette_png(path, packed)
+                    packed = pack_masks(np.stack([by_id[i] for i in ids]), ids)
+                    write_palette_png(path, packed)
         if args.masks:
             print(f"masks:   {args.masks}")
         if args.rle:
@@ -386,11 +389,12 @@ def _track_all(predictor, frames, groups) -> Iterator[tuple[int, list, np.ndarra
 
 
 def _overlays(frames, groups, ids, masks) -> Iterator[np.ndarray]:
-    from sam2_jax.data import media
+    from sam2_jax.data.masks import decode_rle
+    from sam2_jax.data.overlay import draw_overlay
 
     for t in range(len(frames)):
-        decoded = np.stack([media.decode_rle(rle) for rle in masks[t]])
-        yield media.draw_overlay(frames[t], decoded, ids, **_drawn_prompts(groups, t))
+        decoded = np.stack([decode_rle(rle) for rle in masks[t]])
+        yield draw_overlay(frames[t], decoded, ids, **_drawn_prompts(groups, t))
 
 
 def _write_rle(

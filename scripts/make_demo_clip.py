@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from sam2_jax.data.media import pack_masks, write_palette_png, write_video
+from sam2_jax.data.masks import pack_masks, write_palette_png
+from sam2_jax.data.media import write_video
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 240, 320, 24, 12

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from sam2_jax.cli import main
-from sam2_jax.data.media import decode_rle, write_palette_png, write_video
+from sam2_jax.data.masks import decode_rle, write_palette_png
+from sam2_jax.data.media import write_video
 from sam2_jax.data.videos import VideoFile
 from tests.parity.reference_scene import scene, scene_masks
 

@@ -1,6 +1,6 @@
-"""Frame sources: a video file, a folder of pictures or arrays, read one frame at a time.
+"""Frame sources: a video file, a folder of pictures, arrays or an iterator, read frame by frame.
 
-    source  ->  Frames: len(), [i] -> (H, W, 3) uint8 RGB, .height, .width, .fps
+    source  ->  Frames: exists(i), [i] -> (H, W, 3) uint8 RGB, .height, .width, .fps, len()
 
 No source holds more than a bounded number of decoded frames, however long the video.
 """
@@ -14,7 +14,7 @@ import operator
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,11 +24,14 @@ from sam2_jax.data.media import MAX_SIDE, read_image
 DEFAULT_FPS = 24.0
 CACHE_BYTES = 256 * 2**20
 MIN_CACHED_FRAMES, MAX_CACHED_FRAMES = 4, 64
+KEPT_FRAMES = 32  # of an iterator, which cannot go back
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Frames(Sequence):
-    """A finite sequence of equally large RGB frames, each read when asked for.
+    """A sequence of equally large RGB frames, each read when asked for.
+
+    Where a source ends may be unknown until then: ask `exists`, not `len`, whether there is a frame.
 
     Attributes:
         height: H, pixels.
@@ -42,7 +45,11 @@ class Frames(Sequence):
 
     @abc.abstractmethod
     def _read(self, index: int) -> np.ndarray:
-        """Returns frame `index`, which is within 0..len-1."""
+        """Returns frame `index`, which exists."""
+
+    def exists(self, index: int) -> bool:
+        """Says whether there is a frame `index`, counted from 0; reads up to it where that needs to be."""
+        return 0 <= index < len(self)
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Returns frame `index` as (H, W, 3) uint8 RGB, to be treated as read-only.
@@ -52,9 +59,10 @@ class Frames(Sequence):
             ValueError: the frame cannot be decoded, or differs in size from the first.
         """
         index = operator.index(index)
-        if not -len(self) <= index < len(self):
+        place = index + len(self) if index < 0 else index
+        if not self.exists(place):
             raise IndexError(f"no frame {index}: there are {len(self)} frames")
-        return self._read(index % len(self))
+        return self._read(place)
 
     def close(self) -> None:
         """Releases what the source holds open."""
@@ -66,12 +74,17 @@ class Frames(Sequence):
         self.close()
 
     def _check_size(self, frame: np.ndarray, name: str) -> np.ndarray:
-        if frame.shape[:2] != (self.height, self.width):
-            raise ValueError(
-                f"{name} is {frame.shape[1]}x{frame.shape[0]}, but the first frame is "
-                f"{self.width}x{self.height}; all frames must have one size"
-            )
+        check_size(frame, self.height, self.width, name)
         return frame
+
+
+def check_size(frame: np.ndarray, height: int, width: int, name: str) -> None:
+    """Raises a ValueError unless a frame is as large as the first of its source."""
+    if frame.shape[:2] != (height, width):
+        raise ValueError(
+            f"{name} is {frame.shape[1]}x{frame.shape[0]}, but the first frame is "
+            f"{width}x{height}; all frames must have one size"
+        )
 
 
 class _Timeline(NamedTuple):
@@ -294,11 +307,13 @@ def _read_timeline(container: Any, stream: Any, path: str) -> _Timeline:
 class ImageFolder(Frames):
     """The JPEG and PNG files of a folder, in the order of their numbers, read when asked for.
 
-    Names that are numbers ("00000.jpg") are ordered as numbers, other names as text.
+    Names that are numbers ("00000.jpg") are ordered as numbers, and gaps between them do not count:
+    frame i is the i-th picture. Numbers within other names ("shot 2.jpg") count as numbers as well.
+    Other files, hidden ones and folders are left out.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no picture in it, or two with one number.
+        ValueError: no picture in it, two with one number, or names of both kinds.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -319,21 +334,35 @@ class ImageFolder(Frames):
 
 
 def _sorted_names(folder: str) -> list[str]:
-    # macOS leaves "._00000.jpg" files, which are no pictures, on foreign disks.
-    names = sorted(
-        name
-        for name in os.listdir(folder)
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-    )
-    stems = [os.path.splitext(name)[0] for name in names]
-    if not all(re.fullmatch(r"[0-9]+", stem) for stem in stems):
-        return names
-    by_number: dict[int, str] = {}
-    for stem, name in zip(stems, names, strict=True):
-        other = by_number.setdefault(int(stem), name)
-        if other != name:
-            raise ValueError(f"{folder} holds two pictures of frame {int(stem)}: {other}, {name}")
-    return [by_number[number] for number in sorted(by_number)]
+    with os.scandir(folder) as entries:
+        # macOS leaves "._00000.jpg" files, which are no pictures, on foreign disks.
+        names = sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(IMAGE_SUFFIXES)
+            and not entry.name.startswith(".")
+            and not entry.is_dir()
+        )
+    is_number = {name: bool(re.fullmatch("[0-9]+", os.path.splitext(name)[0])) for name in names}
+    if len(set(is_number.values())) == 2:
+        other = next(name for name in names if not is_number[name])
+        raise ValueError(
+            f"{folder} holds pictures named by numbers and others, such as {other}, whose place "
+            "among them is unknown; move those away"
+        )
+    names.sort(key=_natural_order)
+    for name, following in itertools.pairwise(names):
+        if is_number[name] and _natural_order(name) == _natural_order(following):
+            number = int(os.path.splitext(name)[0])
+            raise ValueError(f"{folder} holds two pictures of frame {number}: {name}, {following}")
+    return names
+
+
+def _natural_order(name: str) -> list[str | int]:
+    """Sorts text as text and the numbers in it as numbers, which stand at the odd places."""
+    parts: list[str | int] = re.split("([0-9]+)", os.path.splitext(name)[0])
+    parts[1::2] = map(int, parts[1::2])
+    return parts
 
 
 class FrameList(Frames):
@@ -369,26 +398,123 @@ def _as_rgb(frame: Any, index: int) -> np.ndarray:
     return frame
 
 
+class FrameIterator(Frames):
+    """Frames that come out of an iterator or a generator, pulled when they are asked for.
+
+    Only the last 32 frames are kept, so that there may be endlessly many; older ones cannot be read
+    again. `len` is known once the iterator has ended. Safe to use from several threads.
+
+    Args:
+        frames: gives (H, W, 3) uint8 RGB or Pillow images; where it has an `fps`, that is taken over.
+
+    Raises:
+        ValueError: no frame, or one that is not (H, W, 3) uint8.
+    """
+
+    def __init__(self, frames: Iterable):
+        self._lock = threading.Lock()  # a generator does not run in two threads at once
+        self._source = frames
+        self._frames = iter(frames)
+        self._kept: collections.deque[np.ndarray] = collections.deque(maxlen=KEPT_FRAMES)
+        self._num_pulled = 0
+        self._is_finished = self._is_closed = False
+        self._failure: Exception | None = None
+        self.fps = float(getattr(frames, "fps", None) or DEFAULT_FPS)
+        if not self.exists(0):
+            raise ValueError("the iterator has no frames")
+
+    def exists(self, index: int) -> bool:
+        """Says whether there is a frame `index`, pulling frames up to it.
+
+        Raises:
+            ValueError: the iterator raised an error, which is the cause of this one, or gave
+                something else than a frame of the size of the first.
+        """
+        with self._lock:
+            while self._num_pulled <= index and not self._is_finished:
+                self._pull()
+            return 0 <= index < self._num_pulled
+
+    def _pull(self) -> None:
+        if self._is_closed:
+            raise ValueError("the iterator of frames is closed")
+        if self._failure is not None:
+            raise self._failure
+        index = self._num_pulled
+        try:
+            frame = next(self._frames, None)
+        except Exception as error:
+            self._failure = ValueError(f"frame {index} could not be had: {error or repr(error)}")
+            raise self._failure from error
+        if frame is None:
+            self._is_finished = True
+            return
+        try:
+            # A copy, since an iterator may fill one array again and again.
+            rgb = np.array(_as_rgb(frame, index))
+            if index == 0:
+                self.height, self.width = rgb.shape[:2]
+            self._check_size(rgb, f"frame {index}")
+        except ValueError as error:
+            self._failure = error
+            raise
+        rgb.flags.writeable = False
+        self._kept.append(rgb)
+        self._num_pulled += 1
+
+    def __len__(self) -> int:
+        if not self._is_finished:
+            raise TypeError(
+                "how many frames an iterator has is not known before its end: ask exists(index), or "
+                "pass a list"
+            )
+        return self._num_pulled
+
+    def _read(self, index: int) -> np.ndarray:
+        with self._lock:
+            if self._is_closed:
+                raise ValueError("the iterator of frames is closed")
+            if index < self._num_pulled - len(self._kept):
+                raise ValueError(
+                    f"frame {index} is gone: of an iterator only the last {KEPT_FRAMES} frames are "
+                    f"kept, and {self._num_pulled} have been read; pass a file or a list to go back"
+                )
+            return self._kept[index - self._num_pulled]
+
+    def close(self) -> None:
+        """Forgets the frames, and closes the iterator where it can be closed."""
+        with self._lock:
+            self._is_closed = True
+            self._kept.clear()
+            if hasattr(self._source, "close"):
+                self._source.close()
+
+
 class FirstFrames(Frames):
     """The first frames of another source, which stays open when this is closed."""
 
     def __init__(self, frames: Frames, count: int):
-        self._frames, self._count = frames, min(count, len(frames))
+        self._frames, self._count = frames, count
         self.height, self.width, self.fps = frames.height, frames.width, frames.fps
 
+    def exists(self, index: int) -> bool:
+        """Says whether there is a frame `index`."""
+        return index < self._count and self._frames.exists(index)
+
     def __len__(self) -> int:
-        return self._count
+        return min(self._count, len(self._frames))
 
     def _read(self, index: int) -> np.ndarray:
         return self._frames[index]
 
 
-def open_frames(source: str | os.PathLike | Sequence | np.ndarray) -> Frames:
-    """Opens a video file, a folder of pictures, an array or a list of arrays.
+def open_frames(source: str | os.PathLike | Iterable | np.ndarray) -> Frames:
+    """Opens a video file, a folder of pictures, an array, a list of arrays or an iterator.
 
     Args:
-        source: a path, (T, H, W, 3) uint8, a sequence of (H, W, 3) uint8 or of Pillow images, or
-            frames already open, which are returned as they are.
+        source: a path, (T, H, W, 3) uint8, a sequence or an iterator of (H, W, 3) uint8 or of Pillow
+            images, a stream (`streams.read_stream`), or frames already open, which are returned as
+            they are.
 
     Returns:
         The frames; close them, or use them in a `with` statement.
@@ -403,7 +529,9 @@ def open_frames(source: str | os.PathLike | Sequence | np.ndarray) -> Frames:
         return ImageFolder(source) if os.path.isdir(source) else VideoFile(source)
     if isinstance(source, np.ndarray | Sequence):
         return FrameList(source)
+    if isinstance(source, Iterable) and not isinstance(source, Sized):
+        return FrameIterator(source)
     raise ValueError(
         f"cannot read frames from {type(source).__name__}; a video file, a folder of pictures, "
-        "an array (T, H, W, 3) or a list of arrays is expected"
+        "an array (T, H, W, 3), a list of arrays or an iterator is expected"
     )

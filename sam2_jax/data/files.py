@@ -1,0 +1,59 @@
+"""Files that take their names only when they are complete: no reader ever sees half of one."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+
+
+class PartialFile:
+    """A file being written beside the one that it replaces once it is complete.
+
+    Attributes:
+        path: the final name; a file of that name stays as it is until `commit`.
+        partial: the name to write to, hidden and in the same folder.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.path.abspath(path)
+        folder, name = os.path.split(self.path)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"no such folder: {folder}")
+        self.partial = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.partial")
+
+    @contextlib.contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Makes errors of the system, such as a full disk, name the final file."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), self.path) from error
+
+    def commit(self) -> None:
+        """Gives the file its final name."""
+        with self.named_errors():
+            os.replace(self.partial, self.path)
+
+    def discard(self) -> None:
+        """Removes what was written; does nothing after `commit`."""
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.partial)
+
+
+def write_file(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a whole file, or leaves everything as it was.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        OSError: the disk is full or the folder read-only; the error names the file.
+    """
+    file = PartialFile(path)
+    try:
+        with file.named_errors(), open(file.partial, "wb") as opened:
+            opened.write(data)
+        file.commit()
+    finally:
+        file.discard()

@@ -1,0 +1,387 @@
+"""Masks and boxes as they lie in files.
+
+ids (H, W)            <->  palette PNG, 16-bit PNG (read only)
+masks (N, H, W)       <->  a folder an object, one PNG a frame
+mask (H, W)           <->  COCO run lengths
+boxes (T, 4) x,y,w,h  <->  text, one line a frame
+"""
+
+import io
+import operator
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sam2_jax.data.files import write_file
+from sam2_jax.data.media import MAX_SIDE, open_picture
+
+
+def davis_palette() -> np.ndarray:
+    """Returns the (256, 3) uint8 colours of DAVIS and PASCAL VOC masks.
+
+    The bits of an id are dealt out to red, green and blue in turn, highest bits first.
+    """
+    ids = np.arange(256)[:, None]
+    channel = np.arange(3)
+    palette = np.zeros((256, 3), np.int64)
+    for bit in range(3):
+        palette |= ((ids >> (3 * bit + channel)) & 1) << (7 - bit)
+    return palette.astype(np.uint8)
+
+
+def write_palette_png(
+    path: str | os.PathLike, ids: np.ndarray, palette: np.ndarray | None = None
+) -> None:
+    """Writes a mask as DAVIS does: a PNG of mode P whose pixel values are the ids.
+
+    Args:
+        path: the file to write.
+        ids: (H, W) uint8, 0 the background.
+        palette: (K, 3) uint8 colours of the first K ids, such as `read_palette_png` returns; the
+            others, and all where it is absent, are DAVIS's.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: another shape or type.
+        OSError: the file cannot be written, for example because the disk is full.
+    """
+    ids, colors = np.asarray(ids), davis_palette()
+    if ids.ndim != 2 or ids.dtype != np.uint8:
+        raise ValueError(f"ids are {ids.shape} {ids.dtype}; (H, W) uint8 is expected")
+    if palette is not None:
+        palette = np.asarray(palette)
+        if palette.ndim != 2 or palette.shape[1] != 3 or palette.dtype != np.uint8:
+            raise ValueError(
+                f"the palette is {palette.shape} {palette.dtype}; (K, 3) uint8 is expected"
+            )
+        colors[: len(palette)] = palette
+    image = Image.fromarray(ids)
+    image.putpalette(colors.tobytes())
+    write_file(path, _png_bytes(image))
+
+
+def _png_bytes(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read_mask_png(path: str | os.PathLike) -> np.ndarray:
+    """Reads the ids of a mask from a palette, grey or black-and-white PNG.
+
+    Pixel values are ids and are never turned into colours; black and white are 0 and 1.
+
+    Returns:
+        (H, W) uint8, or uint16 where the file has 16 bits a pixel.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a picture, or a coloured one, whose ids cannot be known.
+    """
+    return read_palette_png(path)[0]
+
+
+def read_palette_png(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads the ids of a mask as `read_mask_png` does, together with its palette.
+
+    Returns:
+        ids: (H, W) uint8, or uint16 where the file has 16 bits a pixel.
+        palette: (K, 3) uint8 colours of the first K ids; None for a file without a palette.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a picture, or a coloured one, whose ids cannot be known.
+    """
+    with open_picture(path) as image:
+        if image.mode == "P":
+            colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+            return np.asarray(image, np.uint8), colors
+        if image.mode == "I;16":
+            return np.asarray(image, np.uint16), None
+        if image.mode in ("L", "1"):
+            ids = np.asarray(image, np.uint8)
+            return ids // _grey_step(path) if image.mode == "L" else ids, None
+        raise ValueError(
+            f"{os.fspath(path)} is a {image.mode} picture; a palette or grey PNG whose pixel "
+            "values are object ids is expected"
+        )
+
+
+def _grey_step(path: str | os.PathLike) -> int:
+    """By what Pillow multiplies grey values: those of 2 and 4 bits are spread over 0..255."""
+    with open(path, "rb") as file:
+        header = file.read(25)
+    is_png = header.startswith(b"\x89PNG")
+    return 255 // (2 ** header[24] - 1) if is_png else 1
+
+
+def pack_masks(masks: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    """Packs the masks of several objects into one picture of ids.
+
+    Args:
+        masks: (N, H, W) bool.
+        ids: N different ids within 1..255; where masks overlap, the lowest wins.
+
+    Returns:
+        (H, W) uint8, 0 the background.
+
+    Raises:
+        ValueError: shapes do not fit, or an id is repeated or out of range.
+    """
+    masks = check_masks(masks, ids)
+    check_ids(ids, 1, 255)
+    packed = np.zeros(masks.shape[1:], np.uint8)
+    for i in np.argsort(ids)[::-1]:
+        packed[masks[i]] = ids[i]
+    return packed
+
+
+def check_masks(masks: np.ndarray, ids: Sequence) -> np.ndarray:
+    """Returns masks (N, H, W) bool as an array; a ValueError if they are not, or not one an id."""
+    masks = np.asarray(masks)
+    if masks.ndim != 3 or masks.dtype != bool or len(masks) != len(ids):
+        raise ValueError(
+            f"masks are {masks.shape} {masks.dtype} for {len(ids)} ids; "
+            f"({len(ids)}, H, W) bool is expected"
+        )
+    return masks
+
+
+def check_ids(ids: Sequence, first: int, last: int | None = None) -> None:
+    """Raises a ValueError unless ids are different integers within first..last."""
+    is_valid = all(
+        isinstance(i, int | np.integer) and first <= i and (last is None or i <= last) for i in ids
+    )
+    if not is_valid or len(set(ids)) != len(ids):
+        within = f"from {first}" if last is None else f"within {first}..{last}"
+        raise ValueError(f"ids are {list(ids)}; different integers {within} are expected")
+
+
+def write_object_masks(
+    path: str | os.PathLike, frame_idx: int, ids: Sequence[int], masks: np.ndarray
+) -> None:
+    """Writes a frame's masks as SA-V lays them out: `<path>/<id:03d>/<frame_idx:05d>.png`.
+
+    The pictures are grey, 255 on the object, and may overlap. Folders are made as needed.
+
+    Args:
+        path: the folder of the video.
+        frame_idx: index of the frame, from 0.
+        ids: N different ids from 0.
+        masks: (N, H, W) bool.
+
+    Raises:
+        ValueError: shapes do not fit, or an id is repeated, negative or no integer.
+        OSError: a file cannot be written, for example because the disk is full.
+    """
+    masks = check_masks(masks, ids)
+    check_ids(ids, 0)
+    for object_id, mask in zip(ids, masks, strict=True):
+        folder = os.path.join(path, f"{object_id:03d}")
+        os.makedirs(folder, exist_ok=True)
+        picture = Image.fromarray(mask.astype(np.uint8) * 255)
+        write_file(os.path.join(folder, f"{frame_idx:05d}.png"), _png_bytes(picture))
+
+
+def object_folders(path: str | os.PathLike) -> dict[int, str]:
+    """Returns the folders of the objects of a video, by object id in ascending order.
+
+    Files, and folders whose names are no numbers, are left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: two folders of one object, such as `1` and `001`.
+    """
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"no such folder: {os.fspath(path)}")
+    by_id: dict[int, str] = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir() and re.fullmatch("[0-9]+", entry.name):
+                other = by_id.setdefault(int(entry.name), entry.path)
+                if other != entry.path:
+                    raise ValueError(
+                        f"{os.fspath(path)} holds two folders of object {int(entry.name)}: "
+                        f"{', '.join(sorted((os.path.basename(other), entry.name)))}"
+                    )
+    return dict(sorted(by_id.items()))
+
+
+def read_object_masks(path: str | os.PathLike, frame_idx: int) -> tuple[list[int], np.ndarray]:
+    """Reads a frame's masks as SA-V lays them out, `<path>/<id:03d>/<frame_idx:05d>.png`.
+
+    Black-and-white pictures and grey ones are read; every value but 0 is the object.
+
+    Args:
+        path: the folder of the video.
+        frame_idx: index of the frame.
+
+    Returns:
+        ids: the N objects that have a picture of this frame, ascending.
+        masks: (N, H, W) bool.
+
+    Raises:
+        FileNotFoundError: no such folder, or no object has a picture of this frame.
+        ValueError: a picture that cannot be read, several objects in one, or several sizes.
+    """
+    name = f"{frame_idx:05d}.png"
+    paths = {i: os.path.join(folder, name) for i, folder in object_folders(path).items()}
+    paths = {i: file for i, file in paths.items() if os.path.exists(file)}
+    if not paths:
+        raise FileNotFoundError(f"no object folder in {os.fspath(path)} holds {name}")
+    masks: list[np.ndarray] = []
+    for file in paths.values():
+        values = read_mask_png(file)
+        present = np.unique(values[values > 0])
+        if len(present) > 1:
+            raise ValueError(
+                f"{file} holds the values {present[:5].tolist()}; the mask of one object is expected"
+            )
+        if masks and values.shape != masks[0].shape:
+            raise ValueError(
+                f"{file} is {values.shape[1]}x{values.shape[0]}, but the mask of object "
+                f"{min(paths)} is {masks[0].shape[1]}x{masks[0].shape[0]}"
+            )
+        masks.append(values > 0)
+    return list(paths), np.stack(masks)
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """Encodes a mask as COCO's compressed run lengths, ready for JSON.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        {"size": [H, W], "counts": str}.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    from pycocotools import mask as coco
+
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or mask.dtype != bool:
+        raise ValueError(f"the mask is {mask.shape} {mask.dtype}; (H, W) bool is expected")
+    rle = coco.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
+
+
+def decode_rle(rle: dict[str, Any]) -> np.ndarray:
+    """Decodes COCO run lengths, compressed (a string) or not (a list).
+
+    Strict, unlike pycocotools, which takes runs that end early for an empty rest.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        ValueError: not run lengths, or they do not add up to the size.
+    """
+    try:
+        height, width = (operator.index(side) for side in rle["size"])
+        counts = rle["counts"]
+        runs = _unpack_counts(counts) if isinstance(counts, str) else np.array(counts, np.int64)
+        is_valid = runs.ndim == 1 and runs.min(initial=0) >= 0 and runs.sum() == height * width
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError('run lengths {"size": [H, W], "counts": ...} are expected') from error
+    if not is_valid or not (0 <= height <= MAX_SIDE and 0 <= width <= MAX_SIDE):
+        raise ValueError(f"the run lengths do not add up to a mask of {height} rows x {width}")
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def _unpack_counts(text: str) -> np.ndarray:
+    """Reads COCO's text: 5 bits a character, lowest first, each run less the one two before."""
+    codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes & 32 == 0)
+    lengths = np.diff(ends, prepend=-1)
+    is_whole = len(ends) > 0 and ends[-1] == len(codes) - 1
+    if not is_whole or codes.min() < 0 or codes.max() > 63 or lengths.max() > 7:
+        raise ValueError("not the text of run lengths")
+    starts = ends - lengths + 1
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((codes & 31) << shifts, starts)
+    runs -= np.where(codes[ends] & 16, 1 << (5 * lengths), 0)
+    for first in (1, 2):
+        runs[first::2] = np.cumsum(runs[first::2])
+    return runs
+
+
+def boxes_from_masks(masks: np.ndarray) -> np.ndarray:
+    """Returns the smallest boxes around masks.
+
+    Args:
+        masks: (N, H, W) bool.
+
+    Returns:
+        (N, 4) int64 x, y, width, height in pixels, (x, y) the first column and row from 0; all 0
+        for an empty mask.
+    """
+    masks = np.asarray(masks)
+    boxes = np.zeros((len(masks), 4), np.int64)
+    if masks.size == 0:
+        return boxes
+    for axis, along in ((0, masks.any(1)), (1, masks.any(2))):
+        boxes[:, axis] = along.argmax(1)
+        last = along.shape[1] - along[:, ::-1].argmax(1)
+        boxes[:, 2 + axis] = np.where(along.any(1), last - boxes[:, axis], 0)
+    return boxes
+
+
+def write_boxes(path: str | os.PathLike, boxes: np.ndarray) -> None:
+    """Writes the boxes of one object as trackers do: `x,y,w,h`, one line a frame.
+
+    Args:
+        path: the file to write.
+        boxes: (T, 4) x, y, width, height in pixels; an object with no width or height, or with a
+            nan, is absent and written as `0,0,0,0`.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: another shape.
+        OSError: the file cannot be written, for example because the disk is full.
+    """
+    boxes = np.asarray(boxes, np.float64)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes are {boxes.shape}; (T, 4) x, y, width, height is expected")
+    number = lambda value: np.format_float_positional(value, trim="-")
+    lines = [",".join(map(number, box)) + "\n" for box in _blank_absent(boxes)]
+    write_file(path, "".join(lines).encode("ascii"))
+
+
+def _blank_absent(boxes: np.ndarray) -> np.ndarray:
+    """Sets the boxes of absent objects, (T, 4), to 0."""
+    is_there = np.isfinite(boxes).all(1) & (boxes[:, 2:] > 0).all(1)
+    return np.where(is_there[:, None], boxes, 0.0)
+
+
+def read_boxes(path: str | os.PathLike) -> np.ndarray:
+    """Reads boxes `x,y,w,h`, one line a frame, with commas, spaces or tabs between the numbers.
+
+    Returns:
+        (T, 4) float64 x, y, width, height; all 0 where the object is absent, which files write as
+        zeros, as nan or as a box of no width or height.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line that is not four numbers.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no such file: {os.fspath(path)}")
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        lines = file.read().rstrip().splitlines()
+    boxes = np.zeros((len(lines), 4))
+    for index, line in enumerate(lines):
+        try:
+            boxes[index] = [float(text) for text in re.split(r"\s*,\s*|\s+", line.strip())]
+        except ValueError as error:
+            raise ValueError(
+                f"line {index + 1} of {os.fspath(path)} is {line[:80]!r}; "
+                "four numbers x,y,width,height are expected"
+            ) from error
+    return _blank_absent(boxes)
