@@ -1,1 +1,1 @@
-"""Reading and writing: frame sources (`videos`), and pictures, masks and overlays (`media`)."""
+"""Reading and writing: frames (`videos`, `streams`), pictures and mp4 (`media`), masks (`masks`, `sav`, `results`)."""

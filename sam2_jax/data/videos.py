@@ -14,6 +14,7 @@ import operator
 import os
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ DEFAULT_FPS = 24.0
 CACHE_BYTES = 256 * 2**20
 MIN_CACHED_FRAMES, MAX_CACHED_FRAMES = 4, 64
 KEPT_FRAMES = 32  # of an iterator, which cannot go back
+RETRY_SECONDS = 0.005
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -108,7 +110,8 @@ class VideoFile(Frames):
     Frames asked for in order are decoded once each. Going back, or far ahead, seeks to the
     keyframe before; the frames met on the way back are kept, up to a bounded number, so that
     reading a video backwards costs a few decodes a frame and not a group of pictures each.
-    A rotation stored in the file is applied. Safe to use from several threads.
+    A rotation stored in the file is applied. Where the file is damaged, the frames from there to
+    the next keyframe cannot be read, the others can. Safe to use from several threads.
 
     Opening reads the file once, without decoding it, to count the frames that are really there.
 
@@ -124,6 +127,7 @@ class VideoFile(Frames):
         self._capacity = MAX_CACHED_FRAMES
         self._decoded: Iterator | None = None
         self._next = 0
+        self._damaged = range(0)  # what was decoded lately of it is no picture of the video
         self._is_closed = False
         self._container = _open_container(self.path)
         try:
@@ -166,17 +170,28 @@ class VideoFile(Frames):
         is_behind = target < self._next
         if self._decoded is None or is_behind or self._timeline.keys[key] > self._next:
             self._decoded, self._next = self._decode_from(key), self._timeline.keys[key]
+            self._damaged = range(0)
         first_kept = target - self._capacity + 1 if is_behind else target
-        num_before = self._next
         for index, frame in self._decoded:
+            is_gap = index > self._next
+            if (is_gap or frame.is_corrupt) and index not in self._damaged:
+                self._damaged = range(min(self._next, index), self._group_end(index, frame))
             self._next = index + 1
-            if first_kept <= index <= target:
+            if first_kept <= index <= target and index not in self._damaged:
                 self._keep(index, frame)
             if index >= target:
-                return num_before
-            num_before = self._next
-        self._decoded = None
-        return num_before
+                break
+        else:
+            self._decoded = None
+        return self._damaged.start if target in self._damaged else self._next
+
+    def _group_end(self, index: int, frame: Any) -> int:
+        """The next keyframe: up to there, pictures are drawn from the damaged one or the missing one.
+
+        A keyframe after missing frames is such an end itself.
+        """
+        find = bisect.bisect_right if frame.is_corrupt else bisect.bisect_left
+        return [*self._timeline.keys, len(self)][find(self._timeline.keys, index)]
 
     def _decode_from(self, key: int) -> Iterator:
         """Starts at a keyframe; at the beginning where the container's seeking misses it."""
@@ -202,7 +217,7 @@ class VideoFile(Frames):
         if key > 0:
             self._container.seek(int(times[self._timeline.keys[key]]), stream=stream)
         count = 0
-        for packet in _intact_packets(self._container, stream):
+        for packet in intact_packets(self._container, stream):
             try:
                 frames = stream.decode(packet)
             except av.error.FFmpegError:
@@ -216,8 +231,7 @@ class VideoFile(Frames):
                     yield index, frame
 
     def _keep(self, index: int, frame: Any) -> None:
-        rgb = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-        rgb = np.ascontiguousarray(rgb)
+        rgb = to_rgb(frame)
         if self._cache:
             shape = next(iter(self._cache.values())).shape
             if rgb.shape != shape:
@@ -229,6 +243,12 @@ class VideoFile(Frames):
         self._cache[index] = rgb
         while len(self._cache) > self._capacity:
             self._cache.popitem(last=False)
+
+
+def to_rgb(frame: Any) -> np.ndarray:
+    """Returns a decoded frame as (H, W, 3) uint8 RGB, turned as its file says."""
+    rgb = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    return np.ascontiguousarray(rgb)
 
 
 def _open_container(path: str) -> Any:
@@ -247,22 +267,26 @@ def _open_container(path: str) -> Any:
             f"{path} is not a video that can be read, or its beginning or end is missing "
             f"({error.strerror})"
         ) from error
+    check_container(container, path)
+    container.streams.video[0].codec_context.thread_type = "AUTO"
+    return container
+
+
+def check_container(container: Any, name: str) -> None:
+    """Closes a container, with a ValueError, unless it has a video stream of a reasonable size."""
     # FFmpeg renders plain text as a film of a terminal.
     if container.format.name == "tty" or not container.streams.video:
         container.close()
-        raise ValueError(f"{path} has no video stream; a video file is expected")
-    stream = container.streams.video[0]
-    context = stream.codec_context
+        raise ValueError(f"{name} has no video stream; a video file is expected")
+    context = container.streams.video[0].codec_context
     if context is None:
         container.close()
-        raise ValueError(f"{path} is encoded in a way that this build of FFmpeg cannot decode")
-    context.thread_type = "AUTO"
+        raise ValueError(f"{name} is encoded in a way that this build of FFmpeg cannot decode")
     if max(context.width, context.height) > MAX_SIDE:
         container.close()
         raise ValueError(
-            f"{path} is {context.width}x{context.height}; at most {MAX_SIDE} pixels a side are read"
+            f"{name} is {context.width}x{context.height}; at most {MAX_SIDE} pixels a side are read"
         )
-    return container
 
 
 def _index_of(time: int | None, times: np.ndarray) -> int | None:
@@ -271,22 +295,27 @@ def _index_of(time: int | None, times: np.ndarray) -> int | None:
     return index if index < len(times) and times[index] == time else None
 
 
-def _intact_packets(container: Any, stream: Any) -> Iterator:
+def intact_packets(container: Any, stream: Any) -> Iterator:
     """Yields the packets that are whole, up to where the file breaks off, and None at the end."""
     import av
 
     # Where the demuxer gives up, the packets before still count.
     with contextlib.suppress(av.error.FFmpegError):
-        for packet in container.demux(stream):
-            if packet.size > 0 and not packet.is_corrupt:
-                yield packet
+        while True:
+            try:
+                for packet in container.demux(stream):
+                    if packet.size > 0 and not packet.is_corrupt:
+                        yield packet
+                break
+            except BlockingIOError:  # a camera whose next picture is not there yet
+                time.sleep(RETRY_SECONDS)
     yield None
 
 
 def _read_timeline(container: Any, stream: Any, path: str) -> _Timeline:
     """Counts the frames by their packets: a header may promise more than the file holds."""
     times, keys = [], []
-    for packet in _intact_packets(container, stream):
+    for packet in intact_packets(container, stream):
         if packet is None or packet.is_discard:
             continue
         if packet.is_keyframe:
@@ -398,6 +427,9 @@ def _as_rgb(frame: Any, index: int) -> np.ndarray:
     return frame
 
 
+_END = object()
+
+
 class FrameIterator(Frames):
     """Frames that come out of an iterator or a generator, pulled when they are asked for.
 
@@ -442,11 +474,11 @@ class FrameIterator(Frames):
             raise self._failure
         index = self._num_pulled
         try:
-            frame = next(self._frames, None)
+            frame = next(self._frames, _END)
         except Exception as error:
-            self._failure = ValueError(f"frame {index} could not be had: {error or repr(error)}")
+            self._failure = ValueError(f"frame {index} could not be read: {error or repr(error)}")
             raise self._failure from error
-        if frame is None:
+        if frame is _END:
             self._is_finished = True
             return
         try:

@@ -1,4 +1,7 @@
 import json
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -136,3 +139,203 @@ def test_rle_wants_a_mask():
     for mask in (np.zeros((3, 4)), np.zeros((1, 3, 4), bool)):
         with pytest.raises(ValueError, match="bool is expected"):
             masks.encode_rle(mask)
+
+
+def test_palette_of_a_mask_is_kept(tmp_path):
+    ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    colors = np.random.default_rng(0).integers(0, 256, (9, 3), dtype=np.uint8)
+    masks.write_palette_png(tmp_path / "a.png", ids, colors)
+    again, palette = masks.read_palette_png(tmp_path / "a.png")
+    np.testing.assert_array_equal(again, ids)
+    np.testing.assert_array_equal(palette[:9], colors)
+    np.testing.assert_array_equal(palette[9:], masks.davis_palette()[9:])
+    masks.write_palette_png(tmp_path / "b.png", again, palette)
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
+
+
+def test_palette_with_two_ids_of_one_color(tmp_path):
+    """Read as colours, the ids would be lost."""
+    ids = np.array([[0, 1], [2, 1]], np.uint8)
+    masks.write_palette_png(tmp_path / "a.png", ids, np.zeros((256, 3), np.uint8))
+    np.testing.assert_array_equal(masks.read_mask_png(tmp_path / "a.png"), ids)
+
+
+def test_grey_mask_has_no_palette(tmp_path):
+    Image.fromarray(np.eye(3, dtype=np.uint8)).save(tmp_path / "a.png")
+    assert masks.read_palette_png(tmp_path / "a.png")[1] is None
+
+
+@pytest.mark.parametrize("palette", [np.zeros((4, 4), np.uint8), np.zeros((4, 3))])
+def test_palette_errors(tmp_path, palette):
+    with pytest.raises(ValueError, match=r"\(K, 3\) uint8 is expected"):
+        masks.write_palette_png(tmp_path / "a.png", np.zeros((2, 2), np.uint8), palette)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("color_type", [0, 3])
+def test_masks_of_few_bits_a_pixel(tmp_path, bits, color_type):
+    """Grey (0) and palette (3) PNGs, of which Pillow spreads the grey values over 0..255."""
+    ids = np.arange(8, dtype=np.uint8) % 2**bits
+    row = np.packbits(np.unpackbits(ids[:, None], axis=1)[:, -bits:].ravel()).tobytes()
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 8, 1, bits, color_type, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes(3 * 2**bits)) if color_type == 3 else b""
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette
+    data += chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(data)
+    assert masks.read_mask_png(tmp_path / "a.png").tolist() == [ids.tolist()]
+
+
+def test_full_disk_leaves_no_half_a_mask(tmp_path, disk_of):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    with disk_of(2000), pytest.raises(OSError, match=r"too large: '.*/a\.png'"):
+        masks.write_palette_png(tmp_path / "a.png", noise)
+    assert os.listdir(tmp_path) == []
+
+
+def test_real_palette_masks(real_data, tmp_path):
+    """DAVIS 2017: palette PNGs are written back with the same pixels, palette and mode."""
+    for name in ("00000.png", "00040.png"):
+        path = real_data / "davis2017" / "dogs-jump" / name
+        ids, palette = masks.read_palette_png(path)
+        assert set(np.unique(ids)) == {0, 1, 2, 3}
+        masks.write_palette_png(tmp_path / name, ids, palette)
+        with Image.open(path) as before, Image.open(tmp_path / name) as after:
+            assert (after.mode, after.size) == ("P", before.size)
+            assert after.getpalette()[:12] == before.getpalette()[:12]
+            assert after.tobytes() == before.tobytes()
+
+
+def test_real_grey_and_16_bit_masks(real_data):
+    davis = masks.read_mask_png(
+        real_data / "davis2016" / "Annotations" / "480p" / "blackswan" / "00000.png"
+    )
+    assert set(np.unique(davis)) == {0, 255}
+    labels = sorted((real_data / "nuclei" / "labels").glob("*.png"))
+    ids = masks.read_mask_png(labels[0])
+    assert ids.dtype == np.uint16
+    with Image.open(labels[0]) as image:
+        np.testing.assert_array_equal(ids, np.array(image))
+    assert ids.max() >= len(np.unique(ids)) - 1 > 0
+
+
+def stack_of(seed, count=3, shape=(20, 30)):
+    return np.random.default_rng(seed).random((count, *shape)) > 0.6
+
+
+def test_object_folders_round_trip(tmp_path):
+    stacks = {0: stack_of(0), 4: stack_of(1)}
+    for frame, stack in stacks.items():
+        masks.write_object_masks(tmp_path, frame, [0, 12, 1234], stack)
+    assert (tmp_path / "012" / "00004.png").is_file()
+    assert (tmp_path / "1234" / "00000.png").is_file()
+    for frame, stack in stacks.items():
+        ids, again = masks.read_object_masks(tmp_path, frame)
+        assert ids == [0, 12, 1234]
+        assert again.dtype == bool
+        np.testing.assert_array_equal(again, stack)
+    with Image.open(tmp_path / "000" / "00000.png") as image:
+        assert image.mode == "L"
+        assert set(image.tobytes()) == {0, 255}
+
+
+def test_object_folders_of_others(tmp_path):
+    """Black-and-white, grey and palette pictures; an object without this frame; foreign files."""
+    mask = stack_of(2)[0]
+    for number, picture in enumerate(
+        (
+            Image.fromarray(mask),
+            Image.fromarray(mask * np.uint8(7)),
+            Image.fromarray(mask * np.uint8(1)),
+        )
+    ):
+        (tmp_path / str(number)).mkdir()
+        if number == 2:
+            picture.putpalette([0, 0, 0, 128, 0, 0])
+        picture.save(tmp_path / str(number) / "00003.png")
+    (tmp_path / "010").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "5").touch()
+    assert list(masks.object_folders(tmp_path)) == [0, 1, 2, 10]
+    ids, again = masks.read_object_masks(tmp_path, 3)
+    assert ids == [0, 1, 2]
+    np.testing.assert_array_equal(again, [mask] * 3)
+
+
+def test_object_folder_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*gone"):
+        masks.read_object_masks(tmp_path / "gone", 0)
+    for ids in ([1, 1, 2], [-1, 0, 1], ["a", 1, 2]):
+        with pytest.raises(ValueError, match="different integers from 0"):
+            masks.write_object_masks(tmp_path, 0, ids, stack_of(0))
+    assert os.listdir(tmp_path) == []
+    masks.write_object_masks(tmp_path, 0, [1], stack_of(0, 1))
+    masks.write_object_masks(tmp_path, 0, [2], stack_of(0, 1, (5, 6)))
+    with pytest.raises(
+        ValueError, match=r"002/00000\.png is 6x5, but the mask of object 1 is 30x20"
+    ):
+        masks.read_object_masks(tmp_path, 0)
+    with pytest.raises(FileNotFoundError, match=r"holds 00009\.png"):
+        masks.read_object_masks(tmp_path, 9)
+    masks.write_palette_png(tmp_path / "001" / "00001.png", np.array([[0, 1, 2]], np.uint8))
+    with pytest.raises(ValueError, match=r"holds the values \[1, 2\]; the mask of one object"):
+        masks.read_object_masks(tmp_path, 1)
+    (tmp_path / "1").mkdir()
+    with pytest.raises(ValueError, match="two folders of object 1: 001, 1"):
+        masks.object_folders(tmp_path)
+
+
+@given(arrays(bool, array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=9)))
+def test_boxes_hold_the_masks(stack):
+    for mask, (x, y, width, height) in zip(stack, masks.boxes_from_masks(stack), strict=True):
+        inside = mask[y : y + height, x : x + width]
+        assert inside.sum() == mask.sum()
+        if mask.any():
+            assert inside[0].any()
+            assert inside[-1].any()
+            assert inside[:, 0].any()
+            assert inside[:, -1].any()
+        else:
+            assert (x, y, width, height) == (0, 0, 0, 0)
+
+
+def test_boxes_of_nothing():
+    assert masks.boxes_from_masks(np.zeros((0, 4, 5), bool)).shape == (0, 4)
+
+
+def test_box_files(tmp_path):
+    boxes = np.array([[3, 4, 10, 20], [0, 0, 0, 0], [1.5, 0.1, 1 / 3, 1e-3], [1, 2, np.nan, 4]])
+    masks.write_boxes(tmp_path / "a.txt", boxes)
+    lines = (tmp_path / "a.txt").read_text().splitlines()
+    assert lines[:2] == ["3,4,10,20", "0,0,0,0"]
+    assert lines[3] == "0,0,0,0"
+    again = masks.read_boxes(tmp_path / "a.txt")
+    np.testing.assert_array_equal(again[:3], boxes[:3])
+    np.testing.assert_array_equal(again[3], 0)
+
+
+def test_box_files_of_others(tmp_path):
+    """Commas, spaces, tabs and mixtures, absent objects in every spelling, Windows' line ends."""
+    text = "\ufeff1,2,3,4\r\n1 2\t3  4\r\n 1, 2, 3, 4 \r\nnan,nan,nan,nan\r\nNaN NaN NaN NaN\r\n5,5,0,9\r\n\r\n"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    expected = [[1, 2, 3, 4]] * 3 + [[0, 0, 0, 0]] * 3
+    np.testing.assert_array_equal(masks.read_boxes(tmp_path / "a.txt"), expected)
+    (tmp_path / "b.txt").write_text("")
+    assert masks.read_boxes(tmp_path / "b.txt").shape == (0, 4)
+
+
+def test_box_errors(tmp_path):
+    for text in ("1,2,3,4\n1,2,3\n", "1,2,3,4\nx,2,3,4", "1,2,3,4\n\n1,2,3,4", "1,2,3,4\n1,,2,3,4"):
+        (tmp_path / "a.txt").write_text(text)
+        with pytest.raises(ValueError, match=r"line 2 of .*a\.txt is .*four numbers"):
+            masks.read_boxes(tmp_path / "a.txt")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        masks.read_boxes(tmp_path / "gone.txt")
+    with pytest.raises(ValueError, match=r"boxes are \(4,\)"):
+        masks.write_boxes(tmp_path / "b.txt", [1, 2, 3, 4])

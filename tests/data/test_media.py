@@ -99,3 +99,87 @@ def test_video_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         media.write_video(tmp_path / "gone" / "a.mp4", [frame], 24)
     assert os.listdir(tmp_path) == []
+
+
+def noise(seed):
+    return np.random.default_rng(seed).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+
+
+def test_video_frame_by_frame(tmp_path):
+    path = tmp_path / "a.mp4"
+    with media.VideoWriter(path, 24) as writer:
+        for level in range(10):
+            writer.write(np.full((16, 32, 3), 20 * level, np.uint8))
+        assert not path.exists()
+        assert writer.num_frames == 10
+    assert os.listdir(tmp_path) == ["a.mp4"]
+    with VideoFile(path) as video:
+        levels = [frame.mean() for frame in video]
+    np.testing.assert_allclose(levels, 20 * np.arange(10), atol=4)
+    writer.close()  # the second time
+    with pytest.raises(ValueError, match="is closed"):
+        writer.write(np.zeros((16, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_an_interrupted_stream_wrote_is_kept(tmp_path, error):
+    path = tmp_path / "a.mp4"
+    path.write_text("an older file")
+    frame = np.full((16, 32, 3), 90, np.uint8)
+
+    def interrupted():
+        with media.VideoWriter(path, 24) as writer:
+            for _ in range(7):
+                writer.write(frame)
+            assert path.read_text() == "an older file"
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert os.listdir(tmp_path) == ["a.mp4"]
+    with VideoFile(path) as video:
+        assert len(video) == 7
+        assert np.abs(video[6].astype(int) - frame).max() < 6
+
+
+def test_frame_that_does_not_fit_is_left_out(tmp_path):
+    with media.VideoWriter(tmp_path / "a.mp4", 24) as writer:
+        writer.write(np.zeros((16, 16, 3), np.uint8))
+        with pytest.raises(ValueError, match=r"frame 1 is .8, 16, 3., but the first"):
+            writer.write(np.zeros((8, 16, 3), np.uint8))
+        writer.write(np.zeros((16, 16, 3), np.uint8))
+    with VideoFile(tmp_path / "a.mp4") as video:
+        assert len(video) == 2
+
+
+def test_video_without_frames_and_video_dropped(tmp_path):
+    with media.VideoWriter(tmp_path / "a.mp4", 24):
+        pass
+    writer = media.VideoWriter(tmp_path / "b.mp4", 24)
+    writer.write(np.zeros((16, 16, 3), np.uint8))
+    writer.discard()
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match="is closed"):
+        writer.write(np.zeros((16, 16, 3), np.uint8))
+
+
+def test_video_on_a_full_disk(tmp_path, disk_of):
+    path = tmp_path / "a.mp4"
+    path.write_text("an older file")
+    num_written = []
+
+    def write_frames():
+        with media.VideoWriter(path, 24) as writer:
+            for seed in range(90):
+                num_written.append(writer.num_frames)
+                writer.write(noise(seed))
+
+    def write_at_once():
+        media.write_video(path, (noise(seed) for seed in range(8)), 24)
+
+    for write in (write_frames, write_at_once):
+        with disk_of(20_000), pytest.raises(OSError, match=r"File too large: '.*/a\.mp4'"):
+            write()
+    assert num_written[-1] < 89  # the error came at a frame, not at the end
+    assert os.listdir(tmp_path) == ["a.mp4"]
+    assert path.read_text() == "an older file"

@@ -1,3 +1,4 @@
+import io
 import itertools
 import threading
 
@@ -7,7 +8,15 @@ import pytest
 from PIL import Image
 
 from sam2_jax.data.media import write_video
-from sam2_jax.data.videos import FrameList, ImageFolder, VideoFile, open_frames
+from sam2_jax.data.videos import (
+    KEPT_FRAMES,
+    FirstFrames,
+    FrameIterator,
+    FrameList,
+    ImageFolder,
+    VideoFile,
+    open_frames,
+)
 
 NUM_FRAMES = 40
 HEIGHT, WIDTH = 64, 96
@@ -206,6 +215,50 @@ def test_damaged_video_names_the_frame(clip, tmp_path):
         assert read_number(video[5]) == 5
 
 
+def test_frames_around_the_damage_can_be_read(tmp_path):
+    """Several keyframes, closed groups: only the group that is hit is lost, and each loss is named."""
+    path = encode(tmp_path / "keys.mp4", x264_params="keyint=5:min-keyint=5:scenecut=0:bframes=0")
+    data = bytearray(path.read_bytes())
+    start = place_in_pictures(data, 0.51)
+    data[start : start + 2000] = bytes(2000)
+    path.write_bytes(data)
+    lost, read, message = [], {}, ""
+    with VideoFile(path) as video:
+        assert len(video) == NUM_FRAMES
+        for index in range(NUM_FRAMES):
+            try:
+                read[index] = read_number(video[index])
+            except ValueError as error:
+                lost.append(index)
+                message = str(error)
+    assert f"frame {lost[-1]} of {path} cannot be decoded" in message
+    assert all(index == number for index, number in read.items())
+    assert 1 <= len(lost) <= 5
+    assert lost == list(range(lost[0], lost[0] + len(lost)))
+    assert lost[0] // 5 == lost[-1] // 5
+
+
+def test_video_of_several_sizes_names_the_frame(tmp_path):
+    """Two recordings one after the other in one stream, as cameras that restart write them."""
+    path = tmp_path / "two.ts"
+    with path.open("wb") as file:
+        for size in ((64, 48), (32, 32)):
+            part = io.BytesIO()
+            with av.open(part, "w", format="h264") as container:
+                stream = container.add_stream("libx264", rate=24)
+                stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+                for _ in range(4):
+                    picture = np.zeros((size[1], size[0], 3), np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+                container.mux(stream.encode())
+            file.write(part.getvalue())
+    with VideoFile(path) as video:
+        assert video[3].shape == (48, 64, 3)
+        with pytest.raises(ValueError, match=r"frame 4 of .*two\.ts is 32x32, but .* 64x48"):
+            list(video)
+        assert video[1].shape == (48, 64, 3)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
@@ -290,6 +343,47 @@ def test_folder_errors(tmp_path):
         ImageFolder(tmp_path)
 
 
+def test_foreign_files_in_a_folder(tmp_path):
+    for number in (0, 1, 2, 4):
+        save(tmp_path / f"{number:05d}.jpg", 10 * number)
+    (tmp_path / "README.txt").write_text("notes")
+    (tmp_path / ".DS_Store").write_bytes(b"\0")
+    (tmp_path / "x.jpg").mkdir()
+    (tmp_path / "00003.jpg").write_text("text, whatever its name says")
+    with ImageFolder(tmp_path) as frames:
+        assert len(frames) == 5
+        with pytest.raises(ValueError, match=r"00003\.jpg is not a picture"):
+            frames[3]
+        assert frames[4][0, 0, 0] == 40
+    (tmp_path / "00003.jpg").unlink()
+    (tmp_path / "00003.jpg").symlink_to("gone.jpg")
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*00003\.jpg"):
+        ImageFolder(tmp_path)[3]
+
+
+def test_gaps_between_the_numbers(tmp_path):
+    for number in (2, 7, 30, 100):
+        save(tmp_path / f"{number:04d}.png", number)
+    frames = ImageFolder(tmp_path)
+    assert [int(frame[0, 0, 0]) for frame in frames] == [2, 7, 30, 100]
+    assert frames.exists(3)
+    assert not frames.exists(4)
+
+
+def test_names_of_both_kinds(tmp_path):
+    for name in ("00000.jpg", "00001.jpg", "cover.jpg"):
+        save(tmp_path / name, 0)
+    with pytest.raises(ValueError, match=r"named by numbers and others, such as cover\.jpg"):
+        ImageFolder(tmp_path)
+
+
+def test_numbers_within_names_count_as_numbers(tmp_path):
+    order = ["shot 2.png", "shot 2b.png", "shot 10.png", "shot 10-1.png", "title.png"]
+    for name in order:
+        save(tmp_path / name, 0)
+    assert ImageFolder(tmp_path).names == order
+
+
 def test_frame_list():
     array = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
     for source in (array, list(array), [Image.fromarray(frame) for frame in array]):
@@ -326,3 +420,162 @@ def test_written_video_is_read_back(tmp_path):
         assert [read_number(frame) for frame in video] == list(range(10))
         assert video.fps == pytest.approx(29.97, abs=1e-3)
         assert np.abs(video[9][:32].astype(int) - numbered_frame(9)[:32]).mean() < 4
+
+
+def gray(level, height=4, width=6):
+    return np.full((height, width, 3), level, np.uint8)
+
+
+def test_generator_is_pulled_only_as_far_as_asked():
+    pulled = []
+
+    def frames():
+        for level in range(5):
+            pulled.append(level)
+            yield gray(level)
+
+    source = open_frames(frames())
+    assert isinstance(source, FrameIterator)
+    assert (source.height, source.width, source.fps) == (4, 6, 24.0)
+    assert pulled == [0]
+    assert source[2][0, 0, 0] == 2
+    assert source[0][0, 0, 0] == 0
+    assert pulled == [0, 1, 2]
+    assert source.exists(4)
+    assert not source.exists(-1)
+    with pytest.raises(TypeError, match="not known before its end"):
+        len(source)
+    with pytest.raises(TypeError, match="not known before its end"):
+        source[-1]
+    assert not source.exists(5)
+    assert len(source) == 5
+    assert source[-1][0, 0, 0] == 4
+    with pytest.raises(IndexError, match="no frame 7: there are 5 frames"):
+        source[7]
+    assert [int(frame[0, 0, 0]) for frame in source] == list(range(5))
+
+
+def test_endless_generator_keeps_a_few_frames():
+    frames = open_frames(gray(index % 256) for index in itertools.count())
+    for index in range(1000):
+        assert frames.exists(index)
+        assert frames[index][0, 0, 0] == index % 256
+    assert len(frames._kept) == KEPT_FRAMES
+    assert frames[1000 - KEPT_FRAMES][0, 0, 0] == (1000 - KEPT_FRAMES) % 256
+    with pytest.raises(ValueError, match=r"frame 967 is gone: .* last 32 .* a file or a list"):
+        frames[1000 - KEPT_FRAMES - 1]
+    first = FirstFrames(frames, 1002)
+    assert first.exists(1001)
+    assert not first.exists(1002)
+
+
+def test_first_frames_of_a_short_iterator():
+    first = FirstFrames(open_frames(gray(i) for i in range(3)), 10)
+    assert [int(frame[0, 0, 0]) for frame in first] == [0, 1, 2]
+    assert len(first) == 3
+    assert len(FirstFrames(open_frames([gray(0)] * 3), 2)) == 2
+
+
+def test_one_array_filled_again_and_again():
+    def frames():
+        buffer = gray(0)
+        for level in range(3):
+            buffer[:] = level
+            yield buffer
+
+    source = open_frames(frames())
+    assert source.exists(2)
+    assert [int(source[i][0, 0, 0]) for i in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="read-only"):
+        source[0][:] = 0
+
+
+def test_iterator_that_fails():
+    def frames():
+        yield gray(0)
+        yield gray(1)
+        raise RuntimeError("the cable is out")
+
+    source = open_frames(frames())
+    for _ in range(2):  # the second time as well
+        with pytest.raises(
+            ValueError, match="frame 2 could not be read: the cable is out"
+        ) as error:
+            source.exists(5)
+        assert isinstance(error.value.__cause__, RuntimeError)
+    assert source[1][0, 0, 0] == 1
+    with pytest.raises(TypeError, match="not known"):
+        len(source)
+
+
+def test_iterator_errors():
+    with pytest.raises(ValueError, match="the iterator has no frames"):
+        open_frames(iter([]))
+    with pytest.raises(ValueError, match=r"frame 0 is .4, 6, 3. float64"):
+        open_frames(iter([gray(0) / 255]))
+    frames = open_frames(iter([gray(0), gray(1), gray(2, 5, 7), gray(3)]))
+    with pytest.raises(ValueError, match="frame 2 is 7x5, but the first frame is 6x4"):
+        list(frames)
+    assert frames[1][0, 0, 0] == 1
+    frames = open_frames(iter([gray(0), None]))
+    with pytest.raises(ValueError, match="frame 1 is"):
+        frames.exists(1)
+    for source in ({0: gray(0)}, {1, 2}):
+        with pytest.raises(ValueError, match=r"cannot read frames from .* an iterator is expected"):
+            open_frames(source)
+
+
+def test_pictures_from_an_iterator():
+    frames = open_frames(Image.fromarray(gray(level)) for level in (5, 6))
+    assert [int(frame[0, 0, 0]) for frame in frames] == [5, 6]
+
+
+def test_closed_iterator():
+    ended = []
+
+    def endless():
+        try:
+            while True:
+                yield gray(0)
+        finally:
+            ended.append(True)
+
+    with open_frames(endless()) as frames:
+        assert frames.exists(3)
+    assert ended == [True]
+    for read in (frames.__getitem__, frames.exists):
+        with pytest.raises(ValueError, match="is closed"):
+            read(2 if read == frames.__getitem__ else 9)
+
+
+def test_threads_may_share_an_iterator():
+    frames = open_frames(gray(level) for level in range(20))
+    wrong = []
+
+    def read():
+        wrong.extend(i for i in range(20) if frames[i][0, 0, 0] != i)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert not frames.exists(20)
+
+
+def test_sizes_are_known_of_every_source(clip):
+    with VideoFile(clip) as video:
+        assert video.exists(NUM_FRAMES - 1)
+        assert not video.exists(NUM_FRAMES)
+        assert not video.exists(-1)
+
+
+def test_real_videos(real_data):
+    with open_frames(real_data / "davis2017" / "dogs-jump.mp4") as video:
+        assert (len(video), video.height, video.width) == (66, 240, 432)
+        assert video[65].std() > 10
+    folder = real_data / "davis2016" / "JPEGImages" / "480p" / "blackswan"
+    with open_frames(folder) as frames:
+        assert frames[0].shape == (frames.height, frames.width, 3)
+        assert not frames.exists(len(list(folder.glob("*.jpg"))))
