@@ -1,1 +1,1 @@
-"""Reading and writing: frames (`videos`, `streams`), pictures and mp4 (`media`), masks (`masks`, `sav`, `results`)."""
+"""Reading and writing: frames (`videos`, `streams`), pictures (`media`, `overlay`), masks (`masks`, `sav`, `results`)."""

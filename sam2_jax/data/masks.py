@@ -98,7 +98,7 @@ def read_palette_png(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray | 
     """
     with open_picture(path) as image:
         if image.mode == "P":
-            colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+            colors = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
             return np.asarray(image, np.uint8), colors
         if image.mode == "I;16":
             return np.asarray(image, np.uint16), None

@@ -154,7 +154,7 @@ def _decoded_frames(container: Any, stream: Any) -> Generator[np.ndarray, None, 
                 frames = stream.decode(packet)
             except av.error.FFmpegError:
                 continue
-            yield from map(to_rgb, frames)
+            yield from (to_rgb(frame) for frame in frames if not frame.is_corrupt)
 
 
 def open_camera(device: str | int = "0") -> Stream:

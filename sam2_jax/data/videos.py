@@ -50,7 +50,7 @@ class Frames(Sequence):
         """Returns frame `index`, which exists."""
 
     def exists(self, index: int) -> bool:
-        """Says whether there is a frame `index`, counted from 0; reads up to it where that needs to be."""
+        """Says whether there is a frame `index`, counted from 0, which may read frames up to it."""
         return 0 <= index < len(self)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -456,7 +456,7 @@ class FrameIterator(Frames):
             raise ValueError("the iterator has no frames")
 
     def exists(self, index: int) -> bool:
-        """Says whether there is a frame `index`, pulling frames up to it.
+        """Says whether there is, or was, a frame `index`, pulling frames up to it.
 
         Raises:
             ValueError: the iterator raised an error, which is the cause of this one, or gave
