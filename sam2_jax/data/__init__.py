@@ -1,1 +1,1 @@
-"""Reading and writing: frames (`videos`, `streams`), pictures (`media`, `overlay`), masks (`masks`, `sav`, `results`)."""
+"""Reading and writing: frames (`videos`, `streams`), pictures (`media`), masks (`masks`, `sav`, `results`)."""
