@@ -26,8 +26,8 @@ def model():
 def traces():
     """How often each compiled function of the predictor was traced."""
     functions = [
-        (image_module, "_encode", 0),
-        (image_module, "_decode", (0, 4)),
+        (image_module, "encode_images", 0),
+        (image_module, "decode_prompts", (0, 5)),
         (transforms, "resize_masks", (1, 2)),
     ]
     with toy.counted_programs(functions) as counts:
@@ -167,7 +167,7 @@ def test_nothing_is_compiled_again_inside_a_bucket(predictor, traces):
     predictor.predict(POINTS, LABELS)
     predictor.set_image(PICTURE)
     assert dict(traces) == before
-    assert set(before) == {"_encode", "_decode", "resize_masks"}
+    assert set(before) == {"encode_images", "decode_prompts", "resize_masks"}
 
 
 def test_nothing_can_be_asked_before_an_image_is_set(model):
