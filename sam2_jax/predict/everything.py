@@ -10,7 +10,6 @@ once more, as bits, when they survived.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -183,10 +182,10 @@ class _Crop:
 
     def _run(self, function: Callable, masks: np.ndarray, *thresholds: float) -> Iterator:
         for i in range(0, len(masks), self._chunk):
-            chunk = masks[i : i + self._chunk]
-            padded = transforms.pad_rows(chunk, self._chunk)
+            padded = transforms.pad_rows(masks[i : i + self._chunk], self._chunk)
             answer = function(padded, *self._weights, *thresholds)
-            yield jax.tree.map(lambda x, n=len(chunk): np.asarray(x)[:n], answer)
+            n = min(self._chunk, len(masks) - i)
+            yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], answer)
 
     def measure(
         self, masks: np.ndarray, threshold: float, offset: float
