@@ -218,8 +218,8 @@ class SAM2ImagePredictor:
         for name, here in _describe(self.model).items():
             if description.get(name) != here:
                 raise ValueError(
-                    f"{path} does not fit the model: its {name} is {description.get(name)}, the predictor's "
-                    f"{here}. Load the model that made it, or set the images again."
+                    f"{path} does not fit the model: {name} is {description.get(name)} in the file and "
+                    f"{here} here. Load the model that made it, or set the images again."
                 )
         sizes = [tuple(size) for size in json.loads(description["sizes"])]
         expected = _tensor_shapes(self.model.config, len(sizes))
