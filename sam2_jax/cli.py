@@ -1,9 +1,10 @@
-"""The command `sam2-jax`: segment images, track videos, convert checkpoints.
+"""The command `sam2-jax`: segment pictures, track videos, convert checkpoints.
 
 Errors are one line on standard error and exit status 2.
 """
 
 import argparse
+import csv
 import json
 import os
 import re
@@ -17,6 +18,14 @@ import numpy as np
 
 _IMAGE_EXAMPLE = """example:
   sam2-jax image truck.jpg --point 500,375 --out truck.png --checkpoint sam2.1_hiera_tiny.pt"""
+_EVERYTHING_EXAMPLE = """example:
+  sam2-jax everything photo.jpg --out masks/ --checkpoint sam2.1_hiera_tiny.pt
+  sam2-jax everything photo.jpg --out masks/ --points-per-side 64 --crop-n-layers 1 --pred-iou-thresh 0.7
+
+files in the folder:
+  overlay.png  all masks over the picture
+  masks.json   COCO run lengths, boxes and scores
+  masks.csv    the same as a table, without the masks"""
 _TRACK_EXAMPLE = """examples:
   sam2-jax track bedroom.mp4 --point 210,350 --checkpoint sam2.1_hiera_tiny.pt --out overlay.mp4
   sam2-jax track in.mp4 --point 1:210,350 --box 2:300,0,500,400@30 --masks masks/ --rle masks.json
@@ -30,6 +39,26 @@ prompts:
 _CONVERT_EXAMPLE = """examples:
   sam2-jax convert --input sam2.1_hiera_tiny.pt --output tiny/
   sam2-jax convert --input tiny/ --output sam2.1_hiera_tiny.safetensors"""
+
+# Options of `everything`: arguments of SAM2AutomaticMaskGenerator, whose defaults hold.
+_GENERATOR_OPTIONS = (
+    ("points_per_side", int, "clicks along a side of the picture (default 32)"),
+    ("points_per_batch", int, "clicks decoded at once (default 64)"),
+    ("pred_iou_thresh", float, "least predicted IoU of a mask (default 0.8; 0 keeps all)"),
+    ("stability_score_thresh", float, "least stability of a mask (default 0.95; 0 keeps all)"),
+    (
+        "stability_score_offset",
+        float,
+        "change of the threshold that stability is about (default 1)",
+    ),
+    ("mask_threshold", float, "logits above it are the object (default 0)"),
+    ("box_nms_thresh", float, "largest IoU of the boxes of two masks (default 0.7)"),
+    ("crop_n_layers", int, "layers of crops that are segmented as well (default 0)"),
+    ("crop_nms_thresh", float, "as --box-nms-thresh, between crops (default 0.7)"),
+    ("crop_overlap_ratio", float, "overlap of the first layer's crops (default 0.341)"),
+    ("crop_n_points_downscale_factor", int, "clicks a side shrink by it a layer (default 1)"),
+    ("min_mask_region_area", int, "cells of a hole or speck that is removed (default 0)"),
+)
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
 
@@ -127,6 +156,19 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument("--out", help="overlay picture (default: <image>_overlay.png)")
     image.add_argument("--masks", metavar="FILE.png", help="palette PNG of the objects")
     _add_model(image)
+
+    everything = command(
+        "everything", _everything, "Segment everything in a picture.", _EVERYTHING_EXAMPLE
+    )
+    everything.add_argument("image", help="picture file")
+    everything.add_argument("--out", metavar="DIR", help="folder (default: <image>_masks)")
+    _add_model(everything)
+    for name, type, help in _GENERATOR_OPTIONS:
+        flag = f"--{name.replace('_', '-')}"
+        everything.add_argument(flag, type=type, metavar="N", help=help)
+    everything.add_argument(
+        "--use-m2m", action="store_true", help="decode every mask once more from itself"
+    )
 
     track = command("track", _track, "Track what is pointed at through a video.", _TRACK_EXAMPLE)
     track.add_argument("video", help="video file, or a folder of JPEG or PNG frames")
@@ -300,6 +342,69 @@ def _image(args: argparse.Namespace) -> None:
     if args.masks:
         write_palette_png(args.masks, pack_masks(np.stack(masks), ids))
         print(f"masks:   {args.masks}")
+
+
+def _everything(args: argparse.Namespace) -> None:
+    from PIL import Image
+    from tqdm import tqdm
+
+    from sam2_jax import SAM2AutomaticMaskGenerator, build_sam2
+    from sam2_jax.data import media
+
+    image = media.read_image(args.image)
+    out = Path(args.out or f"{Path(args.image).stem}_masks")
+    _check_folder(out)
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file; name a folder, new or old")
+    options = {name: getattr(args, name) for name, *_ in _GENERATOR_OPTIONS}
+    options = {name: value for name, value in options.items() if value is not None}
+
+    generator = SAM2AutomaticMaskGenerator(
+        _build(args, build_sam2), output_mode="coco_rle", use_m2m=args.use_m2m, **options
+    )
+    total = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
+    with tqdm(total=total, desc="segment everything", unit="click") as bar:
+        found = generator.generate(image, progress=bar.update)
+    masks = np.zeros((len(found), *image.shape[:2]), bool)
+    for i, annotation in enumerate(found):
+        annotation["id"] = i + 1
+        masks[i] = media.decode_rle(annotation["segmentation"])
+
+    out.mkdir(exist_ok=True)
+    order = np.argsort([-annotation["area"] for annotation in found], kind="stable")
+    ids = [int(i) + 1 for i in order]
+    Image.fromarray(media.draw_overlay(image, masks[order], ids)).save(out / "overlay.png")
+    _write_annotations(out, args.image, image.shape[:2], found)
+    if found:
+        covered = 100 * masks.any(0).mean()
+        print(f"{len(found)} masks, which cover {covered:.1f} % of the picture")
+    else:
+        print(
+            "0 masks were found: lower --pred-iou-thresh or --stability-score-thresh, or raise "
+            "--points-per-side"
+        )
+    print(f"written: {out / 'overlay.png'}, {out / 'masks.json'}, {out / 'masks.csv'}")
+
+
+def _write_annotations(
+    folder: Path, image: str, size: tuple[int, int], annotations: list[dict[str, Any]]
+) -> None:
+    """Writes masks.json, {image, height, width, annotations}, and masks.csv, a row for each annotation."""
+    document = {
+        "image": Path(image).name,
+        "height": size[0],
+        "width": size[1],
+        "annotations": annotations,
+    }
+    (folder / "masks.json").write_text(json.dumps(document))
+    with open(folder / "masks.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        box, point = ("x", "y", "width", "height"), ("point_x", "point_y")
+        table.writerow(["id", "area", *box, "predicted_iou", "stability_score", *point])
+        for a in annotations:
+            scores = [f"{a[name]:.4f}" for name in ("predicted_iou", "stability_score")]
+            point = [round(v, 2) for v in a["point_coords"][0]]
+            table.writerow([a["id"], a["area"], *a["bbox"], *scores, *point])
 
 
 def _object_ids(groups: dict[tuple[int, int], dict], masks: str | None) -> list[int]:

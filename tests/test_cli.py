@@ -1,3 +1,5 @@
+import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam2_jax.cli import main
+from sam2_jax import SAM2AutomaticMaskGenerator
+from sam2_jax.cli import _GENERATOR_OPTIONS, main
 from sam2_jax.data.masks import decode_rle, write_palette_png
 from sam2_jax.data.media import write_video
 from sam2_jax.data.videos import VideoFile
@@ -132,6 +135,59 @@ def test_a_picture_is_segmented(files, tmp_path, capsys):
         assert part in said
 
 
+EVERYTHING = ["--points-per-side", "3", "--pred-iou-thresh", "0", "--stability-score-thresh", "0"]
+
+
+@pytest.mark.filterwarnings("ignore:No checkpoint")
+def test_everything_in_a_picture_is_written(files, tmp_path, capsys):
+    out = tmp_path / "new"
+    # Random weights answer every click alike: only masks with the very same box are dropped.
+    options = ["--out", str(out), *EVERYTHING, "--box-nms-thresh", "0.999", "--use-m2m"]
+    assert main(["everything", str(files / "good.png"), *options, *SMALL]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["masks.csv", "masks.json", "overlay.png"]
+    with Image.open(out / "overlay.png") as overlay:
+        assert (overlay.mode, overlay.size) == ("RGB", (WIDTH, HEIGHT))
+        assert np.abs(np.asarray(overlay).astype(int) - FRAMES[0]).max() > 50
+    document = json.loads((out / "masks.json").read_text())
+    annotations = document.pop("annotations")
+    assert document == {"image": "good.png", "height": HEIGHT, "width": WIDTH}
+    with open(out / "masks.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(annotations) > 0
+    for i, (row, annotation) in enumerate(zip(rows, annotations, strict=True)):
+        assert int(row["id"]) == annotation["id"] == i + 1
+        mask = decode_rle(annotation["segmentation"])
+        assert mask.shape == (HEIGHT, WIDTH)
+        assert int(row["area"]) == annotation["area"] == mask.sum()
+        assert [int(row[name]) for name in ("x", "y", "width", "height")] == annotation["bbox"]
+        assert float(row["predicted_iou"]) == pytest.approx(annotation["predicted_iou"], abs=1e-4)
+        assert [float(row["point_x"]), float(row["point_y"])] == annotation["point_coords"][0]
+        assert annotation["crop_box"] == [0, 0, WIDTH, HEIGHT]
+    said = capsys.readouterr()
+    assert f"{len(annotations)} masks, which cover" in said.out
+    assert "segment everything" in said.err
+    assert "9/9" in said.err
+
+
+@pytest.mark.filterwarnings("ignore:No checkpoint")
+def test_finding_nothing_is_no_error(files, tmp_path, capsys):
+    options = ["--out", str(tmp_path), *EVERYTHING, "--pred-iou-thresh", "1"]
+    assert main(["everything", str(files / "good.png"), *options, *SMALL]) == 0
+    assert json.loads((tmp_path / "masks.json").read_text())["annotations"] == []
+    assert (tmp_path / "masks.csv").read_text().count("\n") == 1
+    with Image.open(tmp_path / "overlay.png") as overlay:
+        np.testing.assert_array_equal(overlay, FRAMES[0])
+    assert "0 masks were found: lower --pred-iou-thresh" in capsys.readouterr().out
+
+
+def test_options_of_everything_are_those_of_the_generator():
+    fields = {field.name: field for field in dataclasses.fields(SAM2AutomaticMaskGenerator)}
+    for name, kind, help in _GENERATOR_OPTIONS:
+        default = fields[name].default
+        assert kind is type(default)
+        assert f"default {default:.3g}" in help
+
+
 POINT = ["--point", "12,14"]
 BAD = {
     "missing file": (["track", "missing.mp4", *POINT], "missing.mp4"),
@@ -178,6 +234,14 @@ BAD = {
     "folder of --rle": (["track", "good.mp4", *POINT, "--rle", "no/a.json"], "no such folder: no"),
     "folder of a picture": (["image", "good.png", *POINT, "--out", "no/a.png"], "no such folder"),
     "folder of its masks": (["image", "good.png", *POINT, "--masks", "no/a.png"], "no such folder"),
+    "picture of everything": (["everything", "missing.png"], "no such file: missing.png"),
+    "everything in text": (["everything", "text.mp4"], "text.mp4 is not a picture"),
+    "folder of everything": (["everything", "good.png", "--out", "no/a"], "no such folder: no"),
+    "file for a folder": (["everything", "good.png", "--out", "ids.png"], "ids.png is a file"),
+    "clicks of everything": (
+        ["everything", "good.png", "--points-per-side", "many"],
+        "invalid int value: 'many'",
+    ),
     "object 0": (["track", "good.mp4", "--point", "0:1,2", "--masks", "m"], "[0], but the pixels"),
     "object 256": (["image", "good.png", "--point", "256:1,2", "--masks", "m"], "hold 1 to 255"),
     "unknown argument": (["track", "good.mp4", "--colour", "red"], "unrecognized arguments"),
@@ -226,7 +290,7 @@ def test_the_module_is_the_command(case, files):
     assert_one_line(answer.stderr, message)
 
 
-@pytest.mark.parametrize("command", ["track", "image"])
+@pytest.mark.parametrize("command", ["track", "image", "everything"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -1,6 +1,17 @@
-"""Segment what is pointed at in a picture: the original's `SAM2ImagePredictor`."""
+"""Segment what is pointed at in pictures: the original's `SAM2ImagePredictor`.
 
+images                 ->  features, one batch for all
+prompts of all images  ->  masks (N, C, S/4, S/4), one batch for all  ->  masks in the size of each image
+"""
+
+import contextlib
+import dataclasses
 import functools
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,27 +20,48 @@ import numpy as np
 from PIL import Image
 
 from sam2_jax.build import Model, load_pretrained
-from sam2_jax.config import POSTPROCESSING_IMAGE
+from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.predict import transforms
 from sam2_jax.structs import Features, Prompt
 
 _LOGIT_LIMIT = 32.0  # of the low-resolution masks that are handed out
+_EMBEDDING_FORMAT = "sam2_jax embedding 1"
+# What of the configuration decides an embedding.
+_ENCODER_FIELDS = ("hiera", "image_size", "hidden_dim", "dtype", "use_high_res_features_in_sam")
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(sam2: Sam2, params: dict, images: jax.Array) -> Features:
+def encode_images(sam2: Sam2, params: dict, images: jax.Array) -> Features:
     """Features of images (B, S, S, 3), whose embedding looks at no memory."""
     features = sam2.apply({"params": params}, images, method="encode")
     embedding = sam2.apply({"params": params}, features, method="forget")
     return features.replace(embedding=embedding)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _decode(
-    sam2: Sam2, params: dict, features: Features, prompt: Prompt, is_multimask: bool
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def decode_prompts(
+    sam2: Sam2,
+    params: dict,
+    features: Features,
+    image_index: jax.Array,
+    prompt: Prompt,
+    is_multimask: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Masks (N, 3 or 1, S/4, S/4) and IoUs (N, 3 or 1) of prompts on one image; object scores are ignored."""
+    """Masks (N, 3 or 1, S/4, S/4) and IoUs (N, 3 or 1) of prompts on images; object scores are ignored.
+
+    Args:
+      sam2: the module.
+      params: its parameters.
+      features: of B images.
+      image_index: (N,) int32, the image that each prompt is about.
+      prompt: N prompts.
+      is_multimask: three candidates instead of one.
+    """
+    if (
+        features.embedding.shape[0] > 1
+    ):  # one image is shared by all prompts without a copy for each
+        features = jax.tree.map(lambda x: x[image_index], features)
     decoded = sam2.apply(
         {"params": params}, features.embedding, features.high_res, prompt, method="decode"
     )
@@ -41,8 +73,17 @@ def _decode(
     return pick(decoded.masks, chosen), pick(decoded.ious, chosen)
 
 
+@contextlib.contextmanager
+def _about(what: str) -> Iterator[None]:
+    """Errors inside say what they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
 class SAM2ImagePredictor:
-    """Encodes an image once, then answers prompts on it.
+    """Encodes images once, then answers prompts on them.
 
     Attributes:
       model: the model and its parameters.
@@ -76,9 +117,9 @@ class SAM2ImagePredictor:
         return cls(load_pretrained(model_id, POSTPROCESSING_IMAGE, **kwargs))
 
     def reset_predictor(self) -> None:
-        """Forgets the image."""
+        """Forgets the images."""
         self._features: Features | None = None
-        self._size: tuple[int, int] | None = None
+        self._sizes: list[tuple[int, int]] = []
 
     def set_image(self, image: np.ndarray | Image.Image) -> None:
         """Encodes an image for later calls of `predict`.
@@ -87,23 +128,105 @@ class SAM2ImagePredictor:
           image: (H, W, 3) RGB; uint8, or float in [0, 1]; or a PIL image.
 
         Raises:
-          ValueError: it is not an RGB image.
+          ValueError: it is not such an image. The one that was set before stays.
         """
-        image = transforms.check_image(image)
-        inputs = transforms.image_to_input(image, self.model.config.image_size)
-        self.reset_predictor()
-        self._features = _encode(self.model.module, self.model.params, inputs[None])
-        self._size = image.shape[:2]
+        self._encode([transforms.check_image(image)])
 
-    def get_image_embedding(self) -> np.ndarray:
-        """Returns the embedding of the image in the original's layout, (1, C, S/16, S/16) float32."""
-        features, _ = self._image()
-        return np.asarray(features.embedding, np.float32).transpose(0, 3, 1, 2)
+    def set_image_batch(self, image_list: Sequence[np.ndarray | Image.Image]) -> None:
+        """Encodes several images, of any sizes, together for later calls of `predict_batch`.
 
-    def _image(self) -> tuple[Features, tuple[int, int]]:
+        Args:
+          image_list: images as for `set_image`.
+
+        Raises:
+          ValueError: there is none, or one is not an image; its position is named. What was set before
+            stays.
+        """
+        images = []
+        for i, image in enumerate(image_list):
+            with _about(f"Image {i}"):
+                images.append(transforms.check_image(image))
+        if not images:
+            raise ValueError("No image was given; expected a list of at least one.")
+        self._encode(images)
+
+    def _encode(self, images: list[np.ndarray]) -> None:
+        size = self.model.config.image_size
+        inputs = np.stack([transforms.image_to_input(image, size) for image in images])
+        inputs = transforms.pad_rows(inputs, transforms.bucket(len(images)))
+        self._features = encode_images(self.model.module, self.model.params, inputs)
+        self._sizes = [image.shape[:2] for image in images]
+
+    def _encoded(self) -> tuple[Features, list[tuple[int, int]]]:
+        """Features, padded to a bucket of images, and the size of each image."""
         if self._features is None:
             raise RuntimeError("No image is set: call set_image(image) before asking about it.")
-        return self._features, self._size
+        return self._features, self._sizes
+
+    def get_image_embedding(self) -> np.ndarray:
+        """Returns the embeddings of the B images in the original's layout, (B, C, S/16, S/16) float32."""
+        features, sizes = self._encoded()
+        return np.asarray(features.embedding[: len(sizes)], np.float32).transpose(0, 3, 1, 2)
+
+    def save_embedding(self, path: str | os.PathLike) -> None:
+        """Saves what `set_image` or `set_image_batch` computed, for `load_embedding`.
+
+        Args:
+          path: one safetensors file; it appears whole or not at all.
+
+        Raises:
+          RuntimeError: no image is set.
+          FileNotFoundError: the folder does not exist.
+        """
+        from safetensors.flax import save_file
+
+        features, sizes = self._encoded()
+        path = Path(path).absolute()
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"There is no folder {path.parent}.")
+        description = _describe(self.model) | {"sizes": json.dumps(sizes)}
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            save_file(_to_tensors(features, len(sizes)), partial, description)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load_embedding(self, path: str | os.PathLike) -> None:
+        """Sets the images whose embeddings `save_embedding` wrote, instead of encoding them again.
+
+        Args:
+          path: the file.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: it is no such file, is damaged, or belongs to another model, configuration or other
+            weights. What was set before stays.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
+        try:
+            with safe_open(path, framework="flax") as file:
+                description = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no file of save_embedding: {error}") from error
+        if description.get("format") != _EMBEDDING_FORMAT:
+            raise ValueError(f"{path} was not written by save_embedding of this release.")
+        for name, here in _describe(self.model).items():
+            if description.get(name) != here:
+                raise ValueError(
+                    f"{path} does not fit the model: {name} is {description.get(name)} in the file and "
+                    f"{here} here. Load the model that made it, or set the images again."
+                )
+        sizes = [tuple(size) for size in json.loads(description["sizes"])]
+        expected = _tensor_shapes(self.model.config, len(sizes))
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        if found != expected:
+            raise ValueError(f"{path} is damaged: it holds {found}; expected {expected}.")
+        self._features, self._sizes = _from_tensors(tensors), sizes
 
     def predict(
         self,
@@ -120,7 +243,7 @@ class SAM2ImagePredictor:
         Args:
           point_coords: (P, 2) or (N, P, 2) points (x, y) in pixels.
           point_labels: (P,) or (N, P): 1 object, 0 background.
-          box: (4,) or (N, 4) boxes x0, y0, x1, y1 in pixels.
+          box: (4,) or (N, 4) boxes x0, y0, x1, y1 in pixels; they may stick out of the image.
           mask_input: (1, S/4, S/4) or (N, 1, S/4, S/4) logits of an earlier low-resolution mask.
           multimask_output: three candidates instead of one; better for a single ambiguous click.
           return_logits: logits instead of bools.
@@ -128,34 +251,144 @@ class SAM2ImagePredictor:
 
         Returns:
           masks (C, H, W) bool (or float32 logits), predicted IoUs (C,), and low-resolution logits
-          (C, S/4, S/4) within +-32. C is 3 or 1; with N > 1 prompts all have a leading N.
+          (C, S/4, S/4) within +-32. C is 3 or 1; unless there is one prompt, all have a leading N.
+
+        Raises:
+          RuntimeError: no image is set, or several.
+          ValueError: shapes that do not fit, or prompts outside of the image.
+        """
+        _, sizes = self._encoded()
+        if len(sizes) > 1:
+            raise RuntimeError(f"{len(sizes)} images are set: ask about them with predict_batch.")
+        prompt = self._prompt(
+            sizes[0], point_coords, point_labels, box, mask_input, normalize_coords
+        )
+        return self._answer([prompt], multimask_output, return_logits)[0]
+
+    def predict_batch(
+        self,
+        point_coords_batch: Sequence[np.ndarray | None] | None = None,
+        point_labels_batch: Sequence[np.ndarray | None] | None = None,
+        box_batch: Sequence[np.ndarray | None] | None = None,
+        mask_input_batch: Sequence[np.ndarray | None] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        normalize_coords: bool = True,
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+        """Segments what is pointed at in each image of `set_image_batch`, all in one call of the decoder.
+
+        Args:
+          point_coords_batch: for each image what `predict` takes, or None.
+          point_labels_batch: likewise.
+          box_batch: likewise; (0, 4), no boxes at all, gives no masks.
+          mask_input_batch: likewise.
+          multimask_output: as for `predict`.
+          return_logits: as for `predict`.
+          normalize_coords: as for `predict`.
+
+        Returns:
+          Masks, predicted IoUs and low-resolution logits, each a list with what `predict` returns for each
+          image.
 
         Raises:
           RuntimeError: no image is set.
-          ValueError: shapes that do not fit.
+          ValueError: as for `predict`, with the position of the image; or not one entry for each image.
         """
-        features, (height, width) = self._image()
-        config = self.model.config
-        points, labels = transforms.join_prompts(point_coords, point_labels, box)
-        points = transforms.scale_points(points, height, width, config.image_size, normalize_coords)
-        logits = self._check_mask_input(mask_input)
-        n = max(len(points), len(logits))
-        if {len(points), len(logits)} - {0, 1, n}:
-            raise ValueError(f"{len(logits)} mask inputs do not go with {len(points)} prompts.")
-
-        padded = transforms.bucket(n)
-        repeat = lambda x: x[np.minimum(np.arange(padded), len(x) - 1)]
-        prompt = transforms.pad_points(repeat(points), repeat(labels))
-        if len(logits):
-            prompt = prompt.replace(
-                mask_logits=repeat(logits), has_mask_logits=np.ones(padded, bool)
-            )
-        masks, ious = _decode(
-            self.model.module, self.model.params, features, prompt, multimask_output
+        _, sizes = self._encoded()
+        columns = []
+        for name, batch in (
+            ("point_coords_batch", point_coords_batch),
+            ("point_labels_batch", point_labels_batch),
+            ("box_batch", box_batch),
+            ("mask_input_batch", mask_input_batch),
+        ):
+            column = [None] * len(sizes) if batch is None else list(batch)
+            if len(column) != len(sizes):
+                raise ValueError(
+                    f"{name} has {len(column)} entries for {len(sizes)} images; expected one each, None for "
+                    "an image without."
+                )
+            columns.append(column)
+        prompts = []
+        for i, (size, *given) in enumerate(zip(sizes, *columns, strict=True)):
+            with _about(f"Image {i}"):
+                prompts.append(self._prompt(size, *given, normalize_coords))
+        masks, ious, low_res = zip(
+            *self._answer(prompts, multimask_output, return_logits), strict=True
         )
-        masks, ious = np.asarray(masks), np.asarray(ious)
+        return list(masks), list(ious), list(low_res)
 
-        cleaned = transforms.clean_masks(
+    def _prompt(
+        self,
+        size: tuple[int, int],
+        points: np.ndarray | None,
+        labels: np.ndarray | None,
+        box: np.ndarray | None,
+        mask_input: np.ndarray | None,
+        is_pixels: bool,
+    ) -> Prompt:
+        """Checks the prompts on an image of a size, and scales them to the input."""
+        config = self.model.config
+        points, labels = transforms.join_prompts(points, labels, box)
+        transforms.check_points(points, labels, *size, is_pixels)
+        logits = transforms.check_mask_logits(mask_input, config.mask_size)
+        n = max(len(points), len(logits)) if len(points) else 0
+        if len(points) not in (1, n) or len(logits) not in (0, 1, n):
+            raise ValueError(f"{len(logits)} mask inputs do not go with {len(points)} prompts.")
+        points = transforms.scale_points(points, *size, config.image_size, is_pixels)
+        spread = lambda x: np.broadcast_to(x, (n, *x.shape[1:]))
+        prompt = transforms.pad_points(spread(points), spread(labels))
+        return prompt.replace(mask_logits=spread(logits)) if len(logits) else prompt
+
+    def _answer(
+        self, prompts: list[Prompt], is_multimask: bool, return_logits: bool
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Masks, IoUs and low-resolution masks for the prompts on each image."""
+        counts = [len(prompt.labels) for prompt in prompts]
+        image_index = np.repeat(np.arange(len(prompts), dtype=np.int32), counts)
+        low_res, ious = self.decode(transforms.join_padded(prompts), image_index, is_multimask)
+        low_res, ious = np.asarray(low_res), np.asarray(ious)
+        cleaned = self.clean(low_res)
+        answers = []
+        for (height, width), end, n in zip(self._sizes, np.cumsum(counts), counts, strict=True):
+            own = slice(end - n, end)
+            padded = transforms.pad_rows(cleaned[own], transforms.bucket(n))
+            masks = transforms.resize_masks(padded, height, width)
+            if not return_logits:
+                masks = masks > self.mask_threshold
+            answer = (
+                np.array(masks)[:n],
+                ious[own].copy(),
+                np.clip(low_res[own], -_LOGIT_LIMIT, _LOGIT_LIMIT),
+            )
+            # As in the original, a single prompt has no axis of its own.
+            answers.append(tuple(x[0] for x in answer) if n == 1 else answer)
+        return answers
+
+    def decode(
+        self, prompt: Prompt, image_index: np.ndarray, is_multimask: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Runs the decoder alone; what the other methods and the mask generator build upon.
+
+        Args:
+          prompt: N prompts, padded to a bucket, in pixels of the S x S input.
+          image_index: (n,) the image that each prompt is about; those from n on are padding.
+          is_multimask: three candidates instead of one.
+
+        Returns:
+          Logits (N, C, S/4, S/4), neither clamped nor cleaned, and predicted IoUs (N, C), on the device.
+
+        Raises:
+          RuntimeError: no image is set.
+        """
+        features, _ = self._encoded()
+        index = transforms.pad_rows(np.asarray(image_index, np.int32), len(prompt.labels))
+        model = self.model
+        return decode_prompts(model.module, model.params, features, index, prompt, is_multimask)
+
+    def clean(self, masks: np.ndarray) -> np.ndarray:
+        """Fills holes and removes specks of (..., S/4, S/4) logits, as the constructor was told."""
+        return transforms.clean_masks(
             masks,
             self._max_hole_area,
             self._max_sprinkle_area,
@@ -163,23 +396,44 @@ class SAM2ImagePredictor:
             filled=self.mask_threshold + 10.0,
             removed=self.mask_threshold - 10.0,
         )
-        full = np.asarray(transforms.resize_masks(cleaned, height, width))[:n]
-        if not return_logits:
-            full = full > self.mask_threshold
-        ious, low_res = ious[:n], np.clip(masks[:n], -_LOGIT_LIMIT, _LOGIT_LIMIT)
-        if n == 1:  # as in the original, a single prompt has no axis of its own
-            return full[0], ious[0], low_res[0]
-        return full, ious, low_res
 
-    def _check_mask_input(self, mask_input: np.ndarray | None) -> np.ndarray:
-        """Returns (N, S/4, S/4) float32; N is 0 without a mask."""
-        size = self.model.config.mask_size
-        if mask_input is None:
-            return np.zeros((0, size, size), np.float32)
-        mask = np.asarray(mask_input, np.float32)
-        if mask.ndim not in (3, 4) or mask.shape[-3] != 1 or mask.shape[-2:] != (size, size):
-            raise ValueError(
-                f"mask_input has shape {mask.shape}; expected (1, {size}, {size}) logits, as `predict` "
-                "returns them for one mask."
-            )
-        return mask.reshape(-1, size, size)
+
+def _describe(model: Model) -> dict[str, str]:
+    """What must agree between the model that made an embedding and the one that uses it."""
+    config = dataclasses.asdict(model.config)
+    # Norms and biases are few, and no training leaves them as they were.
+    small = [x for x in jax.tree.leaves(model.params) if x.ndim == 1]
+    checksum = functools.reduce(lambda sum, x: zlib.crc32(np.asarray(x), sum), small, 0)
+    return {
+        "format": _EMBEDDING_FORMAT,
+        "model": model.name,
+        "config": json.dumps({name: config[name] for name in _ENCODER_FIELDS}),
+        "weights": f"{checksum:08x}",
+    }
+
+
+def _tensor_shapes(config: Sam2Config, num_images: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a file of embeddings."""
+    b, g, c = num_images, config.grid, config.hidden_dim
+    shapes = {"embedding": (b, g, g, c)}
+    if config.use_high_res_features_in_sam:
+        shapes |= {
+            "high_res_0": (b, 4 * g, 4 * g, c // 8),
+            "high_res_1": (b, 2 * g, 2 * g, c // 4),
+        }
+    return shapes
+
+
+def _to_tensors(features: Features, num_images: int) -> dict[str, jax.Array]:
+    named = {f"high_res_{i}": x for i, x in enumerate(features.high_res)}
+    return {name: x[:num_images] for name, x in ({"embedding": features.embedding} | named).items()}
+
+
+def _from_tensors(tensors: dict[str, jax.Array]) -> Features:
+    """The inverse of `_to_tensors`, padded to the bucket."""
+
+    def pad(x):
+        return jnp.asarray(transforms.pad_rows(np.asarray(x), transforms.bucket(len(x))))
+
+    high_res = [pad(tensors[name]) for name in sorted(tensors) if name != "embedding"]
+    return Features(pad(tensors["embedding"]), tuple(high_res))

@@ -4,6 +4,7 @@ The model sees a square of S pixels, whatever the shape of the picture (aspect r
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +24,35 @@ def bucket(n: int, least: int = 1) -> int:
 
 
 def check_image(image: np.ndarray | Image.Image) -> np.ndarray:
-    """Returns an image as (H, W, 3) array.
+    """Returns an image as (H, W, 3) array, uint8 or of floats in [0, 1]; a PIL image may have any mode.
 
     Raises:
-      ValueError: it is not an RGB image.
+      ValueError: it has no pixels, not three channels, another type, or floats outside of [0, 1].
     """
     array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
+        hint = ""
+        if array.ndim == 2:
+            hint = " Repeat a grey picture: np.stack([image] * 3, -1)."
+        elif array.ndim == 3 and array.shape[-1] == 4:
+            hint = " Drop the alpha channel: image[..., :3]."
+        elif array.ndim == 3 and array.shape[0] == 3:
+            hint = " Move the channels: image.transpose(1, 2, 0)."
         raise ValueError(
-            f"The image has shape {array.shape}; expected (height, width, 3), RGB channels last."
+            f"The image has shape {array.shape}; expected (height, width, 3), RGB channels last.{hint}"
+        )
+    if array.dtype == np.uint8:
+        return array
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(
+            f"The image is of type {array.dtype}; expected uint8 in 0...255 or float in 0...1. Convert it, "
+            "for example by image.astype(np.uint8)."
+        )
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 1):  # so that NaN fails as well
+        raise ValueError(
+            f"The image has float values from {low:g} to {high:g}; expected finite ones in 0...1. Divide by "
+            "255, or pass uint8."
         )
     return array
 
@@ -100,7 +121,7 @@ def join_prompts(
         corners = box.reshape(-1, 2, 2)
         parts.append((corners, np.tile(np.array([2, 3], np.int32), (len(corners), 1))))
     if points is not None:
-        points, labels = np.asarray(points, np.float32), np.asarray(labels, np.int32)
+        points, labels = np.asarray(points, np.float32), np.asarray(labels)
         if points.ndim == 2 and labels.ndim == 1:
             points, labels = points[None], labels[None]
         if points.ndim != 3 or points.shape[-1] != 2 or labels.shape != points.shape[:2]:
@@ -112,7 +133,7 @@ def join_prompts(
             raise ValueError(
                 f"Labels are {sorted(set(labels.ravel().tolist()))}; expected 1 (object) or 0 (background)."
             )
-        parts.append((points, labels))
+        parts.append((points, labels.astype(np.int32)))
     if not parts:
         return np.zeros((1, 0, 2), np.float32), np.zeros((1, 0), np.int32)
     n = max(len(p) for p, _ in parts)
@@ -125,6 +146,62 @@ def join_prompts(
         for p, x in parts
     ]
     return np.concatenate([p for p, _ in spread], 1), np.concatenate([x for _, x in spread], 1)
+
+
+def check_points(
+    points: np.ndarray, labels: np.ndarray, height: int, width: int, is_pixels: bool
+) -> None:
+    """Checks that points and boxes lie in the picture; its border belongs to it.
+
+    Args:
+      points: (N, P, 2) (x, y) from `join_prompts`; boxes are pairs of points.
+      labels: (N, P) 1 and 0 clicks, 2 and 3 corners of a box; others are not looked at.
+      height: of the picture.
+      width: of the picture.
+      is_pixels: coordinates are pixels of the picture; else parts of it, in [0, 1].
+
+    Raises:
+      ValueError: a coordinate is not finite, a click is outside of the picture, or a box is empty or has
+        nothing of the picture in it. Boxes may stick out, as those of detectors do.
+    """
+    limit = np.array([width, height] if is_pixels else [1, 1])
+    size = f"the picture, {width} x {height} pixels"
+    if not is_pixels:
+        size += " (normalize_coords=False: coordinates are parts of it, 0 to 1)"
+    is_used = labels >= 0
+    for x, y in points[is_used & ~np.isfinite(points).all(-1)][:1]:
+        raise ValueError(f"The point ({x:g}, {y:g}) is not finite; expected a place in {size}.")
+    is_outside = ((points < 0) | (points > limit)).any(-1)
+    for x, y in points[np.isin(labels, (0, 1)) & is_outside][:1]:
+        raise ValueError(f"The point ({x:g}, {y:g}) is outside of {size}.")
+    is_box = (labels[:, :-1] == 2) & (labels[:, 1:] == 3)
+    for first, last in zip(points[:, :-1][is_box], points[:, 1:][is_box], strict=True):
+        box = ", ".join(f"{v:g}" for v in (*first, *last))
+        if (first >= last).any():
+            raise ValueError(
+                f"The box ({box}) is empty; expected x0, y0, x1, y1 with x0 < x1, y0 < y1."
+            )
+        if (first >= limit).any() or (last <= 0).any():
+            raise ValueError(f"The box ({box}) is outside of {size}.")
+
+
+def check_mask_logits(mask_input: np.ndarray | None, size: int) -> np.ndarray:
+    """Returns mask prompts, (1, size, size) or (N, 1, size, size), as (N, size, size) float32; N is 0 for None.
+
+    Raises:
+      ValueError: another size, or values that are not finite.
+    """
+    if mask_input is None:
+        return np.zeros((0, size, size), np.float32)
+    mask = np.asarray(mask_input, np.float32)
+    if mask.ndim not in (3, 4) or mask.shape[-3:] != (1, size, size):
+        raise ValueError(
+            f"mask_input has shape {mask.shape}; expected (1, {size}, {size}) logits, as `predict` "
+            "returns them for one mask."
+        )
+    if not np.isfinite(mask).all():
+        raise ValueError("mask_input has values that are not finite; expected logits of a mask.")
+    return mask.reshape(-1, size, size)
 
 
 def scale_points(
@@ -152,11 +229,53 @@ def pad_points(points: np.ndarray, labels: np.ndarray) -> Prompt:
     return Prompt(padded, padded_labels)
 
 
+def join_padded(prompts: Sequence[Prompt]) -> Prompt:
+    """Joins prompts from `pad_points` along N, and fills N up to its bucket with prompts of nothing."""
+    width = max(prompt.labels.shape[1] for prompt in prompts)
+    total = sum(len(prompt.labels) for prompt in prompts)
+
+    def join(parts, fill):
+        widened = [
+            np.pad(
+                x, [(0, 0), (0, width - x.shape[1])] + [(0, 0)] * (x.ndim - 2), constant_values=fill
+            )
+            for x in parts
+        ]
+        return pad_rows(np.concatenate(widened), bucket(total), fill)
+
+    points, labels = join([p.points for p in prompts], 0), join([p.labels for p in prompts], -2)
+    masks = [prompt.mask_logits for prompt in prompts]
+    given = [mask for mask in masks if mask is not None]
+    if not given:
+        return Prompt(points, labels)
+    nothing = lambda prompt: np.zeros((len(prompt.labels), *given[0].shape[1:]), np.float32)
+    filled = [nothing(p) if p.mask_logits is None else p.mask_logits for p in prompts]
+    is_given = [np.full(len(p.labels), p.mask_logits is not None) for p in prompts]
+    return Prompt(
+        points,
+        labels,
+        mask_logits=pad_rows(np.concatenate(filled), bucket(total)),
+        has_mask_logits=pad_rows(np.concatenate(is_given), bucket(total)),
+    )
+
+
+def pad_rows(x: np.ndarray, size: int, fill: float = 0) -> np.ndarray:
+    """(n, ...) -> (size, ...), filled up with `fill`."""
+    return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def resize_masks(masks: jax.Array, height: int, width: int) -> jax.Array:
     """Bilinear resize of mask logits (..., h, w) -> (..., height, width), without antialiasing."""
     shape = (*masks.shape[:-2], height, width)
     return jax.image.resize(masks.astype(jnp.float32), shape, "bilinear", antialias=False)
+
+
+def resize_weights(size: int, new_size: int) -> np.ndarray:
+    """(new_size, size) float32 W, so that `resize_masks` is W_height @ mask @ W_width.T."""
+    position = ((np.arange(new_size) + 0.5) * size / new_size - 0.5).clip(0, size - 1)
+    distance = np.abs(position[:, None] - np.arange(size))
+    return (1 - distance).clip(min=0).astype(np.float32)
 
 
 def _small_components(inside: np.ndarray, area: float) -> np.ndarray:

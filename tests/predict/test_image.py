@@ -1,8 +1,12 @@
+import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from sam2_jax import SAM2ImagePredictor
 from sam2_jax.predict import image as image_module
@@ -26,8 +30,8 @@ def model():
 def traces():
     """How often each compiled function of the predictor was traced."""
     functions = [
-        (image_module, "_encode", 0),
-        (image_module, "_decode", (0, 4)),
+        (image_module, "encode_images", 0),
+        (image_module, "decode_prompts", (0, 5)),
         (transforms, "resize_masks", (1, 2)),
     ]
     with toy.counted_programs(functions) as counts:
@@ -156,6 +160,248 @@ def test_a_pil_image_equals_its_array(predictor, model):
     np.testing.assert_array_equal(other.get_image_embedding(), predictor.get_image_embedding())
 
 
+OTHER = scene(1, 36, 30, seed=3)[0]
+THIRD = scene(1, 64, 64, seed=4)[0]
+# A different number of prompts, and of points, for each image; one mask, one box, clicks.
+BATCH = [
+    {"point_coords": POINTS.repeat(3, 1), "point_labels": LABELS.repeat(3, 1)},
+    {"box": np.array([2.0, 3, 20, 30]), "mask_input": np.full((1, SIZE, SIZE), 3.0)},
+    {"point_coords": np.array([[9.0, 60.0]]), "point_labels": np.array([1])},
+]
+
+
+def columns(prompts):
+    """Arguments of `predict_batch` from those of `predict` for each image."""
+    names = ("point_coords", "point_labels", "box", "mask_input")
+    return {f"{name}_batch": [prompt.get(name) for prompt in prompts] for name in names}
+
+
+@pytest.fixture(scope="module")
+def batch_predictor(model):
+    predictor = SAM2ImagePredictor(model)
+    predictor.set_image_batch([PICTURE, OTHER, Image.fromarray(THIRD)])
+    return predictor
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+def test_a_batch_of_images_equals_one_after_the_other(batch_predictor, predictor, model, multimask):
+    options = {"multimask_output": multimask, "return_logits": True}
+    together = batch_predictor.predict_batch(**columns(BATCH), **options)
+    assert [type(x) for x in together] == [list] * 3
+    for i, image in enumerate([PICTURE, OTHER, THIRD]):
+        alone = SAM2ImagePredictor(model)
+        alone.set_image(image)
+        answer = [x[i] for x in together]
+        expected = alone.predict(**BATCH[i], **options)
+        assert answer[0].shape[-2:] == image.shape[:2]
+        assert [x.shape for x in answer] == [x.shape for x in expected]
+        close(answer, expected)
+    assert len(together[0][0]) == 3  # as in `predict`, one prompt alone has no axis
+
+
+def test_a_batch_is_encoded_and_decoded_by_one_call(batch_predictor, model, monkeypatch):
+    calls = []
+    for name in ("encode_images", "decode_prompts"):
+        original = getattr(image_module, name)
+        call = lambda *args, name=name, original=original: calls.append(name) or original(*args)
+        monkeypatch.setattr(image_module, name, call)
+    predictor = SAM2ImagePredictor(model)
+    predictor.set_image_batch([PICTURE, OTHER, THIRD])
+    predictor.predict_batch(**columns(BATCH))
+    assert calls == ["encode_images", "decode_prompts"]
+
+
+def test_images_without_prompts_have_no_masks(batch_predictor):
+    boxes = [np.array([[3, 3, 30, 30], [5, 5, 9, 9]]), np.zeros((0, 4)), np.zeros((0, 4))]
+    masks, ious, low_res = batch_predictor.predict_batch(box_batch=boxes, multimask_output=False)
+    assert [x.shape for x in masks] == [(2, 1, HEIGHT, WIDTH), (0, 1, 36, 30), (0, 1, 64, 64)]
+    assert [x.shape for x in ious] == [(2, 1), (0, 1), (0, 1)]
+    assert low_res[2].shape == (0, 1, SIZE, SIZE)
+
+
+def test_what_is_done_to_the_masks_of_one_image_is_done_to_those_of_a_batch(model):
+    predictor = SAM2ImagePredictor(model, max_hole_area=SIZE * SIZE)
+    predictor.set_image_batch([PICTURE, OTHER])
+    masks, _, low_res = predictor.predict_batch(
+        point_coords_batch=[POINTS[0], POINTS[0] / 4],
+        point_labels_batch=[LABELS[0]] * 2,
+        return_logits=True,
+    )
+    for mask, low in zip(masks, low_res, strict=True):
+        assert (low < 0).any()
+        assert (mask > 0).all()
+
+
+def test_a_batch_of_one_and_one_image_are_the_same(model, predictor):
+    other = SAM2ImagePredictor(model)
+    other.set_image_batch([PICTURE])
+    expected = predictor.predict(POINTS, LABELS)
+    batched = predictor.predict_batch([POINTS], [LABELS])
+    for answer in (other.predict(POINTS, LABELS), [x[0] for x in batched]):
+        for x, y in zip(answer, expected, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_embeddings_of_a_batch_are_those_of_the_images(batch_predictor, predictor):
+    embeddings = batch_predictor.get_image_embedding()
+    assert embeddings.shape == (3, 32, toy.SIZE // 16, toy.SIZE // 16)
+    close([embeddings[:1]], [predictor.get_image_embedding()])
+
+
+def test_several_images_are_asked_about_with_predict_batch(batch_predictor):
+    with pytest.raises(RuntimeError, match=r"3 images are set: .* predict_batch"):
+        batch_predictor.predict(POINTS[0], LABELS[0])
+
+
+def test_errors_of_a_batch_name_the_image_and_the_last_batch_stays(batch_predictor):
+    ask = batch_predictor.predict_batch
+    before = batch_predictor.get_image_embedding()
+    with pytest.raises(ValueError, match=r"Image 1: The point \(50, 3\) is outside"):
+        ask([POINTS[0], np.array([[50.0, 3.0]]), None], [LABELS[0], [1], None])
+    with pytest.raises(ValueError, match="point_coords_batch has 2 entries for 3 images"):
+        ask([POINTS[0]] * 2, [LABELS[0]] * 3)
+    with pytest.raises(ValueError, match="box_batch has 4 entries for 3 images"):
+        ask(box_batch=[None] * 4)
+    with pytest.raises(ValueError, match=r"Image 2: The image has shape \(4, 4\)"):
+        batch_predictor.set_image_batch([OTHER, OTHER, np.zeros((4, 4))])
+    with pytest.raises(ValueError, match="No image was given"):
+        batch_predictor.set_image_batch([])
+    np.testing.assert_array_equal(batch_predictor.get_image_embedding(), before)
+
+
+def test_a_batch_is_not_compiled_again_inside_a_bucket(batch_predictor, model, traces):
+    batch_predictor.predict_batch(**columns(BATCH))  # 5 prompts, 3 images
+    before = dict(traces)
+    predictor = SAM2ImagePredictor(model)
+    predictor.set_image_batch([OTHER, PICTURE, THIRD, THIRD])
+    prompts = [BATCH[1], BATCH[0], BATCH[2], BATCH[2] | BATCH[1]]
+    predictor.predict_batch(**columns(prompts))
+    added = {name: traces[name] - before[name] for name in before}
+    assert added == {"encode_images": 0, "decode_prompts": 0, "resize_masks": 0}
+
+
+@pytest.mark.parametrize("images", [[PICTURE], [PICTURE, OTHER, THIRD]], ids=["one", "three"])
+@pytest.mark.parametrize("overrides", [{}, {"use_high_res_features_in_sam": False}])
+def test_saved_embeddings_answer_like_the_images(images, overrides, tmp_path):
+    model = toy.model(**overrides)
+    first, second = SAM2ImagePredictor(model), SAM2ImagePredictor(toy.model(**overrides))
+    first.set_image_batch(images)
+    first.save_embedding(tmp_path / "e.safetensors")
+    first.save_embedding(tmp_path / "e.safetensors")  # over the old one
+    assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors"]
+    second.load_embedding(str(tmp_path / "e.safetensors"))
+    np.testing.assert_array_equal(first.get_image_embedding(), second.get_image_embedding())
+    prompts = columns(BATCH[: len(images)])
+    answers, expected = (x.predict_batch(**prompts) for x in (second, first))
+    for i in range(len(images)):
+        for x, y in zip(answers, expected, strict=True):
+            np.testing.assert_array_equal(x[i], y[i])
+
+
+def test_embeddings_of_lower_precision_are_saved_as_they_are(tmp_path):
+    model = toy.model(dtype="bfloat16")
+    first, second = SAM2ImagePredictor(model), SAM2ImagePredictor(model)
+    first.set_image_batch([PICTURE, OTHER, THIRD])
+    first.save_embedding(tmp_path / "e")
+    second.load_embedding(tmp_path / "e")
+    assert second._features.embedding.dtype == first._features.embedding.dtype
+    np.testing.assert_array_equal(first.get_image_embedding(), second.get_image_embedding())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [({"image_size": 128}, '"image_size": 128'), ({"dtype": "bfloat16"}, '"bfloat16"')],
+)
+def test_embeddings_of_another_configuration_are_refused(predictor, tmp_path, overrides, part):
+    predictor.save_embedding(tmp_path / "e")
+    with pytest.raises(ValueError, match="does not fit the model: config is") as error:
+        SAM2ImagePredictor(toy.model(**overrides)).load_embedding(tmp_path / "e")
+    assert part in str(error.value)
+    # What does not change the embedding may differ.
+    SAM2ImagePredictor(toy.model(fill_hole_area=3)).load_embedding(tmp_path / "e")
+
+
+def test_embeddings_of_other_models_and_weights_are_refused(predictor, model, tmp_path):
+    predictor.save_embedding(tmp_path / "e")
+    other = dataclasses.replace(model, name="other")
+    with pytest.raises(ValueError, match="model is toy in the file and other here"):
+        SAM2ImagePredictor(other).load_embedding(tmp_path / "e")
+    tuned = dataclasses.replace(model, params=jax.tree.map(lambda x: 1.01 * x, model.params))
+    with pytest.raises(ValueError, match=r"weights is .* in the file"):
+        SAM2ImagePredictor(tuned).load_embedding(tmp_path / "e")
+
+
+def test_damaged_embeddings_are_refused_and_the_image_stays(predictor, tmp_path):
+    before = predictor.get_image_embedding()
+    path, cut, text, foreign, thin = (tmp_path / name for name in "abcde")
+    predictor.save_embedding(path)
+    cut.write_bytes(path.read_bytes()[:-100])
+    text.write_text("no embedding")
+    save_file({"x": np.zeros(3)}, foreign)
+    with safe_open(path, framework="numpy") as file:
+        save_file({"embedding": file.get_tensor("embedding")}, thin, file.metadata())
+    for bad, message in (
+        (cut, "damaged or no file of save_embedding"),
+        (text, "damaged or no file of save_embedding"),
+        (foreign, "was not written by save_embedding"),
+        (thin, "is damaged: it holds"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predictor.load_embedding(bad)
+    with pytest.raises(FileNotFoundError, match="no file"):
+        predictor.load_embedding(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        predictor.save_embedding(tmp_path / "missing" / "e")
+    np.testing.assert_array_equal(predictor.get_image_embedding(), before)
+
+
+def test_a_failed_save_leaves_the_old_file(predictor, tmp_path, monkeypatch):
+    predictor.save_embedding(tmp_path / "e")
+    before = (tmp_path / "e").read_bytes()
+
+    def fail(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("safetensors.flax.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        predictor.save_embedding(tmp_path / "e")
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+    assert (tmp_path / "e").read_bytes() == before
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (4320, 7680)])
+def test_pictures_of_extreme_sizes_are_segmented(model, shape):
+    predictor = SAM2ImagePredictor(model)
+    predictor.set_image(np.full((*shape, 3), 100, np.uint8))
+    masks, _, _ = predictor.predict(
+        [[shape[1], shape[0]]], [1], multimask_output=False, box=[-5, -5, shape[1], shape[0]]
+    )
+    assert masks.shape == (1, *shape)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"point_coords": [[81, 3]]}, r"\(81, 3\) is outside of the picture, 80 x 48 pixels"),
+        ({"point_coords": [[3, -0.5]]}, r"\(3, -0.5\) is outside"),
+        ({"point_coords": [[np.nan, 3]]}, r"\(nan, 3\) is not finite"),
+        ({"point_coords": [[3, 3]], "point_labels": [1.5]}, r"Labels are \[1.5\]"),
+        ({"box": [30, 5, 30, 9]}, r"\(30, 5, 30, 9\) is empty"),
+        ({"box": [30, 5, np.inf, 9]}, "is not finite"),
+        ({"box": [90, 5, 95, 9]}, r"\(90, 5, 95, 9\) is outside of the picture"),
+        ({"point_coords": [[30, 3]], "normalize_coords": False}, "parts of it, 0 to 1"),
+        ({"mask_input": np.full((1, SIZE, SIZE), np.nan)}, "not finite; expected logits"),
+    ],
+)
+def test_prompts_that_make_no_sense_are_refused(predictor, prompt, message):
+    if "point_coords" in prompt:
+        prompt = {"point_labels": [1]} | prompt
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(**prompt)
+    assert predictor.predict(POINTS[0], LABELS[0])[0].shape == (3, HEIGHT, WIDTH)
+
+
 def test_nothing_is_compiled_again_inside_a_bucket(predictor, traces):
     predictor.predict(POINTS, LABELS)
     before = dict(traces)
@@ -167,7 +413,7 @@ def test_nothing_is_compiled_again_inside_a_bucket(predictor, traces):
     predictor.predict(POINTS, LABELS)
     predictor.set_image(PICTURE)
     assert dict(traces) == before
-    assert set(before) == {"_encode", "_decode", "resize_masks"}
+    assert set(before) == {"encode_images", "decode_prompts", "resize_masks"}
 
 
 def test_nothing_can_be_asked_before_an_image_is_set(model):

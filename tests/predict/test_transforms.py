@@ -35,6 +35,154 @@ def test_what_is_not_an_rgb_image_is_refused_with_its_shape(shape):
     assert "(height, width, 3)" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("image", "parts"),
+    [
+        (np.zeros((4, 5), np.uint8), ["np.stack([image] * 3, -1)"]),
+        (np.zeros((4, 5, 4), np.uint8), ["image[..., :3]"]),
+        (np.zeros((3, 4, 5), np.uint8), ["image.transpose(1, 2, 0)"]),
+        (np.zeros((4, 5, 3), np.int64), ["int64", "image.astype(np.uint8)"]),
+        (np.zeros((4, 5, 3), bool), ["bool", "uint8"]),
+        (np.full((4, 5, 3), 7.5), ["from 7.5 to 7.5", "0...1", "255"]),
+        (np.full((4, 5, 3), -0.25), ["from -0.25", "0...1"]),
+        (np.full((4, 5, 3), np.nan), ["nan", "finite"]),
+        (np.full((4, 5, 3), np.inf), ["inf", "finite"]),
+    ],
+)
+def test_what_is_wrong_with_an_image_is_said(image, parts):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        transforms.check_image(image)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
+def test_pil_images_of_any_mode_are_converted(mode):
+    image = Image.fromarray(picture(3, 4)).convert("L" if mode == "I;16" else mode)
+    answer = transforms.check_image(image.convert(mode))
+    assert (answer.shape, answer.dtype) == ((3, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_from_0_to_1_are_taken_as_they_are(dtype):
+    image = np.linspace(0, 1, 36).reshape(3, 4, 3).astype(dtype)
+    np.testing.assert_array_equal(transforms.check_image(image), image)
+
+
+def check_points(points, labels, is_pixels=True):
+    """On a picture 30 pixels high and 50 wide."""
+    points, labels = transforms.join_prompts(points, labels, None)
+    transforms.check_points(points, labels, 30, 50, is_pixels)
+
+
+def check_box(box, is_pixels=True):
+    points, labels = transforms.join_prompts(None, None, box)
+    transforms.check_points(points, labels, 30, 50, is_pixels)
+
+
+def test_the_border_belongs_to_the_picture():
+    check_points([[0, 0], [50, 30], [50, 0], [12.5, 29.9]], [1, 1, 0, 0])
+    check_points([[0, 0], [1, 1]], [1, 0], is_pixels=False)
+    check_points(np.zeros((2, 0, 2)), np.zeros((2, 0)))
+    check_points([[-7, 99]], [-1])  # no point at all
+
+
+@pytest.mark.parametrize("point", [(50.1, 3), (3, 30.1), (-0.1, 3), (3, -0.1)])
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_point_outside_is_named(point, label):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        check_points([[[1, 1], [2, 2]], [[3, 3], point]], [[1, 1], [1, label]])
+    assert f"({point[0]:g}, {point[1]:g}) is outside" in str(error.value)
+    assert "50 x 30 pixels" in str(error.value)
+
+
+@pytest.mark.parametrize("point", [(np.nan, 3), (3, np.inf), (-np.inf, np.nan)])
+def test_coordinates_are_finite(point):
+    for is_pixels in (True, False):
+        with pytest.raises(ValueError, match="is not finite"):
+            check_points([point], [1], is_pixels)
+    with pytest.raises(ValueError, match="is not finite"):
+        check_box([*point, 60, 60])
+
+
+def test_a_box_may_stick_out():
+    check_box([-10, -20, 60, 70])
+    check_box([[49, 29, 70, 70], [-5, -5, 1, 1], [0, 0, 50, 30]])
+    check_box([-0.5, 0, 1.5, 1], is_pixels=False)
+    check_box(np.zeros((0, 4)))
+
+
+@pytest.mark.parametrize(
+    ("box", "problem"),
+    [
+        ([5, 5, 5, 9], "empty"),
+        ([5, 9, 9, 5], "empty"),
+        ([50, 5, 60, 9], "outside"),
+        ([5, 30, 9, 40], "outside"),
+        ([-9, 5, 0, 9], "outside"),
+        ([5, -9, 9, 0], "outside"),
+    ],
+)
+def test_a_box_without_any_of_the_picture_is_named(box, problem):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        check_box([[1, 1, 9, 9], box])
+    assert f"The box ({', '.join(map(str, box))}) is {problem}" in str(error.value)
+
+
+def test_parts_of_the_picture_are_checked_as_such():
+    with pytest.raises(ValueError, match="normalize_coords=False"):
+        check_points([[12, 0.5]], [1], is_pixels=False)
+    with pytest.raises(ValueError, match="normalize_coords=False"):
+        check_box([1.5, 0, 2, 1], is_pixels=False)
+
+
+@pytest.mark.parametrize("labels", [[0.5], [np.nan], [7], [-2]])
+def test_labels_are_never_rounded(labels):
+    with pytest.raises(ValueError, match="expected 1 \\(object\\) or 0 \\(background\\)"):
+        transforms.join_prompts([[1, 2]], labels, None)
+
+
+def test_mask_prompts_gain_a_leading_axis():
+    assert transforms.check_mask_logits(None, 4).shape == (0, 4, 4)
+    assert transforms.check_mask_logits(np.ones((1, 4, 4)), 4).shape == (1, 4, 4)
+    assert transforms.check_mask_logits(np.ones((3, 1, 4, 4), int), 4).dtype == np.float32
+    for bad in (np.ones((4, 4)), np.ones((3, 4, 4)), np.ones((1, 5, 4)), np.ones((1, 2, 1, 4, 4))):
+        with pytest.raises(ValueError, match=r"expected \(1, 4, 4\) logits"):
+            transforms.check_mask_logits(bad, 4)
+    with pytest.raises(ValueError, match="not finite"):
+        transforms.check_mask_logits(np.full((1, 4, 4), -np.inf), 4)
+
+
+def test_prompts_of_several_pictures_are_joined():
+    one = transforms.pad_points(np.ones((2, 1, 2)), np.ones((2, 1), np.int32))
+    many = transforms.pad_points(np.full((1, 5, 2), 2.0), np.ones((1, 5), np.int32))
+    nothing = transforms.pad_points(np.zeros((0, 2, 2)), np.zeros((0, 2), np.int32))
+    joined = transforms.join_padded([one, nothing, many])
+    assert joined.points.shape == (4, 8, 2)
+    assert joined.labels.tolist() == [
+        [1, -1] + [-2] * 6,
+        [1, -1] + [-2] * 6,
+        [1] * 5 + [-1, -2, -2],
+        [-2] * 8,
+    ]
+    assert joined.points[:, 0].tolist() == [[1, 1], [1, 1], [2, 2], [0, 0]]
+    assert joined.mask_logits is None
+    masks = np.full((1, 4, 4), 5, np.float32)
+    joined = transforms.join_padded([one, many.replace(mask_logits=masks)])
+    assert joined.has_mask_logits.tolist() == [False, False, True, False]
+    assert joined.mask_logits[:, 0, 0].tolist() == [0, 0, 5, 0]
+    assert transforms.join_padded([nothing]).labels.tolist() == [[-2] * 4]
+
+
+@pytest.mark.parametrize(("size", "new_size"), [(16, 40), (16, 16), (16, 5), (16, 1), (1, 3)])
+def test_weights_resize_as_masks_are_resized(size, new_size):
+    eye = np.eye(size, dtype=np.float32)
+    expected = transforms.resize_masks(eye, size, new_size)
+    weights = transforms.resize_weights(size, new_size)
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights, np.asarray(expected).T, atol=1e-6)
+
+
 @pytest.mark.parametrize(("height", "width"), [(20, 30), (150, 90), (64, 64)])
 def test_an_image_is_resized_with_antialiasing_on_floats_and_normalised(height, width):
     image = picture(height, width)
