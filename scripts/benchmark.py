@@ -9,6 +9,8 @@ Cases, in float32 with random weights, on fixed random inputs:
     encode    one image to features, high-resolution projections included
     track     one frame with a full memory: encode, memory attention, decode, encode the memory
     memory    peak memory of SAM2VideoPredictor over clips of two lengths
+    objects   one frame with a full memory and 1 to 16 objects: as a batch, and one after the other
+    stream    resident memory of SAM2StreamPredictor over frames without end
     compile   lower and compile, with an empty and with a filled compilation cache
 
 Every measurement has a process of its own. Times of the two sides are taken in one process, in
@@ -41,10 +43,13 @@ from sam2_jax.data.videos import Frames
 from sam2_jax.model import memory_bank
 from sam2_jax.model.sam2 import Sam2, init_params, param_shapes
 from sam2_jax.predict.image import _encode
-from sam2_jax.predict.video import SAM2VideoPredictor, _propagate
+from sam2_jax.predict.passes import _propagate
+from sam2_jax.predict.stream import SAM2StreamPredictor
+from sam2_jax.predict.video import SAM2VideoPredictor
 from sam2_jax.structs import Frame, MemoryBank
+from sam2_jax.track import encode, propagate_features
 
-CASES = ("encode", "track", "memory", "compile")
+CASES = ("encode", "track", "objects", "memory", "stream", "compile")
 TINY, BASE, LARGE = (f"sam2.1_hiera_{size}" for size in ("tiny", "base_plus", "large"))
 NOW = 20  # the frame that is tracked; frame 0 is prompted
 POINTER_TOKENS = 16 * 4  # a pointer is cut into four tokens
@@ -107,6 +112,25 @@ def full_bank(config: Sam2Config, task: Task) -> MemoryBank:
     tokens = seen.slot_mask.sum(1) * config.grid**2 + seen.pointer_mask.sum(1) * 4
     assert (tokens == task.memory_tokens).all()
     return bank
+
+
+def looped(task: Task) -> Callable[[], Any]:
+    """Returns the call to time when objects are taken one by one: they share the image's features only."""
+    config = get_config(task.model, image_size=task.size)
+    params, module = random_params(config), Sam2(config)
+    rng = np.random.default_rng(0)
+    image = jax.device_put(rng.standard_normal((1, task.size, task.size, 3), np.float32))
+    index = jax.device_put(np.array([NOW], np.int32))
+    bank = full_bank(config, task._replace(objects=1))
+    encode_one = jax.jit(encode, static_argnums=0)
+    propagate_one = jax.jit(propagate_features, static_argnums=0)
+
+    def call():
+        features = encode_one(module, params, image)
+        each = [propagate_one(module, params, bank, features, index) for _ in range(task.objects)]
+        return jax.block_until_ready(each)
+
+    return call
 
 
 # torch is imported only here: it may be missing, and it would count as our memory.
@@ -201,7 +225,7 @@ def full_session(model: Any, pixels: Any, task: Task) -> Any:
     return session
 
 
-SIDES = {"ours": ours, "theirs": theirs}
+SIDES = {"ours": ours, "theirs": theirs, "loop": looped}
 
 
 def time_in_turns(task: Task, sides: list[str], rounds: int) -> dict[str, list[float]]:
@@ -261,6 +285,23 @@ def peak_of_clip(size: int, num_frames: int) -> float:
     for _ in predictor.propagate_in_video(state):
         pass
     return peak_mib()
+
+
+def resident_over_stream(size: int, num_frames: int) -> dict[int, float]:
+    """Returns {frame: resident MiB} of streaming two objects with tiny, at twelve points."""
+    config = get_config(TINY, image_size=size, **POSTPROCESSING_VIDEO)
+    stream = SAM2StreamPredictor(Model(TINY, config, random_params(config)))
+    frames = Noise(size, 50)
+    stream.add_frame(frames[0])
+    for obj_id in (1, 2):
+        stream.add_new_points_or_box(obj_id, np.full((1, 2), size / (1 + obj_id)), np.array([1]))
+    resident = {}
+    for t in range(1, num_frames + 1):
+        stream.track(frames[t % 50])
+        if t % max(num_frames // 12, 1) == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            resident[t] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return resident
 
 
 def compile_seconds(model: str, size: int) -> dict[str, list[float]]:
@@ -337,9 +378,9 @@ def measure_times(tasks: list[Task], sides: list[str], rounds: int) -> list[dict
         ratio = medians["ours"] / medians["theirs"] if "theirs" in sides else None
         seconds = [
             f"{medians[side]:.3f} ({min(samples[side]):.3f})" if side in sides else "-"
-            for side in SIDES
+            for side in ("ours", "theirs")
         ]
-        mib = [f"{peaks[side]:.0f}" if side in sides else "-" for side in SIDES]
+        mib = [f"{peaks[side]:.0f}" if side in sides else "-" for side in ("ours", "theirs")]
         cells = [task.title, *seconds, f"{ratio:.2f}" if ratio else "-", *mib]
         print("|", " | ".join(cells), "|", flush=True)
         results.append(
@@ -352,6 +393,33 @@ def measure_times(tasks: list[Task], sides: list[str], rounds: int) -> list[dict
             }
         )
     return results
+
+
+def measure_objects(tasks: list[Task], rounds: int) -> list[dict[str, Any]]:
+    """Measures a frame with its objects in one batch and one by one; prints a table."""
+    print("| case | batch s, median (min) | one by one s, median (min) | ratio |")
+    print("|---|---|---|---|")
+    results = []
+    for task in tasks:
+        samples = in_new_process(time_in_turns, task, ["ours", "loop"], rounds)
+        medians = {side: statistics.median(times) for side, times in samples.items()}
+        seconds = [f"{medians[side]:.3f} ({min(samples[side]):.3f})" for side in samples]
+        ratio = medians["ours"] / medians["loop"]
+        print("|", " | ".join([task.title, *seconds, f"{ratio:.2f}"]), "|", flush=True)
+        results.append({"case": task.title, "seconds": samples, "ratio": ratio})
+    return results
+
+
+def measure_stream(size: int, num_frames: int) -> dict[int, float]:
+    """Measures the resident memory of a stream; prints a table."""
+    start = time.perf_counter()
+    resident = in_new_process(resident_over_stream, size, num_frames)
+    seconds = time.perf_counter() - start
+    print(f"tiny, {size} px, 2 objects, {num_frames} frames in {seconds:.0f} s\n")
+    print("| frame |", " | ".join(map(str, resident)), "|")
+    print("|---|" + "---|" * len(resident))
+    print("| resident MiB |", " | ".join(f"{x:.0f}" for x in resident.values()), "|", flush=True)
+    return resident
 
 
 def measure_memory(clips: list[tuple[int, int]]) -> list[dict[str, Any]]:
@@ -401,6 +469,7 @@ def main() -> None:
         default="256:50,256:200,1024:8,1024:16",
         help="of the case memory, as pixels:frames; give equal sizes one after the other",
     )
+    parser.add_argument("--stream", default="256:3000", help="of the case stream, as pixels:frames")
     parser.add_argument(
         "--device-only", action="store_true", help="our side alone, on the device that JAX finds"
     )
@@ -431,8 +500,14 @@ def main() -> None:
         print(f"\n## {case}\n")
         if case in tasks:
             report[case] = measure_times(tasks[case], sides, args.rounds)
+        elif case == "objects":
+            tasks_256 = [Task(TINY, 256, n) for n in (1, 2, 4, 8, 16)]
+            tasks_full = [Task(TINY, args.size, n) for n in (1, 2, 4, 8, 16)]
+            report[case] = measure_objects(tasks_256 + tasks_full, args.rounds)
         elif case == "memory":
             report[case] = measure_memory(clips)
+        elif case == "stream":
+            report[case] = measure_stream(*map(int, args.stream.split(":")))
         else:
             report[case] = measure_compilation([TINY, LARGE], args.size)
     if args.json:

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from sam2_jax import SAM2AutomaticMaskGenerator
-from sam2_jax.cli import _GENERATOR_OPTIONS, main
+from sam2_jax.cli import main
+from sam2_jax.commands.everything import GENERATOR_OPTIONS
 from sam2_jax.data.masks import decode_rle, write_palette_png
 from sam2_jax.data.media import write_video
 from sam2_jax.data.videos import VideoFile
@@ -182,7 +183,7 @@ def test_finding_nothing_is_no_error(files, tmp_path, capsys):
 
 def test_options_of_everything_are_those_of_the_generator():
     fields = {field.name: field for field in dataclasses.fields(SAM2AutomaticMaskGenerator)}
-    for name, kind, help in _GENERATOR_OPTIONS:
+    for name, kind, help in GENERATOR_OPTIONS:
         default = fields[name].default
         assert kind is type(default)
         assert f"default {default:.3g}" in help

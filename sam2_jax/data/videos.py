@@ -407,20 +407,26 @@ class FrameList(Frames):
         self._frames = frames
         if len(frames) == 0:
             raise ValueError("the list of frames is empty")
-        self.height, self.width = _as_rgb(frames[0], 0).shape[:2]
+        self.height, self.width = as_rgb(frames[0], 0).shape[:2]
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def _read(self, index: int) -> np.ndarray:
-        return self._check_size(_as_rgb(self._frames[index], index), f"frame {index}")
+        return self._check_size(as_rgb(self._frames[index], index), f"frame {index}")
 
 
-def _as_rgb(frame: Any, index: int) -> np.ndarray:
+def as_rgb(frame: Any, index: int) -> np.ndarray:
+    """Returns a frame, an array or a Pillow image, as (H, W, 3) uint8.
+
+    Raises:
+        ValueError: it is something else; the message names `index`.
+    """
     if hasattr(frame, "convert"):
         frame = frame.convert("RGB")
     frame = np.asarray(frame)
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+    is_rgb = frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8
+    if not is_rgb or not frame.size:
         raise ValueError(
             f"frame {index} is {frame.shape} {frame.dtype}; (H, W, 3) uint8 RGB is expected"
         )
@@ -483,7 +489,7 @@ class FrameIterator(Frames):
             return
         try:
             # A copy, since an iterator may fill one array again and again.
-            rgb = np.array(_as_rgb(frame, index))
+            rgb = np.array(as_rgb(frame, index))
             if index == 0:
                 self.height, self.width = rgb.shape[:2]
             self._check_size(rgb, f"frame {index}")

@@ -7,33 +7,48 @@ frame, outlives passes, and `load_bank` fills a bank from it before a click or a
 
 import collections
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 
 from sam2_jax.config import Sam2Config
+from sam2_jax.data.videos import Frames
 from sam2_jax.model import memory_bank
 from sam2_jax.predict.transforms import bucket
+from sam2_jax.predict.vault import Kept, Vault
 from sam2_jax.structs import MemoryBank
+
+_KEPT_FEATURES = 2  # encoded frames kept for further clicks on them
 
 
 @dataclasses.dataclass
 class Entry:
-    """The answer for one object on one frame.
+    """The answer for one object on one frame; the large arrays are in the session's vault.
 
     Attributes:
-      mask: (S/4, S/4) float32 logits, holes filled.
+      kept_mask: (S/4, S/4) float32 logits, holes filled.
       iou: predicted IoU.
       score: object score logit.
       pointer: (C,) float32.
-      memory: (H, W, M) in the bank's type; None until it is encoded.
+      kept_memory: (H, W, M) in the bank's type; None until it is encoded.
     """
 
-    mask: np.ndarray
+    kept_mask: Kept
     iou: float
     score: float
     pointer: np.ndarray
-    memory: np.ndarray | None
+    kept_memory: Kept | None = None
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(S/4, S/4) float32 logits."""
+        return self.kept_mask.get()
+
+    @property
+    def memory(self) -> np.ndarray:
+        """(H, W, M) in the bank's type."""
+        return self.kept_memory.get()
 
 
 @dataclasses.dataclass
@@ -62,37 +77,118 @@ class ObjectStore:
             return self.pending[frame][0]
         return self.prompted.get(frame) or self.tracked.get(frame)
 
+    def conditioning_frames(self) -> list[int]:
+        """The frames from which the object can be tracked, now or once their memories are encoded."""
+        coming = [t for t, (_, is_conditioning) in self.pending.items() if is_conditioning]
+        return [*self.prompted, *coming]
+
+    def clear_prompts(self, frame: int) -> None:
+        """Takes back the prompts on a frame: what was answered there counts as tracked from now on.
+
+        An object that is left without any prompt is forgotten altogether.
+        """
+        for kept in (self.points, self.masks, self.pending):
+            kept.pop(frame, None)
+        if frame in self.prompted:
+            self.tracked[frame] = self.prompted.pop(frame)
+            self.passes.pop(frame, None)
+        if not self.conditioning_frames():
+            self.pending.clear()
+            self.tracked.clear()
+            self.passes.clear()
+
     def forget_tracked_around(self, frame: int, reach: int) -> None:
         """Drops tracked answers up to `reach` frames away."""
         for t in [t for t in self.tracked if abs(t - frame) <= reach]:
             del self.tracked[t]
 
-    def keep_only_near(self, frame: int, reach: int) -> None:
-        """Drops tracked answers that are further than `reach` from `frame` and from every prompted frame."""
-        anchors = (frame, *self.prompted)
-        for t in [t for t in self.tracked if all(abs(t - a) > reach for a in anchors)]:
+    def keep_only_near(self, frames: tuple[int, ...], reach: int) -> None:
+        """Drops tracked answers that are further than `reach` from all of `frames`."""
+        for t in [t for t in self.tracked if all(abs(t - a) > reach for a in frames)]:
             del self.tracked[t]
 
 
+class Recent(collections.OrderedDict):
+    """A dictionary that forgets what was used least recently."""
+
+    def __init__(self, limit: int):
+        super().__init__()
+        self._limit = limit
+
+    def get_or_make(self, key, make):
+        """Returns the value of `key`, made by `make()` if it is not there."""
+        if key not in self:
+            self[key] = make()
+            if len(self) > self._limit:
+                self.popitem(last=False)
+        self.move_to_end(key)
+        return self[key]
+
+
+@dataclasses.dataclass
+class InferenceState:
+    """A session on one video. Treat it as opaque and hand it to the predictor's methods.
+
+    Attributes:
+      frames: the video.
+      vault: where the large arrays of the answers are.
+      keep_frames: see `SAM2VideoPredictor.init_state`.
+      results: see `SAM2VideoPredictor.init_state`.
+      objects: what is known of each object, by the id that the user gave it.
+      features: encoded frames that were clicked on lately.
+      version: grows when a prompt or an object changes, which running passes then take up.
+    """
+
+    frames: Frames
+    vault: Vault = dataclasses.field(default_factory=Vault)
+    keep_frames: int | None = None
+    results: Any = None
+    objects: dict[int | str, ObjectStore] = dataclasses.field(default_factory=dict)
+    features: Recent = dataclasses.field(default_factory=lambda: Recent(_KEPT_FEATURES))
+    version: int = 0
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the video."""
+        return len(self.frames)
+
+    @property
+    def obj_ids(self) -> list[int | str]:
+        """Ids of the objects, in the order of the masks."""
+        return list(self.objects)
+
+    def code_length(self, config: Sam2Config) -> int:
+        """Frames of the video as far as they matter: the pointers' time code depends on the first few only."""
+        limit = config.max_obj_ptrs_in_encoder
+        return limit if self.frames.exists(limit - 1) else len(self.frames)
+
+
 def load_bank(
-    config: Sam2Config, objects: list[ObjectStore], now: int, direction: int, num_frames: int
+    config: Sam2Config,
+    objects: list[ObjectStore],
+    now: int,
+    direction: int,
+    num_frames: int,
+    num_objects: int = 1,
+    num_prompted: int = 1,
 ) -> MemoryBank:
     """Fills a bank with what the store holds for a click on frame `now`, or a pass that starts there.
 
     Args:
       config: sizes.
-      objects: the objects; the bank has room for `bucket(len(objects))`.
+      objects: the objects.
       now: frame index.
       direction: 1 forwards, -1 backwards.
       num_frames: length of the video.
+      num_objects: objects that the bank has room for, at least; it gets the next bucket.
+      num_prompted: prompted frames, likewise.
 
     Returns:
       The bank, as host arrays.
     """
-    num_prompted = bucket(max(len(o.prompted) for o in objects))
-    shapes = jax.eval_shape(
-        lambda: memory_bank.empty(config, bucket(len(objects)), num_prompted, num_frames)
-    )
+    rows = bucket(max(num_objects, len(objects)))
+    slots = bucket(max([num_prompted, *[len(store.prompted) for store in objects]]))
+    shapes = jax.eval_shape(lambda: memory_bank.empty(config, rows, slots, num_frames))
     bank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     for frames in (bank.prompted_frames, bank.recent_frames, bank.recent_pointer_frames):
         frames.fill(memory_bank.EMPTY)
@@ -115,20 +211,3 @@ def load_bank(
                 bank.recent_pointer_frames[n, frame % reach] = frame
                 bank.recent_pointers[n, frame % reach] = store.tracked[frame].pointer
     return bank.replace(num_frames=np.int32(num_frames), direction=np.int32(direction))
-
-
-class Recent(collections.OrderedDict):
-    """A dictionary that forgets what was used least recently."""
-
-    def __init__(self, limit: int):
-        super().__init__()
-        self._limit = limit
-
-    def get_or_make(self, key, make):
-        """Returns the value of `key`, made by `make()` if it is not there."""
-        if key not in self:
-            self[key] = make()
-            if len(self) > self._limit:
-                self.popitem(last=False)
-        self.move_to_end(key)
-        return self[key]

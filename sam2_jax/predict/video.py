@@ -1,89 +1,50 @@
 """Track what is pointed at through a video: the original's `SAM2VideoPredictor`.
 
 Frames are pulled when they are needed and scanned in chunks of a fixed size, each one call of one compiled
-program; all objects ride its batch axis.
+program; all objects ride its batch axis, and several videos an axis before it.
 """
 
-import dataclasses
-import functools
+import operator
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sam2_jax.build import Model, build_model, load_pretrained
 from sam2_jax.config import POSTPROCESSING_VIDEO
+from sam2_jax.data.results import MaskSink
 from sam2_jax.data.videos import Frames, open_frames
-from sam2_jax.model.sam2 import NO_OBJECT, Sam2
-from sam2_jax.predict import transforms
-from sam2_jax.predict.session import Entry, ObjectStore, Recent, load_bank
-from sam2_jax.structs import Features, Frame, MemoryBank, Prediction, Prompt, Segmentation
-from sam2_jax.track import encode, propagate
+from sam2_jax.predict import passes, session_file, transforms
+from sam2_jax.predict.answers import answer, remember_prompts, video_masks, with_mask, with_points
+from sam2_jax.predict.session import Entry, InferenceState, ObjectStore
+from sam2_jax.predict.vault import DEFAULT_LIMIT, Vault
 
 _CHUNK = 8  # frames per call of the compiled program, where calls wait for a device
-_KEPT_FEATURES = 2  # encoded frames kept for further clicks on them
-_LOGIT_LIMIT = 32.0  # of a mask that is fed back with new clicks
-_HOLE_LOGIT = 0.1
 
-_jit = functools.partial(jax.jit, static_argnums=0)
-_encode = _jit(encode)
-_propagate = _jit(propagate)
+Video = str | os.PathLike | Sequence[np.ndarray] | np.ndarray | Iterable[np.ndarray] | Frames
+FrameMasks = tuple[int, list[int | str], np.ndarray]
 
 
-@_jit
-def _answer_first(sam2: Sam2, params: dict, features: Features, prompt: Prompt) -> Segmentation:
-    embedding = sam2.apply({"params": params}, features, method="forget")
-    return sam2.apply({"params": params}, embedding, features, prompt, method="segment")
+def check_object_id(obj_id: Any) -> int | str:
+    """Returns the id of an object as it is stored.
 
-
-@_jit
-def _answer_again(
-    sam2: Sam2, params: dict, bank: MemoryBank, features: Features, index: jax.Array, prompt: Prompt
-) -> Segmentation:
-    embedding = sam2.apply({"params": params}, bank, features, index, method="recall")
-    return sam2.apply({"params": params}, embedding, features, prompt, False, method="segment")
-
-
-@_jit
-def _remember(sam2: Sam2, params: dict, features: Features, masks: jax.Array, scores: jax.Array):
-    is_prompted = jnp.ones(scores.shape, bool)
-    return sam2.apply({"params": params}, features, masks, scores, is_prompted, method="remember")
-
-
-def _keep_winner(masks: np.ndarray) -> np.ndarray:
-    """Non-overlap: at every pixel of (N, 1, H, W) logits only the strongest object stays above -10."""
-    winner = np.arange(len(masks))[:, None, None, None] == masks.argmax(0)
-    return np.where(winner, masks, np.minimum(masks, -10.0))
-
-
-@dataclasses.dataclass
-class InferenceState:
-    """A session on one video. Treat it as opaque and hand it to the predictor's methods.
-
-    Attributes:
-      frames: the video.
-      objects: what is known of each object, by the id that the user gave it.
-      features: encoded frames that were clicked on lately.
-      keep_frames: see `SAM2VideoPredictor.init_state`.
+    Raises:
+      ValueError: it is neither a whole number from 0 nor a text.
     """
-
-    frames: Frames
-    objects: dict[Any, ObjectStore] = dataclasses.field(default_factory=dict)
-    features: Recent = dataclasses.field(default_factory=lambda: Recent(_KEPT_FEATURES))
-    keep_frames: int | None = None
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of the video."""
-        return len(self.frames)
-
-    @property
-    def obj_ids(self) -> list:
-        """Ids of the objects, in the order of the masks."""
-        return list(self.objects)
+    if isinstance(obj_id, str) and obj_id:
+        return obj_id
+    try:
+        number = operator.index(obj_id)
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(obj_id, bool):
+        raise ValueError(
+            f"The object id is {obj_id!r}; a whole number from 0 or a non-empty text is expected."
+        )
+    return number
 
 
 class SAM2VideoPredictor:
@@ -112,23 +73,31 @@ class SAM2VideoPredictor:
 
     def init_state(
         self,
-        video_path: str | os.PathLike | Sequence[np.ndarray] | np.ndarray | Frames,
+        video_path: Video,
         offload_video_to_cpu: bool = False,
         offload_state_to_cpu: bool = False,
         async_loading_frames: bool = False,
         *,
         keep_frames: int | None = None,
+        memory_limit: int = DEFAULT_LIMIT,
+        spill_folder: str | os.PathLike | None = None,
+        results: MaskSink | None = None,
     ) -> InferenceState:
         """Opens a video; nothing is decoded before it is needed.
 
         Args:
-          video_path: a video file, a folder of JPEG or PNG frames, or frames (T, H, W, 3) uint8.
+          video_path: a video file, a folder of JPEG or PNG frames, frames (T, H, W, 3) uint8, a list of
+            frames, or an iterator of them, of which the last few are kept.
           offload_video_to_cpu: accepted for the original's sake; frames always are on the host.
           offload_state_to_cpu: accepted likewise; the store always is on the host.
           async_loading_frames: accepted likewise; frames are decoded when they are needed.
           keep_frames: how far from the current and the prompted frames answers are kept for later clicks;
             None keeps all (0.75 MiB a frame and object at 1024 px), 16 is enough for passes without
             further clicks.
+          memory_limit: bytes of answers that are kept in memory; what goes beyond is on disk.
+          spill_folder: where on disk; None is the system's temporary folder.
+          results: takes the masks of every tracked frame, in the size of the video: for example
+            `sam2_jax.data.results.RleResults()` or `PaletteFolder("masks/")`.
 
         Returns:
           The session, `inference_state` of the other methods.
@@ -137,25 +106,30 @@ class SAM2VideoPredictor:
           FileNotFoundError, ValueError: the video cannot be opened; the message says why.
         """
         del offload_video_to_cpu, offload_state_to_cpu, async_loading_frames
-        return InferenceState(open_frames(video_path), keep_frames=keep_frames)
+        return InferenceState(
+            open_frames(video_path),
+            vault=Vault(memory_limit, spill_folder),
+            keep_frames=keep_frames,
+            results=results,
+        )
 
     def add_new_points_or_box(
         self,
         inference_state: InferenceState,
         frame_idx: int,
-        obj_id: Any,
+        obj_id: int | str,
         points: np.ndarray | None = None,
         labels: np.ndarray | None = None,
         clear_old_points: bool = True,
         normalize_coords: bool = True,
         box: np.ndarray | None = None,
-    ) -> tuple[int, list, np.ndarray]:
+    ) -> FrameMasks:
         """Points at an object on a frame. A new id starts a new object, at any time.
 
         Args:
           inference_state: from `init_state`.
           frame_idx: frame index.
-          obj_id: any hashable id of the object.
+          obj_id: the object, a whole number from 0 or a text.
           points: (P, 2) points (x, y) in pixels of the video.
           labels: (P,) 1 object, 0 background.
           clear_old_points: replace earlier points of this object on this frame instead of adding to them.
@@ -166,154 +140,187 @@ class SAM2VideoPredictor:
           frame_idx, the object ids, and their mask logits (N, 1, H, W) float32 on this frame.
 
         Raises:
-          ValueError: no prompt, shapes that do not fit, or a frame that does not exist.
+          ValueError: no prompt, one that does not fit or lies outside of the frame, or a frame that does not
+            exist or cannot be read. The session is as it was before.
         """
         state, size = inference_state, self.model.config.image_size
-        self._check_frame(state, frame_idx)
+        obj_id, frame_idx = check_object_id(obj_id), self._check_frame(state, frame_idx)
         if points is None and box is None:
             raise ValueError("No prompt was given: pass points and labels, or a box.")
         if box is not None and not clear_old_points:
             raise ValueError("A box replaces earlier points: pass it with clear_old_points=True.")
+        height, width = state.frames.height, state.frames.width
         points, labels = transforms.join_prompts(points, labels, box)
         if len(points) != 1:
             raise ValueError(f"{len(points)} prompts were given for one object; expected one.")
-        height, width = state.frames.height, state.frames.width
+        transforms.check_points(points, labels, height, width, normalize_coords)
         points = transforms.scale_points(points[0], height, width, size, normalize_coords)
         labels = labels[0]
 
-        store = state.objects.setdefault(obj_id, ObjectStore())
+        store = state.objects.get(obj_id, ObjectStore())
         if not clear_old_points and frame_idx in store.points:
             old_points, old_labels = store.points[frame_idx]
-            points, labels = (
-                np.concatenate([old_points, points]),
-                np.concatenate([old_labels, labels]),
-            )
+            points = np.concatenate([old_points, points])
+            labels = np.concatenate([old_labels, labels])
+        prompt = with_points(self.model.config, store, frame_idx, points, labels)
+        said = answer(self.model, state, frame_idx, store, prompt)
         store.points[frame_idx] = (points, labels)
         store.masks.pop(frame_idx, None)
+        return self._take(state, frame_idx, obj_id, store, said)
 
-        prompt = transforms.pad_points(points[None], labels[None])
-        before = store.answer(frame_idx)
-        mask_size = self.model.config.mask_size
-        logits = before.mask if before else np.zeros((mask_size, mask_size), np.float32)
-        prompt = prompt.replace(
-            mask_logits=np.clip(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT)[None],
-            has_mask_logits=np.array([before is not None]),
-        )
-        return self._answer(state, frame_idx, store, prompt)
-
-    def add_new_points(self, *args: Any, **kwargs: Any) -> tuple[int, list, np.ndarray]:
+    def add_new_points(self, *args: Any, **kwargs: Any) -> FrameMasks:
         """The original's older name of `add_new_points_or_box`."""
         return self.add_new_points_or_box(*args, **kwargs)
 
     def add_new_mask(
-        self, inference_state: InferenceState, frame_idx: int, obj_id: Any, mask: np.ndarray
-    ) -> tuple[int, list, np.ndarray]:
+        self,
+        inference_state: InferenceState,
+        frame_idx: int,
+        obj_id: int | str,
+        mask: np.ndarray,
+    ) -> FrameMasks:
         """Gives the mask of an object on a frame.
 
         Args:
           inference_state: from `init_state`.
           frame_idx: frame index.
-          obj_id: any hashable id of the object.
-          mask: (H, W) bool or 0/1, in the size of the video or any other.
+          obj_id: the object, a whole number from 0 or a text.
+          mask: (H, W) bool or 0/1, in the size of the video or any other. An empty one says that an object
+            known from other frames is not to be seen here.
 
         Returns:
           As `add_new_points_or_box`.
 
         Raises:
-          ValueError: the mask is not two-dimensional, or there is no such frame.
+          ValueError: the mask is not two-dimensional or holds nothing, or there is no such frame. The session
+            is as it was before.
         """
         state = inference_state
-        self._check_frame(state, frame_idx)
-        if np.ndim(mask) != 2:
-            raise ValueError(f"The mask has shape {np.shape(mask)}; expected (height, width).")
-        store = state.objects.setdefault(obj_id, ObjectStore())
+        obj_id, frame_idx = check_object_id(obj_id), self._check_frame(state, frame_idx)
+        mask = np.asarray(mask)
+        if mask.ndim != 2 or 0 in mask.shape:
+            raise ValueError(f"The mask has shape {mask.shape}; expected (height, width).")
+        store = state.objects.get(obj_id, ObjectStore())
+        if not mask.any() and not ({*store.prompted, *store.pending} - {frame_idx}):
+            raise ValueError(
+                f"The mask of object {obj_id!r} is empty: there is nothing to track. Only an object that is "
+                "prompted on another frame can be absent on this one."
+            )
         mask = transforms.mask_to_input(mask, self.model.config.image_size)
+        said = answer(self.model, state, frame_idx, store, with_mask(mask))
         store.masks[frame_idx] = mask
         store.points.pop(frame_idx, None)
-        prompt = transforms.pad_points(np.zeros((1, 1, 2)), np.full((1, 1), -1))
-        prompt = prompt.replace(masks=mask[None], has_mask=np.ones(1, bool))
-        return self._answer(state, frame_idx, store, prompt)
+        return self._take(state, frame_idx, obj_id, store, said)
 
-    def _check_frame(self, state, frame_idx):
-        if not 0 <= frame_idx < state.num_frames:
+    def _check_frame(self, state: InferenceState, frame_idx: int) -> int:
+        frame_idx = operator.index(frame_idx)
+        if not state.frames.exists(frame_idx):
             raise ValueError(
                 f"There is no frame {frame_idx}; the video has frames 0 to {state.num_frames - 1}."
             )
+        return frame_idx
 
-    def _features(self, state, frame_idx) -> Features:
-        def make():
-            image = transforms.frame_to_input(state.frames[frame_idx], self.model.config.image_size)
-            return _encode(self.model.module, self.model.params, image[None])
+    def _take(
+        self,
+        state: InferenceState,
+        frame_idx: int,
+        obj_id: int | str,
+        store: ObjectStore,
+        said: tuple[Entry, bool],
+    ) -> FrameMasks:
+        store.pending.pop(frame_idx, None)  # the order of prompts counts
+        store.pending[frame_idx] = said
+        state.objects[obj_id] = store
+        state.version += 1
+        return self._masks(state, frame_idx)
 
-        return state.features.get_or_make(frame_idx, make)
+    def _masks(self, state: InferenceState, frame_idx: int) -> FrameMasks:
+        return frame_idx, state.obj_ids, video_masks(self.model.config, state, frame_idx)
 
-    def _answer(self, state, frame_idx, store, prompt) -> tuple[int, list, np.ndarray]:
-        """Answers a prompt of one object. What it adds to the memory is encoded before the next pass."""
-        config, module, params = self.model.config, self.model.module, self.model.params
-        features = self._features(state, frame_idx)
-        is_initial = frame_idx not in store.passes
-        if is_initial or prompt.masks is not None:
-            answer = _answer_first(module, params, features, prompt)
-        else:
-            bank = load_bank(config, [store], frame_idx, store.passes[frame_idx], state.num_frames)
-            answer = _answer_again(module, params, bank, features, np.int32(frame_idx), prompt)
-        is_conditioning = is_initial or config.add_all_frames_to_correct_as_cond
-        entry = Entry(
-            mask=self._fill_holes(np.asarray(answer.masks[0])),
-            iou=float(answer.ious[0]),
-            score=float(answer.scores[0]),
-            pointer=np.asarray(answer.pointers[0]),
-            memory=None,
-        )
-        store.pending.pop(frame_idx, None)
-        store.pending[frame_idx] = (entry, is_conditioning)
-        return frame_idx, state.obj_ids, self._video_masks(state, frame_idx)
+    def clear_all_prompts_in_frame(
+        self,
+        inference_state: InferenceState,
+        frame_idx: int,
+        obj_id: int | str,
+        need_output: bool = True,
+    ) -> FrameMasks | None:
+        """Takes back all prompts of an object on a frame.
 
-    def _fill_holes(self, masks: np.ndarray) -> np.ndarray:
-        return transforms.clean_masks(
-            masks, self.model.config.fill_hole_area, 0, filled=_HOLE_LOGIT
-        )
+        An object that is left without any prompt keeps its id and has no mask until it is prompted again.
 
-    def _video_masks(self, state, frame_idx) -> np.ndarray:
-        """(N, 1, H, W) logits of all objects; far below zero for one without any answer on the frame."""
-        size = self.model.config.mask_size
-        nothing = np.full((size, size), NO_OBJECT, np.float32)
+        Returns:
+          As `add_new_points_or_box`; None without `need_output`.
+
+        Raises:
+          ValueError: there is no such frame or object.
+        """
+        state = inference_state
+        obj_id, frame_idx = check_object_id(obj_id), self._check_frame(state, frame_idx)
+        if obj_id not in state.objects:
+            raise ValueError(f"There is no object {obj_id!r}; the session has {state.obj_ids}.")
+        state.objects[obj_id].clear_prompts(frame_idx)
+        state.version += 1
+        return self._masks(state, frame_idx) if need_output else None
+
+    def remove_object(
+        self,
+        inference_state: InferenceState,
+        obj_id: int | str,
+        strict: bool = False,
+        need_output: bool = True,
+    ) -> tuple[list[int | str], list[tuple[int, np.ndarray]]]:
+        """Forgets an object; the others keep their ids.
+
+        Args:
+          inference_state: from `init_state`.
+          obj_id: the object.
+          strict: whether an unknown object is an error.
+          need_output: whether the masks of the others are wanted.
+
+        Returns:
+          The ids that are left, and (frame index, mask logits (N, 1, H, W)) of the frames on which the object
+          was prompted.
+
+        Raises:
+          ValueError: there is no such object, with `strict`.
+        """
+        state, obj_id = inference_state, check_object_id(obj_id)
+        if obj_id not in state.objects:
+            if strict:
+                raise ValueError(f"There is no object {obj_id!r}; the session has {state.obj_ids}.")
+            return state.obj_ids, []
+        store = state.objects.pop(obj_id)
+        state.version += 1
+        frames = sorted({*store.points, *store.masks}) if need_output and state.objects else []
+        return state.obj_ids, [(t, video_masks(self.model.config, state, t)) for t in frames]
+
+    def reset_state(self, inference_state: InferenceState) -> None:
+        """Forgets all objects and prompts; the video stays open."""
+        inference_state.objects.clear()
+        inference_state.version += 1
+
+    def get_scores(
+        self, inference_state: InferenceState, frame_idx: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """How sure the model is of a frame.
+
+        Returns:
+          Object score logits (N,) float32, above 0 where the object is visible, and predicted IoUs (N,)
+          float32, both in the order of the object ids; NaN for an object without any answer on the frame.
+
+        Raises:
+          ValueError: there is no such frame.
+        """
+        state = inference_state
+        frame_idx = self._check_frame(state, frame_idx)
         answers = [store.answer(frame_idx) for store in state.objects.values()]
-        masks = [answer.mask if answer else nothing for answer in answers]
-        padded = masks + [nothing] * (transforms.bucket(len(masks)) - len(masks))
-        masks = transforms.resize_masks(
-            np.stack(padded)[:, None], state.frames.height, state.frames.width
-        )
-        masks = np.asarray(masks)[: len(answers)]
-        return _keep_winner(masks) if self.model.config.non_overlap_masks else masks
+        scores = [(said.score, said.iou) if said else (np.nan, np.nan) for said in answers]
+        scores, ious = np.array(scores, np.float32).reshape(-1, 2).T
+        return scores, ious
 
     def propagate_in_video_preflight(self, inference_state: InferenceState) -> None:
         """Encodes memories of the frames prompted since the last pass; `propagate_in_video` does it."""
-        state, config = inference_state, self.model.config
-        reach = config.memory_temporal_stride_for_eval * config.num_maskmem
-        for frame_idx in sorted({t for store in state.objects.values() for t in store.pending}):
-            stores = [store for store in state.objects.values() if frame_idx in store.pending]
-            entries = [store.pending[frame_idx][0] for store in stores]
-            padded = entries + entries[:1] * (transforms.bucket(len(entries)) - len(entries))
-            memories = _remember(
-                self.model.module,
-                self.model.params,
-                self._features(state, frame_idx),
-                np.stack([entry.mask for entry in padded]),
-                np.array([entry.score for entry in padded], np.float32),
-            )
-            for entry, memory in zip(entries, np.asarray(memories), strict=False):
-                entry.memory = memory
-        for store in state.objects.values():
-            for frame_idx, (entry, is_conditioning) in store.pending.items():
-                if config.clear_non_cond_mem_around_input:
-                    store.forget_tracked_around(frame_idx, reach)
-                if is_conditioning:
-                    store.prompted[frame_idx] = entry
-                    store.tracked.pop(frame_idx, None)
-                elif frame_idx not in store.prompted:
-                    store.tracked[frame_idx] = entry
-            store.pending.clear()
+        remember_prompts(self.model, inference_state)
 
     def propagate_in_video(
         self,
@@ -321,8 +328,10 @@ class SAM2VideoPredictor:
         start_frame_idx: int | None = None,
         max_frame_num_to_track: int | None = None,
         reverse: bool = False,
-    ) -> Iterator[tuple[int, list, np.ndarray]]:
+    ) -> Iterator[FrameMasks]:
         """Tracks all objects through the video.
+
+        Prompts, new objects and removals between two frames count from the next frame on.
 
         Args:
           inference_state: from `init_state`.
@@ -335,73 +344,107 @@ class SAM2VideoPredictor:
 
         Raises:
           RuntimeError: no object has a prompt.
-          ValueError: there is no such frame.
+          ValueError: there is no such frame, or one that cannot be read is reached; all before it is kept.
         """
-        state = inference_state
-        self.propagate_in_video_preflight(state)
-        prompted = [t for store in state.objects.values() for t in store.prompted]
+        this = self._pass(inference_state, start_frame_idx, max_frame_num_to_track, reverse)
+        return passes.run(self.model, this)
+
+    def propagate_in_videos(
+        self,
+        inference_states: Sequence[InferenceState],
+        start_frame_idx: int | None = None,
+        max_frame_num_to_track: int | None = None,
+        reverse: bool = False,
+    ) -> Iterator[tuple[int, int, list[int | str], np.ndarray]]:
+        """Tracks through several videos at once, spread over the devices of this process.
+
+        The videos may differ in size, length, prompts and number of objects. The numbers are those of
+        `propagate_in_video` on each.
+
+        Args:
+          inference_states: a session for each video.
+          start_frame_idx: see `propagate_in_video`; the same for all.
+          max_frame_num_to_track: likewise.
+          reverse: likewise.
+
+        Yields:
+          index of the video, and what `propagate_in_video` yields for it: `chunk` frames of one video, then
+          of the next.
+
+        Raises:
+          RuntimeError, ValueError: as `propagate_in_video`, or one session given twice.
+        """
+        if not inference_states or len({id(state) for state in inference_states}) < len(
+            inference_states
+        ):
+            raise ValueError("One session for each video is expected, at least one, none twice.")
+        runs = [
+            self._pass(state, start_frame_idx, max_frame_num_to_track, reverse)
+            for state in inference_states
+        ]
+        return passes.run_many(self.model, runs, jax.local_devices())
+
+    def _pass(
+        self, state: InferenceState, start: int | None, count: int | None, reverse: bool
+    ) -> passes.Pass:
+        prompted = [t for store in state.objects.values() for t in store.conditioning_frames()]
         if not prompted:
             raise RuntimeError(
                 "No object has a prompt: add points, a box or a mask before tracking."
             )
-        start = min(prompted) if start_frame_idx is None else start_frame_idx
-        self._check_frame(state, start)
-        count = state.num_frames if max_frame_num_to_track is None else max_frame_num_to_track
+        start = min(prompted) if start is None else self._check_frame(state, start)
+        if count is not None and count < 0:
+            raise ValueError(f"max_frame_num_to_track is {count}; 0 or more is expected.")
         if reverse:  # as in the original, a reverse pass from the first frame has nothing to do
-            order = range(start, max(start - count, 0) - 1, -1) if start else range(0)
+            last = 0 if count is None else max(start - count, 0)
+            order = range(start, last - 1, -1) if start else range(0)
         else:
-            order = range(start, min(start + count, state.num_frames - 1) + 1)
-        return self._track(state, order, -1 if reverse else 1)
+            order = range(start, sys.maxsize if count is None else start + count + 1)
+        return passes.Pass(self.model, state, order, -1 if reverse else 1, self.chunk)
 
-    def _track(self, state, order: range, direction: int):
-        if not order:
-            return
-        config, module, params = self.model.config, self.model.module, self.model.params
-        stores = list(state.objects.values())
-        bank = jax.device_put(load_bank(config, stores, order[0], direction, state.num_frames))
-        reach = config.memory_temporal_stride_for_eval * config.num_maskmem
-        # A prompted frame that clears what is around it ends the chunk: the bank is then loaded anew.
-        length = 1 if config.clear_non_cond_mem_around_input else self.chunk
-        for i in range(0, len(order), length):
-            chunk = order[i : i + length]
-            to_track = [t for t in chunk if any(t not in store.prompted for store in stores)]
-            if to_track:
-                bank, prediction = _propagate(module, params, bank, self._clip(state, to_track))
-                prediction = jax.device_get(prediction)
-            for t in chunk:
-                is_cleared = False
-                for n, store in enumerate(stores):
-                    store.passes[t] = direction
-                    if t not in store.prompted:
-                        store.tracked[t] = self._entry(prediction, to_track.index(t), n)
-                    elif config.clear_non_cond_mem_around_input:
-                        store.forget_tracked_around(t, reach)
-                        is_cleared = True
-                    if state.keep_frames is not None:
-                        store.keep_only_near(t, state.keep_frames)
-                if is_cleared:
-                    bank = load_bank(config, stores, t + direction, direction, state.num_frames)
-                yield t, state.obj_ids, self._video_masks(state, t)
+    def save_state(self, inference_state: InferenceState, path: str | os.PathLike) -> None:
+        """Writes a session to a file, from which it goes on in another process with the same numbers.
 
-    def _clip(self, state, frame_indices: list[int]) -> Frame:
-        """Frames as model input, padded to `chunk`."""
-        size = self.model.config.image_size
-        images = np.zeros((self.chunk, size, size, 3), np.uint8)
-        for k, t in enumerate(frame_indices):
-            images[k] = transforms.frame_to_input(state.frames[t], size)
-        indices = np.full(self.chunk, -1, np.int32)
-        indices[: len(frame_indices)] = frame_indices
-        return Frame(images, indices)
+        The video itself is not in it.
 
-    def _entry(self, prediction: Prediction, k: int, n: int) -> Entry:
-        # Copies, so that one kept entry does not keep its whole chunk alive.
-        return Entry(
-            mask=self._fill_holes(prediction.masks[k, n].copy()),
-            iou=float(prediction.ious[k, n]),
-            score=float(prediction.scores[k, n]),
-            pointer=prediction.pointers[k, n].copy(),
-            memory=prediction.memories[k, n].copy(),
-        )
+        Args:
+          inference_state: from `init_state`.
+          path: the file; an older one stays until the new one is complete.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        session_file.save(self.model, inference_state, path)
+
+    def load_state(
+        self,
+        path: str | os.PathLike,
+        video_path: Video | None = None,
+        *,
+        memory_limit: int = DEFAULT_LIMIT,
+        spill_folder: str | os.PathLike | None = None,
+        results: MaskSink | None = None,
+    ) -> InferenceState:
+        """Takes up a session that `save_state` wrote.
+
+        Args:
+          path: the file.
+          video_path: the video; None opens the one that the session was on, if that was a file or a folder.
+          memory_limit: see `init_state`.
+          spill_folder: likewise.
+          results: likewise.
+
+        Returns:
+          The session.
+
+        Raises:
+          FileNotFoundError: there is no such file or video.
+          ValueError: not a session, one of another model, or of a video of another size or length.
+        """
+        vault = Vault(memory_limit, spill_folder)
+        state = session_file.load(self.model, path, video_path, vault)
+        state.results = results
+        return state
 
 
 def build_sam2_video_predictor(

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from sam2_jax import SAM2VideoPredictor
-from sam2_jax.predict import transforms, video
+from sam2_jax.data import videos
+from sam2_jax.data.masks import decode_rle, read_mask_png
+from sam2_jax.data.results import PaletteFolder, RleResults
+from sam2_jax.predict import answers, passes, transforms
 from tests import toy
 from tests.parity.reference_scene import scene, scene_masks
 
@@ -29,11 +32,11 @@ def model():
 def traces():
     """How often each compiled function of the predictor was traced."""
     functions = [
-        (video, "_encode", 0),
-        (video, "_propagate", 0),
-        (video, "_answer_first", 0),
-        (video, "_answer_again", 0),
-        (video, "_remember", 0),
+        (answers, "_encode", 0),
+        (answers, "_answer_first", 0),
+        (answers, "_answer_again", 0),
+        (answers, "_remember", 0),
+        (passes, "_propagate", 0),
         (transforms, "resize_masks", (1, 2)),
     ]
     with toy.counted_programs(functions) as counts:
@@ -288,6 +291,7 @@ def test_a_video_of_one_frame_can_be_clicked_again(predictor):
 
 def test_an_empty_mask_means_that_the_object_is_absent(predictor, model):
     state = predictor.init_state(SHORT)
+    click(predictor, state, 2)
     _, _, answer = predictor.add_new_mask(state, 0, 1, np.zeros((HEIGHT, WIDTH), bool))
     np.testing.assert_allclose(answer, -10, rtol=1e-5)
     entry = state.objects[1].answer(0)
@@ -296,6 +300,13 @@ def test_an_empty_mask_means_that_the_object_is_absent(predictor, model):
     masks = run(predictor, state)
     np.testing.assert_array_equal(masks[0], answer)
     assert np.isfinite(stack(masks)).all()
+
+
+def test_an_empty_mask_alone_is_nothing_to_track(predictor):
+    state = predictor.init_state(SHORT)
+    with pytest.raises(ValueError, match="object 1 is empty"):
+        predictor.add_new_mask(state, 0, 1, np.zeros((HEIGHT, WIDTH), bool))
+    assert state.obj_ids == []
 
 
 def test_many_frames_may_be_prompted(predictor, one_pass):
@@ -448,3 +459,275 @@ def test_a_pass_over_a_prompted_frame_drops_the_memories_around_it(model):
         else:
             last[is_cut] = run(each, state)[4]
     np.testing.assert_array_equal(last[False], last[True])
+
+
+def test_clearing_the_only_prompt_leaves_an_object_without_a_mask(predictor, one_pass):
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    click(predictor, state, 0, 2, at=1)
+    together = run(predictor, state)
+    frame, ids, answer = predictor.clear_all_prompts_in_frame(state, 0, 2)
+    assert (frame, ids) == (0, [1, 2])
+    assert (answer[1] == -1024).all()
+    again = run(predictor, state)
+    close(stack(again)[:, 0], stack(one_pass)[:, 0])
+    assert (stack(again)[:, 1] == -1024).all()
+    click(predictor, state, 0, 2, at=1)
+    close(stack(run(predictor, state)), stack(together))
+
+
+def test_clearing_every_prompt_leaves_nothing_to_track(predictor):
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    assert predictor.clear_all_prompts_in_frame(state, 0, 1, need_output=False) is None
+    with pytest.raises(RuntimeError, match="prompt"):
+        predictor.propagate_in_video(state)
+    with pytest.raises(ValueError, match=r"no object 5; the session has \[1\]"):
+        predictor.clear_all_prompts_in_frame(state, 0, 5)
+
+
+def test_a_cleared_frame_is_tracked_again(predictor, one_pass):
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    run(predictor, state)
+    _, _, corrected = click(predictor, state, 3, at=1, label=0)
+    run(predictor, state)
+    _, _, kept = predictor.clear_all_prompts_in_frame(state, 3, 1)
+    np.testing.assert_array_equal(kept, corrected)  # until the next pass
+    assert sorted(state.objects[1].prompted) == [0]
+    assert 3 not in state.objects[1].passes
+    np.testing.assert_array_equal(stack(run(predictor, state)), stack(one_pass))
+
+
+def test_a_prompt_is_taken_back_before_it_was_tracked(predictor, one_pass):
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    click(predictor, state, 5, at=2)
+    _, _, answer = predictor.clear_all_prompts_in_frame(state, 5, 1)
+    assert (answer == -1024).all()
+    np.testing.assert_array_equal(stack(run(predictor, state)), stack(one_pass))
+
+
+def test_a_removed_object_leaves_the_others_as_they_were(predictor, one_pass):
+    state = predictor.init_state(SHORT)
+    for n, obj in enumerate(("cat", 1, 9)):
+        click(predictor, state, 0, obj, at=(n + 2) % 3)
+    click(predictor, state, 2, "cat", at=1)
+    run(predictor, state)
+    ids, changed = predictor.remove_object(state, "cat")
+    assert ids == state.obj_ids == [1, 9]
+    assert [t for t, _ in changed] == [0, 2]
+    assert all(masks.shape == (2, 1, HEIGHT, WIDTH) for _, masks in changed)
+    close(changed[1][1][0], one_pass[2][0])
+    predictor.remove_object(state, 9, need_output=False)
+    close(stack(run(predictor, state)), stack(one_pass))
+    assert predictor.remove_object(state, 1) == ([], [])
+    assert predictor.remove_object(state, 1) == ([], [])
+    with pytest.raises(ValueError, match="no object 1"):
+        predictor.remove_object(state, 1, strict=True)
+
+
+def test_a_reset_session_starts_anew(predictor, one_pass):
+    state = predictor.init_state(SHORT)
+    click(predictor, state, 3, at=1)
+    run(predictor, state)
+    predictor.reset_state(state)
+    assert state.obj_ids == []
+    click(predictor, state)
+    np.testing.assert_array_equal(stack(run(predictor, state)), stack(one_pass))
+
+
+def test_scores_are_there_for_every_frame_and_object(predictor):
+    state = predictor.init_state(SHORT)
+    click(predictor, state)
+    click(predictor, state, 3, 2, at=1)
+    scores, ious = predictor.get_scores(state, 0)
+    assert scores.shape == ious.shape == (2,)
+    assert np.isnan([scores[1], ious[1]]).all()
+    for t, _, masks in predictor.propagate_in_video(state):
+        scores, ious = predictor.get_scores(state, t)
+        assert np.isfinite(scores).all()
+        assert ((ious >= 0) & (ious <= 1)).all()
+        np.testing.assert_array_equal(scores > 0, (masks > -1024).any((1, 2, 3)))
+    assert predictor.get_scores(predictor.init_state(SHORT), 0)[0].shape == (0,)
+
+
+def test_what_is_clicked_during_a_pass_counts_from_the_next_frame(predictor, model, one_pass):
+    expected = predictor.init_state(SHORT)
+    click(predictor, expected)
+    run(predictor, expected, 0, 2)
+    click(predictor, expected, 2, at=1)
+    click(predictor, expected, 2, 5, at=2)
+    rest = run(predictor, expected, 3)
+    for chunk in (1, 8):
+        each = SAM2VideoPredictor(model, chunk)
+        state = each.init_state(SHORT)
+        click(each, state)
+        masks = {}
+        for t, _, answer in each.propagate_in_video(state):
+            masks[t] = answer
+            if t == 2:
+                click(each, state, 2, at=1)
+                click(each, state, 2, 5, at=2)
+        assert list(masks) == list(range(NUM_FRAMES))
+        np.testing.assert_array_equal(masks[2], one_pass[2])
+        for t in rest:
+            np.testing.assert_array_equal(masks[t], rest[t])
+
+
+def test_an_object_may_be_removed_during_a_pass(predictor, one_pass):
+    state = predictor.init_state(SHORT)
+    click(predictor, state, 0, 2, at=1)
+    click(predictor, state)
+    shapes = []
+    for t, ids, masks in predictor.propagate_in_video(state):
+        shapes.append(len(masks))
+        assert len(ids) == len(masks)
+        close(masks[-1], one_pass[t][0])
+        if t == 3:
+            predictor.remove_object(state, 2)
+    assert shapes == [2] * 4 + [1] * 4
+
+
+def test_frames_may_come_from_an_iterator(predictor, one_pass):
+    pulled = []
+
+    def camera():
+        for t, frame in enumerate(SHORT):
+            pulled.append(t)
+            yield frame
+
+    state = predictor.init_state(camera())
+    click(predictor, state)
+    np.testing.assert_array_equal(stack(run(predictor, state)), stack(one_pass))
+    assert pulled == list(range(NUM_FRAMES))
+    with pytest.raises(ValueError, match="no frame 8"):
+        click(predictor, state, 8)
+
+
+class Damaged(videos.FrameList):
+    """Frames of which one cannot be decoded."""
+
+    def _read(self, index):
+        if index == 4:
+            raise ValueError("frame 4 of film.mp4 cannot be decoded")
+        return super()._read(index)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_a_damaged_frame_is_named_and_the_rest_is_kept(model, one_pass, chunk):
+    each = SAM2VideoPredictor(model, chunk)
+    state = each.init_state(Damaged(SHORT))
+    click(each, state)
+    masks = {}
+    results = each.propagate_in_video(state)
+    with pytest.raises(ValueError, match="frame 4 of film"):
+        masks.update((t, answer) for t, _, answer in results)
+    assert list(masks) == [0, 1, 2, 3]
+    for t, answer in masks.items():
+        np.testing.assert_array_equal(answer, one_pass[t])
+    with pytest.raises(ValueError, match="frame 4 of film"):
+        click(each, state, 4, 2)
+    assert state.obj_ids == [1]
+    assert list(run(each, state, 5)) == [5, 6, 7]
+
+
+def test_masks_may_be_kept_as_run_lengths(predictor, one_pass):
+    results = RleResults()
+    state = predictor.init_state(SHORT, results=results)
+    click(predictor, state)
+    run(predictor, state)
+    assert list(results) == list(range(NUM_FRAMES))
+    for t, masks in one_pass.items():
+        np.testing.assert_array_equal(decode_rle(results[t][1]), masks[0, 0] > 0)
+
+
+def test_masks_may_be_written_to_a_folder_whose_disk_is_full(predictor, one_pass, tmp_path):
+    class Full:
+        def write(self, frame_idx, obj_ids, masks):
+            if frame_idx == 3:
+                raise OSError(28, "No space left on device")
+
+    state = predictor.init_state(SHORT, results=Full())
+    click(predictor, state)
+    with pytest.raises(OSError, match="No space left"):
+        run(predictor, state)
+    state.results = PaletteFolder(tmp_path)  # the session is whole and goes on elsewhere
+    masks = run(predictor, state, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{t:05d}.png" for t in range(3, 8)]
+    for t in masks:
+        np.testing.assert_array_equal(masks[t], one_pass[t])
+        ids = read_mask_png(tmp_path / f"{t:05d}.png")
+        np.testing.assert_array_equal(ids == 1, one_pass[t][0, 0] > 0)
+
+
+@pytest.mark.parametrize("limit", [0, 3_000])
+def test_answers_spill_to_disk_and_change_nothing(predictor, tmp_path, limit):
+    masks = []
+    for options in ({}, {"memory_limit": limit, "spill_folder": tmp_path}):
+        state = predictor.init_state(SHORT, **options)
+        click(predictor, state)
+        run(predictor, state)
+        click(predictor, state, 4, at=1, label=0)
+        masks.append(stack(run(predictor, state, 6, None, True)))
+    assert any(tmp_path.rglob("*.npy"))
+    assert state.vault.num_bytes <= limit
+    np.testing.assert_array_equal(*masks)
+
+
+@pytest.mark.parametrize("obj_id", [-1, 1.5, None, "", True, (1,)])
+def test_object_ids_are_whole_numbers_or_texts(predictor, obj_id):
+    state = predictor.init_state(SHORT)
+    with pytest.raises(ValueError, match="object id is"):
+        click(predictor, state, 0, obj_id)
+    with pytest.raises(ValueError, match="object id is"):
+        predictor.add_new_mask(state, 0, obj_id, np.ones((HEIGHT, WIDTH)))
+    assert state.obj_ids == []
+    click(predictor, state, 0, np.int64(3))
+    click(predictor, state, 0, 3, clear_old_points=False)
+    assert state.obj_ids == [3]
+
+
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_several_videos_at_once_equal_each_alone(predictor, count):
+    def states():
+        for v in range(count):
+            state = predictor.init_state(FRAMES[v : v + 4 + v % 3])
+            for obj in range(1 + v % 2):
+                click(predictor, state, v % 2, obj, at=v % 3)
+            yield state
+
+    found = [{} for _ in range(count)]
+    for v, t, ids, masks in predictor.propagate_in_videos(list(states())):
+        assert len(ids) == len(masks) == 1 + v % 2
+        found[v][t] = masks
+    for v, state in enumerate(states()):
+        alone = run(predictor, state)
+        assert list(found[v]) == list(alone)
+        close(stack(found[v]), stack(alone), 1e-5)
+
+
+def test_videos_are_spread_over_the_devices(predictor, model):
+    states = [predictor.init_state(FRAMES[v : v + 6]) for v in range(3)]
+    for state in states:
+        click(predictor, state)
+    spread = set()
+    for _ in predictor.propagate_in_videos(states):
+        spread |= {len(x.devices()) for x in jax.live_arrays() if x.shape[:2] == (3, 1)}
+    assert max(spread) == min(3, jax.local_device_count()) > 1
+
+
+def test_videos_go_their_own_ways_when_one_is_clicked_on(predictor):
+    states = [predictor.init_state(SHORT) for _ in range(2)]
+    for state in states:
+        click(predictor, state)
+    found = [{}, {}]
+    for v, t, _, masks in predictor.propagate_in_videos(states):
+        found[v][t] = masks
+        if (v, t) == (1, 3):
+            click(predictor, states[1], 3, 2, at=1)
+    assert [list(masks) for masks in found] == [list(range(NUM_FRAMES))] * 2
+    assert [len(found[1][t]) for t in range(NUM_FRAMES)] == [1] * 4 + [2] * 4
+    close(stack(found[0])[:, 0], np.stack([found[1][t][0] for t in range(NUM_FRAMES)]), 1e-5)
+    with pytest.raises(ValueError, match="none twice"):
+        predictor.propagate_in_videos([states[0]] * 2)

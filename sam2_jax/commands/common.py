@@ -1,0 +1,51 @@
+"""What several commands share: the model's options, checks of output paths, prompts in pictures."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam2_jax.commands.prompts import Groups
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that choose a model."""
+    parser.add_argument("--model", help="released model, for example sam2.1_hiera_tiny")
+    parser.add_argument("--checkpoint", help="official .pt, .safetensors, or a converted folder")
+    parser.add_argument(
+        "--image-size", type=int, default=1024, help="side of the model's input (default 1024)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type"
+    )
+
+
+def build(args: argparse.Namespace, builder: Callable, **overrides: Any) -> Any:
+    """Calls `build_sam2` or another builder with the options of `add_model`."""
+    return builder(
+        args.model, args.checkpoint, image_size=args.image_size, dtype=args.dtype, **overrides
+    )
+
+
+def check_folder(path: str | Path | None) -> None:
+    """Fails before the work, not after it, if a file cannot be written."""
+    if path is not None and not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {Path(path).parent}")
+
+
+def object_ids(groups: Groups, palette: str | None) -> list[int]:
+    """Ids of the prompted objects; fails if they are to be written as a palette PNG that cannot hold them."""
+    ids = sorted({obj for obj, _ in groups})
+    if palette and not all(1 <= obj <= 255 for obj in ids):
+        raise ValueError(f"object ids are {ids}, but the pixels of --masks hold 1 to 255 only")
+    return ids
+
+
+def drawn_prompts(groups: Groups, frame: int) -> dict[str, np.ndarray]:
+    """Prompts of a frame as `draw_overlay` takes them."""
+    here = [group for (_, t), group in groups.items() if t == frame]
+    points = np.array([p for group in here for p in group["point"]]).reshape(-1, 3)
+    boxes = [box for group in here for box in group["box"]]
+    return {"points": points[:, :2], "labels": points[:, 2], "boxes": np.array(boxes)}

@@ -1,0 +1,120 @@
+"""`sam2-jax everything`: all masks of a picture, without any prompt."""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam2_jax.commands.common import add_model, build, check_folder
+
+HELP = "Segment everything in a picture."
+EXAMPLES = """example:
+  sam2-jax everything photo.jpg --out masks/ --checkpoint sam2.1_hiera_tiny.pt
+  sam2-jax everything photo.jpg --out masks/ --points-per-side 64 --crop-n-layers 1 --pred-iou-thresh 0.7
+
+files in the folder:
+  overlay.png  all masks over the picture
+  masks.json   COCO run lengths, boxes and scores
+  masks.csv    the same as a table, without the masks"""
+
+# Options of `everything`: arguments of SAM2AutomaticMaskGenerator, whose defaults hold.
+GENERATOR_OPTIONS = (
+    ("points_per_side", int, "clicks along a side of the picture (default 32)"),
+    ("points_per_batch", int, "clicks decoded at once (default 64)"),
+    ("pred_iou_thresh", float, "least predicted IoU of a mask (default 0.8; 0 keeps all)"),
+    ("stability_score_thresh", float, "least stability of a mask (default 0.95; 0 keeps all)"),
+    (
+        "stability_score_offset",
+        float,
+        "change of the threshold that stability is about (default 1)",
+    ),
+    ("mask_threshold", float, "logits above it are the object (default 0)"),
+    ("box_nms_thresh", float, "largest IoU of the boxes of two masks (default 0.7)"),
+    ("crop_n_layers", int, "layers of crops that are segmented as well (default 0)"),
+    ("crop_nms_thresh", float, "as --box-nms-thresh, between crops (default 0.7)"),
+    ("crop_overlap_ratio", float, "overlap of the first layer's crops (default 0.341)"),
+    ("crop_n_points_downscale_factor", int, "clicks a side shrink by it a layer (default 1)"),
+    ("min_mask_region_area", int, "cells of a hole or speck that is removed (default 0)"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
+    parser.add_argument("image", help="picture file")
+    parser.add_argument("--out", metavar="DIR", help="folder (default: <image>_masks)")
+    add_model(parser)
+    for name, type, help in GENERATOR_OPTIONS:
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=type, metavar="N", help=help)
+    parser.add_argument(
+        "--use-m2m", action="store_true", help="decode every mask once more from itself"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    from PIL import Image
+    from tqdm import tqdm
+
+    from sam2_jax import SAM2AutomaticMaskGenerator, build_sam2
+    from sam2_jax.data.masks import decode_rle
+    from sam2_jax.data.media import read_image
+    from sam2_jax.data.overlay import draw_overlay
+
+    image = read_image(args.image)
+    out = Path(args.out or f"{Path(args.image).stem}_masks")
+    check_folder(out)
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file; name a folder, new or old")
+    options = {name: getattr(args, name) for name, *_ in GENERATOR_OPTIONS}
+    options = {name: value for name, value in options.items() if value is not None}
+
+    generator = SAM2AutomaticMaskGenerator(
+        build(args, build_sam2), output_mode="coco_rle", use_m2m=args.use_m2m, **options
+    )
+    total = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
+    with tqdm(total=total, desc="segment everything", unit="click") as bar:
+        found = generator.generate(image, progress=bar.update)
+    masks = np.zeros((len(found), *image.shape[:2]), bool)
+    for i, annotation in enumerate(found):
+        annotation["id"] = i + 1
+        masks[i] = decode_rle(annotation["segmentation"])
+
+    out.mkdir(exist_ok=True)
+    order = np.argsort([-annotation["area"] for annotation in found], kind="stable")
+    ids = [int(i) + 1 for i in order]
+    Image.fromarray(draw_overlay(image, masks[order], ids)).save(out / "overlay.png")
+    _write_annotations(out, args.image, image.shape[:2], found)
+    if found:
+        covered = 100 * masks.any(0).mean()
+        print(f"{len(found)} masks, which cover {covered:.1f} % of the picture")
+    else:
+        print(
+            "0 masks were found: lower --pred-iou-thresh or --stability-score-thresh, or raise "
+            "--points-per-side"
+        )
+    print(f"written: {out / 'overlay.png'}, {out / 'masks.json'}, {out / 'masks.csv'}")
+
+
+def _write_annotations(
+    folder: Path, image: str, size: tuple[int, int], annotations: list[dict[str, Any]]
+) -> None:
+    """Writes masks.json, {image, height, width, annotations}, and masks.csv, a row for each annotation."""
+    document = {
+        "image": Path(image).name,
+        "height": size[0],
+        "width": size[1],
+        "annotations": annotations,
+    }
+    (folder / "masks.json").write_text(json.dumps(document))
+    with open(folder / "masks.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        box, point = ("x", "y", "width", "height"), ("point_x", "point_y")
+        table.writerow(["id", "area", *box, "predicted_iou", "stability_score", *point])
+        for a in annotations:
+            scores = [f"{a[name]:.4f}" for name in ("predicted_iou", "stability_score")]
+            point = [round(v, 2) for v in a["point_coords"][0]]
+            table.writerow([a["id"], a["area"], *a["bbox"], *scores, *point])

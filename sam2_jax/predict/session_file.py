@@ -1,0 +1,205 @@
+"""Sessions on disk: a zip file of NumPy arrays and one JSON document, read without running code from it."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from sam2_jax.build import Model
+from sam2_jax.data.videos import FrameIterator, Frames, ImageFolder, VideoFile, open_frames
+from sam2_jax.predict.session import Entry, InferenceState, ObjectStore
+from sam2_jax.predict.vault import Vault
+
+_VERSION = 1
+_DOCUMENT = "session.json"
+_DAMAGE = (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, AttributeError)
+
+Put = Callable[[np.ndarray], int]
+Get = Callable[[int, tuple[int, ...], Any], np.ndarray]
+
+
+def save(model: Model, state: InferenceState, path: str | os.PathLike) -> None:
+    """Writes a session; see `SAM2VideoPredictor.save_state`."""
+    path = os.path.abspath(path)
+    partial = f"{path}.{os.getpid()}.partial"
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+            count = 0
+
+            def put(array: np.ndarray) -> int:
+                nonlocal count
+                bits = array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
+                with archive.open(f"{count}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, bits, allow_pickle=False)
+                count += 1
+                return count - 1
+
+            document = _describe(model, state) | {
+                "objects": [_pack_object(i, store, put) for i, store in state.objects.items()]
+            }
+            archive.writestr(_DOCUMENT, json.dumps(document))
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"the session cannot be written to {path}: {error.strerror}"
+        ) from error
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+def load(model: Model, path: str | os.PathLike, video: Any, vault: Vault) -> InferenceState:
+    """Reads a session; see `SAM2VideoPredictor.load_state`."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no such file: {os.fspath(path)}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Stored members are no larger than the file: nothing unpacks to more than was sent.
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError("compressed members")
+
+            def get(index: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+                with archive.open(f"{int(index)}.npy") as member:
+                    return _read_array(member, shape, np.dtype(dtype))
+
+            document = json.loads(archive.read(_DOCUMENT))
+            if document["version"] != _VERSION:
+                raise ValueError(f"version {document['version']}")
+            described = document["model"]
+            objects = {}
+            if described == _describe_model(model):
+                for packed in document["objects"]:
+                    store = _unpack_object(packed, model, vault, get)
+                    objects[packed["id"]] = store
+            size, source = tuple(document["video"]["size"]), document["video"]["path"]
+            keep_frames = document["keep_frames"]
+    except _DAMAGE as error:
+        raise ValueError(
+            f"{os.fspath(path)} is not a session that this version can read, or is damaged ({error})"
+        ) from error
+    if described != _describe_model(model):
+        raise ValueError(
+            f"{os.fspath(path)} is a session of {described['name']} at {described['config']['image_size']} "
+            f"px; the predictor has {model.name} at {model.config.image_size} px, or other weights or "
+            "settings. Build it as it was when the session was saved."
+        )
+    if video is None and source is None:
+        raise ValueError(
+            f"{os.fspath(path)} is a session on frames that were in memory: pass them as video_path."
+        )
+    frames = open_frames(source if video is None else video)
+    if _size(frames) != size:
+        raise ValueError(
+            f"The session is on a video of (width, height, frames) {size}; this one has {_size(frames)}."
+        )
+    return InferenceState(frames, vault, keep_frames, objects=objects)
+
+
+def _size(frames: Frames) -> tuple[int, int, int | None]:
+    """Width, height, and the number of frames, which an iterator does not know before its end."""
+    is_open_end = isinstance(frames, FrameIterator)
+    return frames.width, frames.height, None if is_open_end else len(frames)
+
+
+def _describe_model(model: Model) -> dict[str, Any]:
+    """What the stored answers depend on. Biases and scales stand for all weights."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(model.params):
+        if leaf.ndim == 1:
+            digest.update(np.asarray(leaf).tobytes())
+    config = dataclasses.asdict(model.config)
+    # As JSON gives it back.
+    config = json.loads(json.dumps(config))
+    return {"name": model.name, "config": config, "weights": digest.hexdigest()}
+
+
+def _describe(model: Model, state: InferenceState) -> dict[str, Any]:
+    frames = state.frames
+    path = frames.path if isinstance(frames, VideoFile | ImageFolder) else None
+    return {
+        "version": _VERSION,
+        "model": _describe_model(model),
+        "video": {"path": path, "size": _size(frames)},
+        "keep_frames": state.keep_frames,
+    }
+
+
+def _pack_entry(entry: Entry, put: Put) -> dict[str, Any]:
+    return {
+        "iou": entry.iou,
+        "score": entry.score,
+        "mask": put(entry.mask),
+        "pointer": put(entry.pointer),
+        "memory": None if entry.kept_memory is None else put(entry.memory),
+    }
+
+
+def _unpack_entry(packed: dict[str, Any], model: Model, vault: Vault, get: Get) -> Entry:
+    config = model.config
+    memory, grid = packed["memory"], config.grid
+    shape = (grid, grid, config.memory_dim)
+    return Entry(
+        kept_mask=vault.keep(get(packed["mask"], (config.mask_size,) * 2, np.float32)),
+        iou=float(packed["iou"]),
+        score=float(packed["score"]),
+        pointer=get(packed["pointer"], (config.hidden_dim,), np.float32),
+        kept_memory=None if memory is None else vault.keep(get(memory, shape, config.memory_dtype)),
+    )
+
+
+def _pack_object(obj_id: int | str, store: ObjectStore, put: Put) -> dict[str, Any]:
+    """Dictionaries become lists of pairs: JSON has no whole numbers as keys."""
+    return {
+        "id": obj_id,
+        "points": [
+            [t, len(labels), put(points), put(labels)]
+            for t, (points, labels) in store.points.items()
+        ],
+        "masks": [[t, put(mask > 0)] for t, mask in store.masks.items()],
+        "prompted": [[t, _pack_entry(entry, put)] for t, entry in store.prompted.items()],
+        "tracked": [[t, _pack_entry(entry, put)] for t, entry in store.tracked.items()],
+        "pending": [
+            [t, _pack_entry(entry, put), is_conditioning]
+            for t, (entry, is_conditioning) in store.pending.items()
+        ],
+        "passes": list(store.passes.items()),
+    }
+
+
+def _unpack_object(packed: dict[str, Any], model: Model, vault: Vault, get: Get) -> ObjectStore:
+    size = model.config.image_size
+    unpack = lambda entry: _unpack_entry(entry, model, vault, get)
+    return ObjectStore(
+        points={
+            int(t): (get(points, (int(p), 2), np.float32), get(labels, (int(p),), np.int32))
+            for t, p, points, labels in packed["points"]
+        },
+        masks={
+            int(t): get(mask, (size, size), bool).astype(np.float32) for t, mask in packed["masks"]
+        },
+        prompted={int(t): unpack(entry) for t, entry in packed["prompted"]},
+        tracked={int(t): unpack(entry) for t, entry in packed["tracked"]},
+        pending={int(t): (unpack(entry), bool(flag)) for t, entry, flag in packed["pending"]},
+        passes={int(t): int(direction) for t, direction in packed["passes"]},
+    )
+
+
+def _read_array(member: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Reads an array whose shape and type are known before, so that no header can ask for more."""
+    stored = np.dtype(np.uint16) if dtype == ml_dtypes.bfloat16 else dtype
+    version = np.lib.format.read_magic(member)
+    if version != (1, 0):
+        raise ValueError(f"array format {version}")
+    found, is_fortran, found_dtype = np.lib.format.read_array_header_1_0(member)
+    if found != shape or is_fortran or found_dtype != stored:
+        raise ValueError(f"an array is {found} {found_dtype}, not {shape} {stored}")
+    data = member.read(stored.itemsize * int(np.prod(shape)))
+    return np.frombuffer(data, stored).reshape(shape).view(dtype)

@@ -1,0 +1,197 @@
+"""Track what is pointed at in frames that arrive one at a time, for ever: cameras and pipes.
+
+A stream is a video session that holds one frame, runs one endless pass, and forgets what a stream cannot go
+back to. So its numbers are those of `SAM2VideoPredictor` on the same frames.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sam2_jax.build import Model, load_pretrained
+from sam2_jax.config import POSTPROCESSING_VIDEO
+from sam2_jax.data.videos import Frames, as_rgb
+from sam2_jax.predict import passes
+from sam2_jax.predict.answers import video_masks
+from sam2_jax.predict.session import InferenceState, ObjectStore
+from sam2_jax.predict.video import SAM2VideoPredictor
+
+_MAX_PROMPTED = 16  # prompted frames that an object remembers
+_REACH = 16  # frames back that the memory reads
+
+
+class _Newest(Frames):
+    """The newest frame of a stream that never ends."""
+
+    def __init__(self):
+        self.index, self._frame = -1, None
+
+    def __len__(self) -> int:
+        raise TypeError("A stream has no length.")
+
+    def exists(self, index: int) -> bool:
+        """Every frame comes at some time."""
+        return index >= 0
+
+    def push(self, frame: np.ndarray) -> None:
+        """Takes the next frame in place of the last one."""
+        index = self.index + 1
+        frame = as_rgb(frame, index)
+        if index == 0:
+            self.height, self.width = frame.shape[:2]
+        self._frame = self._check_size(frame, f"frame {index}")
+        self.index = index
+
+    def _read(self, index: int) -> np.ndarray:
+        return self._frame
+
+    __getitem__ = _read
+
+
+class SAM2StreamPredictor:
+    """Frames one at a time; prompts, new objects and removals on the current one. Memory stays constant.
+
+        predictor = SAM2StreamPredictor(build_sam2_video_predictor().model)
+        predictor.add_frame(first)
+        predictor.add_new_points_or_box(1, [[210, 350]], [1])
+        for frame in camera:
+            obj_ids, mask_logits = predictor.track(frame)
+
+    The pointers' time code is that of a video of 16 frames or more. An object remembers the last 16 frames on
+    which it was prompted.
+
+    Attributes:
+      model: the model and its parameters.
+    """
+
+    def __init__(self, model: Model):
+        """Makes a predictor for one stream; `model` is from `build_sam2` or of a video predictor."""
+        self.model = model
+        self._predictor = SAM2VideoPredictor(model, chunk=1)
+        self.reset_state()
+
+    @classmethod
+    def from_pretrained(cls, model_id: str | os.PathLike, **kwargs: Any) -> "SAM2StreamPredictor":
+        """Loads a released model by its hub name, or a local folder or file; see `load_pretrained`."""
+        return cls(load_pretrained(model_id, POSTPROCESSING_VIDEO, **kwargs))
+
+    def reset_state(self) -> None:
+        """Forgets all objects and frames: the next frame starts a new stream."""
+        self._frames = _Newest()
+        self._state = InferenceState(self._frames)
+        self._results: Iterator | None = None
+
+    @property
+    def obj_ids(self) -> list[int | str]:
+        """Ids of the objects, in the order of the masks."""
+        return self._state.obj_ids
+
+    @property
+    def frame_idx(self) -> int:
+        """Index of the current frame; -1 before the first."""
+        return self._frames.index
+
+    def add_frame(self, frame: np.ndarray) -> tuple[list[int | str], np.ndarray]:
+        """Takes the next frame and tracks all objects to it.
+
+        Args:
+          frame: (H, W, 3) uint8 RGB, all of one size.
+
+        Returns:
+          The object ids, and their mask logits (N, 1, H, W) float32; N may be 0.
+
+        Raises:
+          ValueError: not a frame, or one of another size. It is not taken, the stream goes on.
+        """
+        self._frames.push(frame)
+        if self._results is None:
+            this = passes.Pass(self.model, self._state, range(self.frame_idx, sys.maxsize), 1, 1)
+            self._results = passes.run(self.model, this)
+        try:
+            _, obj_ids, masks = next(self._results)
+        except BaseException:
+            self._results = None  # an interrupted pass cannot go on; the next frame starts another
+            raise
+        for store in self._state.objects.values():
+            _forget(store, self.frame_idx)
+        return obj_ids, masks
+
+    track = add_frame
+
+    def add_new_points_or_box(
+        self,
+        obj_id: int | str,
+        points: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        clear_old_points: bool = True,
+        normalize_coords: bool = True,
+        box: np.ndarray | None = None,
+    ) -> tuple[list[int | str], np.ndarray]:
+        """Points at an object on the current frame; see `SAM2VideoPredictor.add_new_points_or_box`.
+
+        Returns:
+          The object ids, and their mask logits (N, 1, H, W) float32 on the current frame.
+
+        Raises:
+          RuntimeError: there is no frame yet.
+          ValueError: as in the video predictor.
+        """
+        _, obj_ids, masks = self._predictor.add_new_points_or_box(
+            self._state,
+            self._current(),
+            obj_id,
+            points,
+            labels,
+            clear_old_points,
+            normalize_coords,
+            box,
+        )
+        return obj_ids, masks
+
+    def add_new_mask(
+        self, obj_id: int | str, mask: np.ndarray
+    ) -> tuple[list[int | str], np.ndarray]:
+        """Gives the mask of an object on the current frame; see `SAM2VideoPredictor.add_new_mask`.
+
+        Returns, raises: as `add_new_points_or_box`.
+        """
+        _, obj_ids, masks = self._predictor.add_new_mask(self._state, self._current(), obj_id, mask)
+        return obj_ids, masks
+
+    def remove_object(
+        self, obj_id: int | str, strict: bool = False
+    ) -> tuple[list[int | str], np.ndarray]:
+        """Forgets an object; the others keep their ids.
+
+        Returns:
+          The ids that are left, and their mask logits on the current frame.
+
+        Raises:
+          RuntimeError: there is no frame yet.
+          ValueError: there is no such object, with `strict`.
+        """
+        frame = self._current()
+        self._predictor.remove_object(self._state, obj_id, strict, need_output=False)
+        return self.obj_ids, video_masks(self.model.config, self._state, frame)
+
+    def get_scores(self) -> tuple[np.ndarray, np.ndarray]:
+        """Object score logits (N,) and predicted IoUs (N,) on the current frame; see `SAM2VideoPredictor`."""
+        return self._predictor.get_scores(self._state, self._current())
+
+    def _current(self) -> int:
+        if self.frame_idx < 0:
+            raise RuntimeError("There is no frame yet: call add_frame(frame) first.")
+        return self.frame_idx
+
+
+def _forget(store: ObjectStore, now: int) -> None:
+    """Drops what a stream at frame `now` never reads again."""
+    store.keep_only_near((now,), _REACH)
+    for kept in (store.points, store.masks, store.passes):
+        for t in [t for t in kept if t < now]:
+            del kept[t]
+    for t in list(store.prompted)[:-_MAX_PROMPTED]:
+        del store.prompted[t]
