@@ -30,8 +30,7 @@ _EDGE = 20  # pixels; a box that ends so close to the edge of a crop is cut off 
 _SIZE_STEP = (
     256  # heights and widths are rounded up to it: one program serves photos of similar size
 )
-_PIXELS_AT_ONCE = 2**25  # of enlarged logits on the device
-_MASKS_AT_ONCE = 16
+_MASKS_AT_ONCE = 16  # enlarged by one call
 _LOGIT_LIMIT = 32.0  # of a mask that is fed back
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
@@ -135,56 +134,59 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": [0, *counts] if pixels[0] else counts}
 
 
-def _enlarge(masks, rows, columns):
-    """(K, h, w) logits -> (K, H, W), minus infinity outside of the crop."""
-    enlarged = jnp.einsum("yi,kij,xj->kyx", rows, masks, columns, precision="highest")
+def _enlarge(mask, rows, columns):
+    """(h, w) logits -> (H, W), minus infinity outside of the crop."""
+    enlarged = jnp.einsum("yi,ij,xj->yx", rows, mask, columns, precision="highest")
     is_inside = rows.any(1)[:, None] & columns.any(1)
     return jnp.where(is_inside, enlarged, -jnp.inf)
 
 
 def _first_and_last(is_set):
-    """(K, L) bool -> (K,) and (K,) positions of the first and the last True."""
-    length = is_set.shape[1]
-    return jnp.argmax(is_set, 1), length - 1 - jnp.argmax(is_set[:, ::-1], 1)
+    """(L,) bool -> positions of the first and the last True."""
+    return jnp.argmax(is_set), len(is_set) - 1 - jnp.argmax(is_set[::-1])
 
 
 @jax.jit
 def _measure(masks, rows, columns, threshold, offset):
     """Stability (K,) and boxes (K, 4) in the crop of masks (K, h, w); both are 0 for an empty one."""
-    logits = _enlarge(masks, rows, columns)
-    inner = (logits > threshold + offset).sum((1, 2))
-    outer = (logits > threshold - offset).sum((1, 2))
-    is_inside = logits > threshold
-    y0, y1 = _first_and_last(is_inside.any(2))
-    x0, x1 = _first_and_last(is_inside.any(1))
-    boxes = jnp.stack([x0, y0, x1, y1], 1)
-    is_empty = ~is_inside.any((1, 2))
-    return inner / jnp.maximum(outer, 1), jnp.where(is_empty[:, None], 0, boxes)
+
+    def measure(mask):
+        logits = _enlarge(mask, rows, columns)
+        inner, outer = (
+            (logits > level).sum() for level in (threshold + offset, threshold - offset)
+        )
+        y0, y1 = _first_and_last(logits.max(1) > threshold)
+        x0, x1 = _first_and_last(logits.max(0) > threshold)
+        box = jnp.where(logits.max() > threshold, jnp.stack([x0, y0, x1, y1]), 0)
+        return inner / jnp.maximum(outer, 1), box
+
+    return jax.lax.map(measure, masks)  # one after the other: an enlarged mask fits the cache
 
 
 @jax.jit
 def _binarise(masks, rows, columns, threshold):
     """Masks (K, h, w) -> (K, H, W / 8) uint8, a bit for each pixel above the threshold."""
-    return jnp.packbits(_enlarge(masks, rows, columns) > threshold, axis=-1)
+    return jax.lax.map(
+        lambda mask: jnp.packbits(_enlarge(mask, rows, columns) > threshold, -1), masks
+    )
 
 
 class _Crop:
-    """Runs functions of masks at the size of a crop, a static number of masks and pixels at a time."""
+    """Runs functions of masks at the size of a crop, padded to static numbers of masks and pixels."""
 
     def __init__(self, height: int, width: int, mask_size: int):
         self.height, self.width = height, width
         padded = [-(-side // _SIZE_STEP) * _SIZE_STEP for side in (height, width)]
-        self._chunk = max(1, min(_MASKS_AT_ONCE, _PIXELS_AT_ONCE // math.prod(padded)))
         self._weights = [
             transforms.pad_rows(transforms.resize_weights(mask_size, side), size)
             for side, size in zip((height, width), padded, strict=True)
         ]
 
     def _run(self, function: Callable, masks: np.ndarray, *thresholds: float) -> Iterator:
-        for i in range(0, len(masks), self._chunk):
-            padded = transforms.pad_rows(masks[i : i + self._chunk], self._chunk)
+        for i in range(0, len(masks), _MASKS_AT_ONCE):
+            chunk = masks[i : i + _MASKS_AT_ONCE]
+            n, padded = len(chunk), transforms.pad_rows(chunk, _MASKS_AT_ONCE)
             answer = function(padded, *self._weights, *thresholds)
-            n = min(self._chunk, len(masks) - i)
             yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], answer)
 
     def measure(
