@@ -7,12 +7,13 @@ frame, outlives passes, and `load_bank` fills a bank from it before a click or a
 
 import collections
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 
 from sam2_jax.config import Sam2Config
-from sam2_jax.model import memory_bank
+from sam2_jax.model import memory_bank, memory_policy
 from sam2_jax.predict.transforms import bucket
 from sam2_jax.structs import MemoryBank
 
@@ -27,6 +28,8 @@ class Entry:
       score: object score logit.
       pointer: (C,) float32.
       memory: (H, W, M) in the bank's type; None until it is encoded.
+      verdict: of the memory policy on a tracked frame, see `sam2_jax.model.memory_policy`.
+      policy: state of the memory policy after a tracked frame, leaves without N; () for none.
     """
 
     mask: np.ndarray
@@ -34,6 +37,8 @@ class Entry:
     score: float
     pointer: np.ndarray
     memory: np.ndarray | None
+    verdict: int = memory_policy.RECENT
+    policy: Any = ()
 
 
 @dataclasses.dataclass
@@ -97,24 +102,28 @@ def load_bank(
     for frames in (bank.prompted_frames, bank.recent_frames, bank.recent_pointer_frames):
         frames.fill(memory_bank.EMPTY)
 
-    recent = memory_bank.recent_frames_to_read(config, now, direction)
-    reach = memory_bank.num_pointers(config)
-    pointers = [now - direction * distance for distance in range(1, reach + 1)]
+    policy = jax.tree.map(np.array, memory_policy.init(config, bucket(len(objects))))
     for n, store in enumerate(objects):
         for slot, (frame, entry) in enumerate(store.prompted.items()):
             bank.prompted_frames[n, slot] = frame
             bank.prompted_memories[n, slot] = entry.memory
             bank.prompted_pointers[n, slot] = entry.pointer
-        for frame in recent:
-            if frame in store.tracked:
-                slot = memory_bank.recent_slot(config, frame)
-                bank.recent_frames[n, slot] = frame
-                bank.recent_memories[n, slot] = store.tracked[frame].memory
-        for frame in pointers:
-            if frame in store.tracked:
-                bank.recent_pointer_frames[n, frame % reach] = frame
-                bank.recent_pointers[n, frame % reach] = store.tracked[frame].pointer
-    return bank.replace(num_frames=np.int32(num_frames), direction=np.int32(direction))
+        verdicts = {frame: entry.verdict for frame, entry in store.tracked.items()}
+        memories, pointers = memory_bank.slots_to_fill(config, verdicts, now, direction)
+        for slot, frame in memories.items():
+            bank.recent_frames[n, slot] = frame
+            bank.recent_memories[n, slot] = store.tracked[frame].memory
+        for slot, frame in pointers.items():
+            bank.recent_pointer_frames[n, slot] = frame
+            bank.recent_pointers[n, slot] = store.tracked[frame].pointer
+        past = [t for t, e in store.tracked.items() if (now - t) * direction > 0 and e.policy]
+        if past:
+            last = store.tracked[max(past, key=lambda t: t * direction)].policy
+            for leaf, value in zip(jax.tree.leaves(policy), jax.tree.leaves(last), strict=True):
+                leaf[n] = value
+    return bank.replace(
+        num_frames=np.int32(num_frames), direction=np.int32(direction), policy=policy
+    )
 
 
 class Recent(collections.OrderedDict):
