@@ -333,47 +333,50 @@ def eager_policies(monkeypatch):
         monkeypatch.setattr(memory_policy, name, value)
 
 
+def _entry(answer, n):
+    policy = jax.tree.map(lambda x: x[n], answer.policy)
+    pointer, memory = answer.pointers[n], answer.memories[n]
+    return Entry(None, 1.0, 1.0, pointer, memory, int(answer.verdicts[n]), policy)
+
+
+_quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="module")
+def prompted_frame():
+    """The answer to clicks on the first frame, on which no policy has a say."""
+    model = toy.model()
+    first = jax.tree.map(lambda x: x[0], toy.clip(1))
+    run = _quick(functools.partial(begin, model.module))
+    return jax.device_get(run(model.params, empty_bank(model.module, 2), first, toy.clicks(2))[1])
+
+
 @pytest.mark.parametrize("name", VERDICTS)
 @pytest.mark.usefixtures("eager_policies")
-def test_a_reloaded_bank_goes_on_as_if_never_interrupted(name):
+def test_a_reloaded_bank_goes_on_as_if_never_interrupted(name, prompted_frame):
     """Parts of a video, in both directions: bit for bit from the carried bank and from the store's."""
     model = toy.model(memory_policy=name)
-    config, clip = model.config, toy.clip(NUM_FRAMES)
-    quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    run = quick(functools.partial(propagate, model.module))
-    start = quick(functools.partial(begin, model.module))
+    config, images = model.config, toy.clip(NUM_FRAMES).image
+    run = _quick(functools.partial(propagate, model.module))
     for direction in (1, -1):
         order = list(range(NUM_FRAMES))[::direction]
-        video = Frame(clip.image, np.array(order, np.int32))
-        cut = lambda a, b, video=video: jax.tree.map(lambda x: x[a:b], video)
-        bank = empty_bank(model.module, 2, num_frames=NUM_FRAMES)
-        bank = bank.replace(direction=jnp.int32(direction))
-        first = jax.tree.map(lambda x: x[0], video)
-        bank, answer = jax.device_get(start(model.params, bank, first, toy.clicks(2)))
-        entry = lambda answer, n: Entry(
-            None,
-            1.0,
-            1.0,
-            answer.pointers[n],
-            answer.memories[n],
-            int(answer.verdicts[n]),
-            jax.tree.map(lambda x: x[n], answer.policy),
-        )
-        stores = [ObjectStore(prompted={order[0]: entry(answer, n)}) for n in range(2)]
-        verdicts = set()
+        stores = [ObjectStore(prompted={order[0]: _entry(prompted_frame, n)}) for n in range(2)]
+        bank, verdicts = None, set()
         for i in range(1, NUM_FRAMES, PART):
-            loaded = load_bank(config, stores, order[i], direction, NUM_FRAMES)
+            now, frames = order[i], order[i : i + PART]
+            loaded = load_bank(config, stores, now, direction, NUM_FRAMES)
+            bank = bank or loaded
             chex.assert_trees_all_equal(
-                what_is_read(config, loaded, order[i]), what_is_read(config, bank, order[i])
+                what_is_read(config, loaded, now), what_is_read(config, bank, now)
             )
             chex.assert_trees_all_equal(loaded.policy, bank.policy)
-            part = cut(i, i + PART)
+            part = Frame(images[i : i + PART], np.array(frames, np.int32))
             _, again = run(model.params, loaded, part)
             bank, answers = jax.device_get(run(model.params, bank, part))
             chex.assert_trees_all_equal(jax.device_get(again), answers)
-            for k in range(PART):
-                one = jax.tree.map(lambda x, k=k: x[k], answers)
-                verdicts |= set(one.verdicts.tolist())
+            for k, t in enumerate(frames):
+                answer = jax.tree.map(lambda x, k=k: x[k], answers)
+                verdicts |= set(answer.verdicts.tolist())
                 for n, store in enumerate(stores):
-                    store.tracked[order[i + k]] = entry(one, n)
+                    store.tracked[t] = _entry(answer, n)
         assert len(verdicts) > 1
