@@ -9,6 +9,8 @@ import difflib
 import re
 from typing import Any
 
+MEMORY_POLICIES = ("recent", "quality", "motion", "distractor")
+
 
 @dataclasses.dataclass(frozen=True)
 class HieraConfig:
@@ -57,6 +59,7 @@ class Sam2Config:
     proj_tpos_enc_in_obj_ptrs: bool = True
     use_signed_tpos_enc_to_obj_ptrs: bool = True
     only_obj_ptrs_in_the_past_for_eval: bool = True
+    memory_policy: str = "recent"  # which tracked frames are remembered; see model/memory_policy.py
 
     # Memory encoder
     sigmoid_scale_for_mem_enc: float = 20.0
@@ -116,6 +119,18 @@ class Sam2Config:
             raise ValueError("proj_tpos_enc_in_obj_ptrs=True needs add_tpos_enc_to_obj_ptrs=True.")
         if self.memory_temporal_stride_for_eval < 1:
             raise ValueError("memory_temporal_stride_for_eval must be at least 1.")
+        if self.memory_policy not in MEMORY_POLICIES:
+            raise ValueError(
+                f"memory_policy is {self.memory_policy!r}; it must be one of "
+                f"{', '.join(map(repr, MEMORY_POLICIES))}."
+            )
+        if self.memory_policy != "recent" and (
+            self.memory_temporal_stride_for_eval > 1 or self.num_maskmem < 3
+        ):
+            raise ValueError(
+                f"memory_policy={self.memory_policy!r} chooses frames itself: it needs "
+                "memory_temporal_stride_for_eval=1 and num_maskmem of at least 3."
+            )
 
     @property
     def grid(self) -> int:

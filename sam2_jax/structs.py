@@ -1,8 +1,10 @@
 """Pytrees that travel between the parts.
 
 Shapes: T frames, N objects, S side of the square input in pixels, H = W = S/16 cells of the feature map,
-C channels of the features, M channels of a memory, P points, K prompted slots, R ring slots.
+C channels of the features, M channels of a memory, P points, K prompted slots, R slots for tracked frames.
 """
+
+from typing import Any
 
 import jax
 from flax import struct
@@ -106,6 +108,9 @@ class Prediction:
       scores: (N,) float32 object score logit; > 0 is visible.
       pointers: (N, C) float32 object pointers.
       memories: (N, H, W, M) memory in the bank's type.
+      verdicts: (N,) int32 how long the frame is remembered, see `sam2_jax.model.memory_policy`; without
+        meaning for objects that are prompted on it.
+      policy: the bank's `policy` after the frame.
     """
 
     masks: jax.Array
@@ -113,6 +118,8 @@ class Prediction:
     scores: jax.Array
     pointers: jax.Array
     memories: jax.Array
+    verdicts: jax.Array
+    policy: Any = ()
 
 
 @struct.dataclass
@@ -125,13 +132,15 @@ class MemoryBank:
       prompted_memories: (N, K, H, W, M) memories of prompted frames.
       prompted_pointers: (N, K, C) float32 their object pointers.
       prompted_frames: (N, K) int32 their frame indices, in the order in which they were prompted.
-      recent_memories: (N, R, H, W, M) ring of memories of tracked frames.
+      recent_memories: (N, R, H, W, M) memories of tracked frames; R is 6, more under a memory policy that
+        chooses.
       recent_frames: (N, R) int32 their frame indices.
-      recent_pointers: (N, 15, C) float32 ring of pointers of tracked frames.
+      recent_pointers: (N, 15, C) float32 pointers of tracked frames; 16 under the policy "quality".
       recent_pointer_frames: (N, 15) int32 their frame indices.
       num_frames: () int32 frames of the video; at least 16 for a stream. Below 16 it scales the time code
         of the pointers.
       direction: () int32, 1 when tracking forwards, -1 backwards.
+      policy: state of the memory policy, every leaf leads with N; () for those without.
     """
 
     prompted_memories: jax.Array
@@ -143,3 +152,4 @@ class MemoryBank:
     recent_pointer_frames: jax.Array
     num_frames: jax.Array
     direction: jax.Array
+    policy: Any = ()

@@ -46,6 +46,21 @@ def test_impossible_values_are_refused(field, value):
         Sam2Config(**{field: value})
 
 
+def test_an_unknown_memory_policy_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"'newest'.*'recent', 'quality', 'motion', 'distractor'"):
+        get_config("sam2.1_hiera_tiny", memory_policy="newest")
+
+
+@pytest.mark.parametrize("other", [{"memory_temporal_stride_for_eval": 2}, {"num_maskmem": 2}])
+def test_a_policy_that_chooses_needs_room_and_no_stride(other):
+    with pytest.raises(ValueError, match="memory_policy='quality'.*" + next(iter(other))):
+        Sam2Config(memory_policy="quality", **other)
+
+
+def test_every_released_model_has_the_published_memory():
+    assert {config.memory_policy for config in MODELS.values()} == {"recent"}
+
+
 def test_the_two_releases_differ_by_four_flags():
     old, new = MODELS["sam2_hiera_tiny"], MODELS["sam2.1_hiera_tiny"]
     flags = {name for name in vars(old) if getattr(old, name) != getattr(new, name)}

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
-from sam2_jax.model import encodings, memory_bank
+from sam2_jax.model import encodings, memory_bank, memory_policy
 from sam2_jax.model.image_encoder import ImageEncoder
 from sam2_jax.model.layers import MLP, downsample_antialiased, upsample_4x
 from sam2_jax.model.mask_decoder import Decoded, MaskDecoder
@@ -339,10 +339,16 @@ class Sam2(nn.Module):
         masks = jnp.where(is_known[:, None, None], answer.masks, NO_OBJECT)
         scores = jnp.where(is_known, answer.scores, -10.0)
         memories = self.remember(features, masks, scores, is_prompted)
-        prediction = Prediction(masks, answer.ious, scores, answer.pointers, memories)
-        bank = memory_bank.write(
-            self.config, bank, index, memories, answer.pointers, is_known, is_prompted
+        is_tracked = is_known & ~is_prompted & ~(bank.prompted_frames == index).any(1)
+        policy, verdicts = memory_policy.judge(
+            self.config, bank.policy, index, answer.replace(masks=masks, scores=scores), is_tracked
         )
+        prediction = Prediction(
+            masks, answer.ious, scores, answer.pointers, memories, verdicts, policy
+        )
+        bank = memory_bank.write(
+            self.config, bank, index, memories, answer.pointers, is_known, is_prompted, verdicts
+        ).replace(policy=policy)
         return bank, prediction
 
     def touch_everything(self, image: jax.Array) -> tuple[MemoryBank, Prediction]:

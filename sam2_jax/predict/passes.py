@@ -129,12 +129,15 @@ class Pass:
                     # Copies, so that one kept answer does not keep its whole chunk alive.
                     k = self._tracked.index(t)
                     said = jax.tree.map(lambda x, k=k, n=n: x[k, n].copy(), prediction)
-                    store.tracked[t] = new_entry(config, state, said, said.memories)
+                    entry = new_entry(config, state, said, said.memories)
+                    entry.verdict, entry.policy = int(said.verdicts), said.policy
+                    store.tracked[t] = entry
                 elif config.clear_non_cond_mem_around_input:
                     store.forget_tracked_around(t, reach)
                     self._version = _NOT_LOADED
                 if state.keep_frames is not None:
-                    store.keep_only_near((t, *store.prompted), state.keep_frames)
+                    near = (t, *store.prompted)
+                    store.keep_only_near(near, state.keep_frames, config, self._direction)
             masks = video_masks(config, state, t)
             if state.results is not None:
                 state.results.write(t, state.obj_ids, masks[:, 0] > 0)

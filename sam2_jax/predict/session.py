@@ -14,7 +14,7 @@ import numpy as np
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.data.videos import Frames
-from sam2_jax.model import memory_bank
+from sam2_jax.model import memory_bank, memory_policy
 from sam2_jax.predict.transforms import bucket
 from sam2_jax.predict.vault import Kept, Vault
 from sam2_jax.structs import MemoryBank
@@ -32,6 +32,8 @@ class Entry:
       score: object score logit.
       pointer: (C,) float32.
       kept_memory: (H, W, M) in the bank's type; None until it is encoded.
+      verdict: of the memory policy on a tracked frame, see `sam2_jax.model.memory_policy`.
+      policy: state of the memory policy after a tracked frame, leaves without N; () for none.
     """
 
     kept_mask: Kept
@@ -39,6 +41,8 @@ class Entry:
     score: float
     pointer: np.ndarray
     kept_memory: Kept | None = None
+    verdict: int = memory_policy.RECENT
+    policy: Any = ()
 
     @property
     def mask(self) -> np.ndarray:
@@ -102,10 +106,28 @@ class ObjectStore:
         for t in [t for t in self.tracked if abs(t - frame) <= reach]:
             del self.tracked[t]
 
-    def keep_only_near(self, frames: tuple[int, ...], reach: int) -> None:
-        """Drops tracked answers that are further than `reach` from all of `frames`."""
+    def slots_to_fill(
+        self, config: Sam2Config, now: int, direction: int
+    ) -> tuple[dict[int, int], dict[int, int]]:
+        """See `memory_bank.slots_to_fill`."""
+        verdicts = {frame: entry.verdict for frame, entry in self.tracked.items()}
+        return memory_bank.slots_to_fill(config, verdicts, now, direction)
+
+    def keep_only_near(
+        self, frames: tuple[int, ...], reach: int, config: Sam2Config, direction: int
+    ) -> None:
+        """Drops tracked answers further than `reach` from all of `frames`.
+
+        A memory policy that chooses may look back further: what a pass at the first of `frames` still reads
+        stays.
+        """
+        chosen: set[int] = set()
+        if config.memory_policy != "recent":
+            for slots in self.slots_to_fill(config, frames[0] + direction, direction):
+                chosen |= set(slots.values())
         for t in [t for t in self.tracked if all(abs(t - a) > reach for a in frames)]:
-            del self.tracked[t]
+            if t not in chosen:
+                del self.tracked[t]
 
 
 class Recent(collections.OrderedDict):
@@ -193,21 +215,24 @@ def load_bank(
     for frames in (bank.prompted_frames, bank.recent_frames, bank.recent_pointer_frames):
         frames.fill(memory_bank.EMPTY)
 
-    recent = memory_bank.recent_frames_to_read(config, now, direction)
-    reach = memory_bank.num_pointers(config)
-    pointers = [now - direction * distance for distance in range(1, reach + 1)]
+    policy = jax.tree.map(np.array, memory_policy.init(config, bucket(len(objects))))
     for n, store in enumerate(objects):
         for slot, (frame, entry) in enumerate(store.prompted.items()):
             bank.prompted_frames[n, slot] = frame
             bank.prompted_memories[n, slot] = entry.memory
             bank.prompted_pointers[n, slot] = entry.pointer
-        for frame in recent:
-            if frame in store.tracked:
-                slot = memory_bank.recent_slot(config, frame)
-                bank.recent_frames[n, slot] = frame
-                bank.recent_memories[n, slot] = store.tracked[frame].memory
-        for frame in pointers:
-            if frame in store.tracked:
-                bank.recent_pointer_frames[n, frame % reach] = frame
-                bank.recent_pointers[n, frame % reach] = store.tracked[frame].pointer
-    return bank.replace(num_frames=np.int32(num_frames), direction=np.int32(direction))
+        memories, pointers = store.slots_to_fill(config, now, direction)
+        for slot, frame in memories.items():
+            bank.recent_frames[n, slot] = frame
+            bank.recent_memories[n, slot] = store.tracked[frame].memory
+        for slot, frame in pointers.items():
+            bank.recent_pointer_frames[n, slot] = frame
+            bank.recent_pointers[n, slot] = store.tracked[frame].pointer
+        past = [t for t, e in store.tracked.items() if (now - t) * direction > 0 and e.policy]
+        if past:
+            last = store.tracked[max(past, key=lambda t: t * direction)].policy
+            for leaf, value in zip(jax.tree.leaves(policy), jax.tree.leaves(last), strict=True):
+                leaf[n] = value
+    return bank.replace(
+        num_frames=np.int32(num_frames), direction=np.int32(direction), policy=policy
+    )

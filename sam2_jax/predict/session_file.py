@@ -15,6 +15,7 @@ import numpy as np
 
 from sam2_jax.build import Model
 from sam2_jax.data.videos import FrameIterator, Frames, ImageFolder, VideoFile, open_frames
+from sam2_jax.model import memory_policy
 from sam2_jax.predict.session import Entry, InferenceState, ObjectStore
 from sam2_jax.predict.vault import Vault
 
@@ -139,6 +140,8 @@ def _pack_entry(entry: Entry, put: Put) -> dict[str, Any]:
         "mask": put(entry.mask),
         "pointer": put(entry.pointer),
         "memory": None if entry.kept_memory is None else put(entry.memory),
+        "verdict": entry.verdict,
+        "policy": [put(np.asarray(leaf)) for leaf in jax.tree.leaves(entry.policy)],
     }
 
 
@@ -146,12 +149,19 @@ def _unpack_entry(packed: dict[str, Any], model: Model, vault: Vault, get: Get) 
     config = model.config
     memory, grid = packed["memory"], config.grid
     shape = (grid, grid, config.memory_dim)
+    policy: Any = ()
+    if packed["policy"]:
+        leaves, tree = jax.tree.flatten(memory_policy.init(config, 1))
+        pairs = zip(packed["policy"], leaves, strict=True)
+        policy = tree.unflatten([get(i, leaf.shape[1:], leaf.dtype) for i, leaf in pairs])
     return Entry(
         kept_mask=vault.keep(get(packed["mask"], (config.mask_size,) * 2, np.float32)),
         iou=float(packed["iou"]),
         score=float(packed["score"]),
         pointer=get(packed["pointer"], (config.hidden_dim,), np.float32),
         kept_memory=None if memory is None else vault.keep(get(memory, shape, config.memory_dtype)),
+        verdict=int(packed["verdict"]),
+        policy=policy,
     )
 
 

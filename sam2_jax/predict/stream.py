@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sam2_jax.build import Model, load_pretrained
-from sam2_jax.config import POSTPROCESSING_VIDEO
+from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config
 from sam2_jax.data.videos import Frames, as_rgb
 from sam2_jax.predict import passes
 from sam2_jax.predict.answers import video_masks
@@ -116,7 +116,7 @@ class SAM2StreamPredictor:
             self._results = None  # an interrupted pass cannot go on; the next frame starts another
             raise
         for store in self._state.objects.values():
-            _forget(store, self.frame_idx)
+            _forget(self.model.config, store, self.frame_idx)
         return obj_ids, masks
 
     track = add_frame
@@ -187,9 +187,9 @@ class SAM2StreamPredictor:
         return self.frame_idx
 
 
-def _forget(store: ObjectStore, now: int) -> None:
+def _forget(config: Sam2Config, store: ObjectStore, now: int) -> None:
     """Drops what a stream at frame `now` never reads again."""
-    store.keep_only_near((now,), _REACH)
+    store.keep_only_near((now,), _REACH, config, direction=1)
     for kept in (store.points, store.masks, store.passes):
         for t in [t for t in kept if t < now]:
             del kept[t]

@@ -1,7 +1,9 @@
 """The memory bank against a plain restatement of the published rules, on dictionaries."""
 
+import functools
 import math
 
+import chex
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from sam2_jax.model import memory_bank
+from sam2_jax.model import memory_bank, memory_policy
+from sam2_jax.model.memory_policy import ANCHOR, NEVER, ONCE, RECENT
 from sam2_jax.predict.session import Entry, ObjectStore, load_bank
+from sam2_jax.structs import Frame
+from sam2_jax.track import begin, empty_bank, propagate
 from tests import toy
 
 
@@ -176,3 +181,202 @@ def test_a_prompted_frame_is_never_written_as_a_tracked_one():
     )
     assert (np.asarray(after.recent_frames) == -1).all()
     assert found(config, after, 6)[0] == {(5, 6)}
+
+
+def chosen_read(config, prompted, verdicts, now, direction, num_frames):
+    """What SAMURAI, SAM 3 or DAM4SAM attend to, from a list of every frame there ever was."""
+    selected = published_selection(prompted, now, config.max_cond_frames_in_attn)
+    past = [t for t in verdicts if (now - t) * direction > 0 and verdicts[t] != NEVER]
+    past = sorted(past, key=lambda t: abs(now - t))
+    before = now - direction
+    recent = [t for t in past if verdicts[t] == RECENT]
+    anchors = [t for t in past if verdicts[t] == ANCHOR][:3]
+    if config.memory_policy == "distractor":
+        in_time = [
+            t
+            for t in past
+            if t in recent or (t == past[0] and (verdicts[t] == ONCE or t == before))
+        ]
+        line = ([before] if before in prompted else []) + in_time
+    else:
+        line = recent if before in recent else [before, *recent]
+    anchors = [t for t in anchors if t != before]
+    code = config.num_maskmem - 1
+    readable = {*past, *(t for t in prompted if t not in selected)}
+    room = config.num_maskmem - 1 - len(anchors)
+    memories = {(t, code) for t in (*selected, *anchors)}
+    memories |= {(t, place) for place, t in enumerate(line[:room]) if t in readable}
+
+    limit = min(num_frames, config.max_obj_ptrs_in_encoder)
+    if config.memory_policy != "quality":
+        line = [now - direction * distance for distance in range(1, limit)]
+    pointers = {(t, (now - t) * direction) for t in selected if (now - t) * direction >= 0}
+    pointers |= {(t, place) for place, t in enumerate(line[: limit - 1], 1) if t in readable}
+    return memories, {(t, round(d / max(limit - 1, 1), 5)) for t, d in pointers}
+
+
+def filled(config, t):
+    memory = np.full((1, config.grid, config.grid, config.memory_dim), t, np.float32)
+    return memory, np.full((1, config.hidden_dim), t, np.float32)
+
+
+_write = jax.jit(memory_bank.write, static_argnums=0)
+_read = jax.jit(memory_bank.read, static_argnums=0)
+
+
+def put(config, bank, t, verdict):
+    """Writes a frame; None stands for a prompted one."""
+    true, flag = np.ones(1, bool), np.array([verdict is None])
+    verdicts = np.array([RECENT if verdict is None else verdict], np.int32)
+    return _write(config, bank, np.int32(t), *filled(config, t), true, flag, verdicts)
+
+
+def what_is_read(config, bank, now):
+    """Everything that attention sees, in its order."""
+    seen = jax.device_get(_read(config, bank, np.int32(now)))
+    objects = range(len(seen.slots))
+    memories = [(x[n][seen.slot_mask[n]]) for x in (seen.slots, seen.slot_codes) for n in objects]
+    pointers = [
+        (x[n][seen.pointer_mask[n]]) for x in (seen.pointers, seen.pointer_times) for n in objects
+    ]
+    return memories, pointers
+
+
+VERDICTS = {
+    "quality": [ONCE, RECENT],
+    "motion": [ONCE, RECENT],
+    "distractor": [NEVER, ONCE, RECENT, ANCHOR],
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+@hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
+@hypothesis.given(st.data())
+def test_chosen_frames_are_those_of_the_papers_and_of_a_bank_from_the_store(name, data):
+    limit = data.draw(st.sampled_from([-1, 2]))
+    num_frames = data.draw(st.sampled_from([9, 100]))
+    direction = data.draw(st.sampled_from([1, -1]))
+    config = toy.config(memory_policy=name, max_cond_frames_in_attn=limit, memory_dtype="float32")
+    items = data.draw(st.lists(st.sampled_from(VERDICTS[name]), min_size=1, max_size=45))
+    prompted = data.draw(st.sets(st.integers(0, len(items)), max_size=3))
+    items = [None if i in prompted else item for i, item in enumerate([None, *items])]
+    frames = [50 + direction * i for i in range(len(items))]
+    now = frames[-1] + direction
+
+    bank = memory_bank.empty(config, 1, 4, num_frames).replace(direction=jnp.int32(direction))
+    for t, item in zip(frames, items, strict=True):
+        bank = put(config, bank, t, item)
+    prompted = [t for t, item in zip(frames, items, strict=True) if item is None]
+    verdicts = {t: item for t, item in zip(frames, items, strict=True) if item is not None}
+    expected = chosen_read(config, prompted, verdicts, now, direction, num_frames)
+    assert found(config, bank, now) == expected
+
+    def entry(t, verdict):
+        memory, pointer = filled(config, t)
+        return Entry(None, 1.0, 1.0, pointer[0], memory[0], verdict)
+
+    store = ObjectStore(
+        prompted={t: entry(t, RECENT) for t in prompted},
+        tracked={t: entry(t, verdict) for t, verdict in verdicts.items()},
+    )
+    # What lies ahead is of another pass.
+    store.tracked |= {t: entry(t, RECENT) for t in (now, now + direction)}
+    loaded = load_bank(config, [store], now, direction, num_frames)
+    chex.assert_trees_all_equal(what_is_read(config, loaded, now), what_is_read(config, bank, now))
+
+
+def test_anchors_outlast_any_number_of_recent_frames():
+    config = toy.config(memory_policy="distractor", memory_dtype="float32")
+    bank = memory_bank.empty(config, 1, 1, 100)
+    for t, verdict in enumerate([None, ANCHOR, RECENT, ANCHOR, *[RECENT] * 40]):
+        bank = put(config, bank, t, verdict)
+    memories, _ = found(config, bank, 44)
+    assert memories == {(0, 6), (1, 6), (3, 6), (43, 0), (42, 1), (41, 2), (40, 3)}
+    for t in (44, 45):
+        bank = put(config, bank, t, ANCHOR)
+    assert {t for t, code in found(config, bank, 60)[0] if code == 6} == {0, 3, 44, 45}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_a_frame_that_is_tracked_again_or_becomes_prompted_is_there_once(name):
+    config = toy.config(memory_policy=name, memory_dtype="float32")
+    bank = memory_bank.empty(config, 1, 2, 100)
+    for t, verdict in enumerate([None, RECENT, RECENT, ONCE]):
+        bank = put(config, bank, t, verdict)
+    again = put(config, bank, 3, RECENT)
+    assert found(config, again, 4)[0] == {(0, 6), (3, 0), (2, 1), (1, 2)}
+    prompted = put(config, again, 3, None)
+    assert found(config, prompted, 4)[0] == {(0, 6), (3, 6), (2, 1), (1, 2)}
+
+
+def test_without_a_policy_verdicts_play_no_role():
+    config = toy.config(memory_dtype="float32")
+    banks = [memory_bank.empty(config, 1)] * 2
+    for t in range(9):
+        flags = np.ones(1, bool), np.array([t == 0])
+        banks[0] = _write(config, banks[0], np.int32(t), *filled(config, t), *flags)
+        banks[1] = put(config, banks[1], t, RECENT if t else None)
+    chex.assert_trees_all_equal(*banks)
+    assert banks[0].policy == ()
+    assert banks[0].recent_memories.shape[1] == 6
+    assert banks[0].recent_pointers.shape[1] == 15
+
+
+NUM_FRAMES, PART = 22, 7
+
+
+@pytest.fixture
+def eager_policies(monkeypatch):
+    """Thresholds at which the toy model's frames get different verdicts."""
+    thresholds = {"MIN_IOU": 0.36, "MIN_ANCHOR_IOU": 0.36, "STABLE_FRAMES": 4}
+    for name, value in (thresholds | {"MAX_ANCHOR_OVERLAP": 1.0}).items():
+        monkeypatch.setattr(memory_policy, name, value)
+
+
+def _entry(answer, n):
+    policy = jax.tree.map(lambda x: x[n], answer.policy)
+    pointer, memory = answer.pointers[n], answer.memories[n]
+    return Entry(None, 1.0, 1.0, pointer, memory, int(answer.verdicts[n]), policy)
+
+
+_quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="module")
+def prompted_frame():
+    """The answer to clicks on the first frame, on which no policy has a say."""
+    model = toy.model()
+    first = jax.tree.map(lambda x: x[0], toy.clip(1))
+    run = _quick(functools.partial(begin, model.module))
+    return jax.device_get(run(model.params, empty_bank(model.module, 2), first, toy.clicks(2))[1])
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+@pytest.mark.usefixtures("eager_policies")
+def test_a_reloaded_bank_goes_on_as_if_never_interrupted(name, prompted_frame):
+    """Parts of a video, in both directions: bit for bit from the carried bank and from the store's."""
+    model = toy.model(memory_policy=name)
+    config, images = model.config, toy.clip(NUM_FRAMES).image
+    run = _quick(functools.partial(propagate, model.module))
+    for direction in (1, -1):
+        order = list(range(NUM_FRAMES))[::direction]
+        stores = [ObjectStore(prompted={order[0]: _entry(prompted_frame, n)}) for n in range(2)]
+        bank, verdicts = None, set()
+        for i in range(1, NUM_FRAMES, PART):
+            now, frames = order[i], order[i : i + PART]
+            loaded = load_bank(config, stores, now, direction, NUM_FRAMES)
+            bank = bank or loaded
+            chex.assert_trees_all_equal(
+                what_is_read(config, loaded, now), what_is_read(config, bank, now)
+            )
+            chex.assert_trees_all_equal(loaded.policy, bank.policy)
+            part = Frame(images[i : i + PART], np.array(frames, np.int32))
+            _, again = run(model.params, loaded, part)
+            bank, answers = jax.device_get(run(model.params, bank, part))
+            chex.assert_trees_all_equal(jax.device_get(again), answers)
+            for k, t in enumerate(frames):
+                answer = jax.tree.map(lambda x, k=k: x[k], answers)
+                verdicts |= set(answer.verdicts.tolist())
+                for n, store in enumerate(stores):
+                    store.tracked[t] = _entry(answer, n)
+        assert len(verdicts) > 1

@@ -731,3 +731,21 @@ def test_videos_go_their_own_ways_when_one_is_clicked_on(predictor):
     close(stack(found[0])[:, 0], np.stack([found[1][t][0] for t in range(NUM_FRAMES)]), 1e-5)
     with pytest.raises(ValueError, match="none twice"):
         predictor.propagate_in_videos([states[0]] * 2)
+
+
+@pytest.mark.parametrize("policy", ["quality", "motion", "distractor"])
+def test_a_session_follows_its_memory_policy(policy, tmp_path):
+    """Loaded anew, thinned out, or taken up from a file, the bank is the one that tracking carries along."""
+    each = SAM2VideoPredictor(toy.model(memory_policy=policy), CHUNK)
+    found = []
+    for keep_frames in (None, 2):
+        state = each.init_state(FRAMES, keep_frames=keep_frames)
+        click(each, state)
+        found.append(stack(run(each, state)))
+    np.testing.assert_array_equal(*found)
+    state = each.init_state(FRAMES)
+    click(each, state)
+    masks = run(each, state, None, 10)
+    each.save_state(state, tmp_path / "session.zip")
+    masks |= run(each, each.load_state(tmp_path / "session.zip", FRAMES), 11)
+    np.testing.assert_array_equal(stack(masks), found[0])
