@@ -1,11 +1,13 @@
 import csv
 import dataclasses
+import io
 import json
 import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -15,8 +17,15 @@ from PIL import Image
 from sam2_jax import SAM2AutomaticMaskGenerator
 from sam2_jax.cli import main
 from sam2_jax.commands.everything import GENERATOR_OPTIONS
-from sam2_jax.data.masks import decode_rle, write_palette_png
+from sam2_jax.data.masks import (
+    boxes_from_masks,
+    decode_rle,
+    read_boxes,
+    read_object_masks,
+    write_palette_png,
+)
 from sam2_jax.data.media import write_video
+from sam2_jax.data.results import read_rle_file
 from sam2_jax.data.videos import VideoFile
 from tests.parity.reference_scene import scene, scene_masks
 
@@ -55,7 +64,8 @@ def tracked(files, tmp_path_factory):
     """What one run wrote, and what it said."""
     out = tmp_path_factory.mktemp("out")
     prompts = ["--point", "12,14", "--box", "2:24,6,40,20@1", "--point", "2:30,12,0@1"]
-    outputs = ["--out", str(out / "a.mp4"), "--masks", str(out / "m"), "--rle", str(out / "r.json")]
+    names = {"out": "a.mp4", "masks": "m", "object-masks": "o", "boxes": "b", "rle": "r.json"}
+    outputs = [part for key, name in names.items() for part in (f"--{key}", str(out / name))]
     with warnings.catch_warnings():
         warnings.simplefilter("default")  # the one about random weights is printed
         assert main(["track", str(files / "good.mp4"), *prompts, *outputs, *SMALL]) == 0
@@ -96,6 +106,76 @@ def test_run_lengths_agree_with_the_pictures(tracked):
         one, two = (decode_rle(by_object[n]) for n in ("1", "2"))
         ids = read_ids(tracked / "m" / f"{int(t):05d}.png")
         np.testing.assert_array_equal(ids, np.where(one, 1, 2 * two))  # the lowest id wins
+
+
+def test_folders_of_objects_and_boxes_agree_with_the_run_lengths(tracked):
+    frames = read_rle_file(tracked / "r.json")["frames"]
+    boxes = {n: read_boxes(tracked / "b" / f"{n:03d}.txt") for n in (1, 2)}
+    for t, by_object in frames.items():
+        ids, masks = read_object_masks(tracked / "o", t)
+        assert ids == [1, 2]
+        for n, mask in zip(ids, masks, strict=True):
+            np.testing.assert_array_equal(mask, decode_rle(by_object[n]))
+        found = [boxes[n][t] for n in ids]
+        np.testing.assert_array_equal(found, boxes_from_masks(masks))
+
+
+@pytest.mark.filterwarnings("ignore:No checkpoint")
+def test_a_stream_on_standard_input_is_tracked(tmp_path, monkeypatch, capsys):
+    """Prompts on later frames come when those do; a prompt after the end is told."""
+    data = b"".join(frame.tobytes() for frame in FRAMES)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data + b"cut off")))
+    prompts = ["--point", "12,14", "--box", "2:24,6,40,20@2", "--point", "30,12,0@9"]
+    outputs = ["--rle", str(tmp_path / "r.json"), "--out", str(tmp_path / "a.mp4")]
+    raw = ["--raw", f"{WIDTH}x{HEIGHT}", "--memory-policy", "quality"]
+    assert main(["track", "-", *raw, *prompts, *outputs, *SMALL]) == 0
+    document = read_rle_file(tmp_path / "r.json")
+    assert (document["video"], document["objects"]) == ("stream", [1, 2])
+    assert [list(ids) for ids in document["frames"].values()] == [[1], [1], [1, 2], [1, 2]]
+    with VideoFile(tmp_path / "a.mp4") as overlay:
+        assert len(overlay) == NUM_FRAMES
+    said = capsys.readouterr()
+    assert f"overlay: {tmp_path / 'a.mp4'}" in said.out
+    assert "ended after 4 frames, before the prompts on [9]" in said.err
+
+
+def test_a_film_comes_through_a_pipe(files, tmp_path):
+    """As a user types it, with a container that needs no seeking."""
+    with av.open(str(tmp_path / "film.ts"), "w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=12)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for frame in FRAMES:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    track = f"{sys.executable} -m sam2_jax track - --point 12,14 --masks m --image-size 64"
+    answer = subprocess.run(
+        ["bash", "-c", f"cat film.ts | {track}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert len(list((tmp_path / "m").iterdir())) == NUM_FRAMES
+    assert "masks: m" in answer.stdout
+
+
+@pytest.mark.filterwarnings("ignore:No checkpoint")
+def test_frames_before_a_damaged_one_are_kept(files, tmp_path, capsys):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for t, frame in enumerate(FRAMES):
+        Image.fromarray(frame).save(folder / f"{t:05d}.png")
+    (folder / "00002.png").write_text("no picture")
+    outputs = ["--masks", str(tmp_path / "m"), "--out", str(tmp_path / "a.mp4")]
+    assert main(["track", str(folder), *POINT, *outputs, *SMALL]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "00002.png is not a picture" in error
+    assert "The 2 frames before it are kept" in error
+    assert len(list((tmp_path / "m").iterdir())) == 2
+    with VideoFile(tmp_path / "a.mp4") as overlay:
+        assert len(overlay) == 2
 
 
 @pytest.mark.filterwarnings("default:No checkpoint")
@@ -219,6 +299,15 @@ BAD = {
     "frame left out": (
         ["track", "good.mp4", "--point", "1,2@2", "--num-frames", "2"],
         "there is no frame 2: the video has 2 frames",
+    ),
+    "frame of a picture": (["image", "good.png", "--point", "1,2@3"], "leave @3 away"),
+    "neither video nor camera": (["track", *POINT], "one of the arguments video --camera"),
+    "missing camera": (["track", "--camera", "97", *POINT], "video97"),
+    "raw size": (["track", "-", "--raw", "48,32", *POINT], "'48,32' is not of the form WIDTHxH"),
+    "raw file": (["track", "good.mp4", "--raw", "48x32", *POINT], "--raw describes standard"),
+    "memory policy": (
+        ["track", "good.mp4", *POINT, "--memory-policy", "best"],
+        "'recent', 'quality', 'motion', 'distractor'",
     ),
     "no frames": (["track", "good.mp4", *POINT, "--num-frames", "0"], "--num-frames is 0"),
     "empty mask": (["track", "good.mp4", "--mask", "none.png"], "none.png has no object"),

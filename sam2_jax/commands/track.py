@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import re
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -208,9 +207,8 @@ def _run_stream(args: argparse.Namespace, name: str) -> None:
         print(f"overlay: {args.out}")
     late = [t for _, t in groups if t >= count]
     if late:
-        warnings.warn(
-            f"the stream ended after {count} frames, before the prompts on {late}", stacklevel=1
-        )
+        said = f"warning: the stream ended after {count} frames, before the prompts on {late}"
+        print(said, file=sys.stderr)
 
 
 def _answer(predictor: Any, frame: np.ndarray, groups: Groups) -> tuple[list, np.ndarray]:
