@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import os
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config, get_config, resolve_model_name
 from sam2_jax.model.sam2 import Sam2, init_params
@@ -34,6 +36,12 @@ class Model:
     def module(self) -> Sam2:
         """The Linen module; hashable, so it is a static argument of compiled functions."""
         return Sam2(self.config)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A checksum of biases and norms, which are few and which no training leaves as they were."""
+        vectors = [x for x in jax.tree.leaves(self.params) if x.ndim == 1]
+        return f"{functools.reduce(lambda sum, x: zlib.crc32(np.asarray(x), sum), vectors, 0):08x}"
 
     def empty_bank(self, num_objects: int, num_prompted: int = 1, num_frames: int = 16):
         """See `sam2_jax.track.empty_bank`."""

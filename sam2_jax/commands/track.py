@@ -185,7 +185,7 @@ def _run_stream(args: argparse.Namespace, name: str) -> None:
         stack.enter_context(stream)
         groups = group_prompts(args.prompts, stream.height, stream.width)
         object_ids(groups, args.masks)
-        predictor = SAM2StreamPredictor(_build(args).model)
+        predictor = SAM2StreamPredictor(_build(args))
         video = stack.enter_context(VideoWriter(args.out, stream.fps)) if args.out else None
         sinks = stack.enter_context(_sinks(args, name, stream))
         count = 0

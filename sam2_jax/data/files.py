@@ -42,6 +42,16 @@ class PartialFile:
         with contextlib.suppress(FileNotFoundError):
             os.remove(self.partial)
 
+    @contextlib.contextmanager
+    def written(self) -> Iterator[str]:
+        """Gives the name to write to; the file takes its final name if all went well, else it is gone."""
+        try:
+            with self.named_errors():
+                yield self.partial
+            self.commit()
+        finally:
+            self.discard()
+
 
 def write_file(path: str | os.PathLike, data: bytes) -> None:
     """Writes a whole file, or leaves everything as it was.
@@ -50,10 +60,5 @@ def write_file(path: str | os.PathLike, data: bytes) -> None:
         FileNotFoundError: the folder does not exist.
         OSError: the disk is full or the folder read-only; the error names the file.
     """
-    file = PartialFile(path)
-    try:
-        with file.named_errors(), open(file.partial, "wb") as opened:
-            opened.write(data)
-        file.commit()
-    finally:
-        file.discard()
+    with PartialFile(path).written() as partial, open(partial, "wb") as file:
+        file.write(data)

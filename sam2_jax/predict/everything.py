@@ -27,9 +27,7 @@ from sam2_jax.predict.image import SAM2ImagePredictor
 from sam2_jax.structs import Prompt
 
 _EDGE = 20  # pixels; a box that ends so close to the edge of a crop is cut off by it
-_SIZE_STEP = (
-    256  # heights and widths are rounded up to it: one program serves photos of similar size
-)
+_SIZE_STEP = 256  # sides are rounded up to it: one program serves photos of similar size
 _MASKS_AT_ONCE = 16  # enlarged by one call
 _LOGIT_LIMIT = 32.0  # of a mask that is fed back
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from PIL import Image
 
 from sam2_jax.build import Model, load_pretrained
 from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config
+from sam2_jax.data.files import PartialFile
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.predict import transforms
 from sam2_jax.structs import Features, Prompt
@@ -58,9 +58,8 @@ def decode_prompts(
       prompt: N prompts.
       is_multimask: three candidates instead of one.
     """
-    if (
-        features.embedding.shape[0] > 1
-    ):  # one image is shared by all prompts without a copy for each
+    # One image is shared by all prompts without a copy for each.
+    if features.embedding.shape[0] > 1:
         features = jax.tree.map(lambda x: x[image_index], features)
     decoded = sam2.apply(
         {"params": params}, features.embedding, features.high_res, prompt, method="decode"
@@ -118,7 +117,7 @@ class SAM2ImagePredictor:
 
     def reset_predictor(self) -> None:
         """Forgets the images."""
-        self._features: Features | None = None
+        self._encoded: Features | None = None
         self._sizes: list[tuple[int, int]] = []
 
     def set_image(self, image: np.ndarray | Image.Image) -> None:
@@ -154,18 +153,26 @@ class SAM2ImagePredictor:
         size = self.model.config.image_size
         inputs = np.stack([transforms.image_to_input(image, size) for image in images])
         inputs = transforms.pad_rows(inputs, transforms.bucket(len(images)))
-        self._features = encode_images(self.model.module, self.model.params, inputs)
+        self._encoded = encode_images(self.model.module, self.model.params, inputs)
         self._sizes = [image.shape[:2] for image in images]
 
-    def _encoded(self) -> tuple[Features, list[tuple[int, int]]]:
+    @property
+    def _features(self) -> dict[str, Any]:
+        """The encoded images in the original's layout and under its names, which its notebooks look at."""
+        features, sizes = self._current()
+        maps = [features.embedding, *features.high_res]
+        embed, *high_res = [np.asarray(x[: len(sizes)]).transpose(0, 3, 1, 2) for x in maps]
+        return {"image_embed": embed, "high_res_feats": high_res}
+
+    def _current(self) -> tuple[Features, list[tuple[int, int]]]:
         """Features, padded to a bucket of images, and the size of each image."""
-        if self._features is None:
+        if self._encoded is None:
             raise RuntimeError("No image is set: call set_image(image) before asking about it.")
-        return self._features, self._sizes
+        return self._encoded, self._sizes
 
     def get_image_embedding(self) -> np.ndarray:
         """Returns the embeddings of the B images in the original's layout, (B, C, S/16, S/16) float32."""
-        features, sizes = self._encoded()
+        features, sizes = self._current()
         return np.asarray(features.embedding[: len(sizes)], np.float32).transpose(0, 3, 1, 2)
 
     def save_embedding(self, path: str | os.PathLike) -> None:
@@ -177,20 +184,18 @@ class SAM2ImagePredictor:
         Raises:
           RuntimeError: no image is set.
           FileNotFoundError: the folder does not exist.
+          OSError: the disk is full.
         """
+        from safetensors import SafetensorError
         from safetensors.flax import save_file
 
-        features, sizes = self._encoded()
-        path = Path(path).absolute()
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"There is no folder {path.parent}.")
+        features, sizes = self._current()
         description = _describe(self.model) | {"sizes": json.dumps(sizes)}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            save_file(_to_tensors(features, len(sizes)), partial, description)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with PartialFile(path).written() as partial:
+            try:
+                save_file(_to_tensors(features, len(sizes)), partial, description)
+            except SafetensorError as error:  # which a full disk is to safetensors
+                raise OSError(f"{path} cannot be written: {error}") from error
 
     def load_embedding(self, path: str | os.PathLike) -> None:
         """Sets the images whose embeddings `save_embedding` wrote, instead of encoding them again.
@@ -226,7 +231,7 @@ class SAM2ImagePredictor:
         found = {name: tensor.shape for name, tensor in tensors.items()}
         if found != expected:
             raise ValueError(f"{path} is damaged: it holds {found}; expected {expected}.")
-        self._features, self._sizes = _from_tensors(tensors), sizes
+        self._encoded, self._sizes = _from_tensors(tensors), sizes
 
     def predict(
         self,
@@ -257,7 +262,7 @@ class SAM2ImagePredictor:
           RuntimeError: no image is set, or several.
           ValueError: shapes that do not fit, or prompts outside of the image.
         """
-        _, sizes = self._encoded()
+        _, sizes = self._current()
         if len(sizes) > 1:
             raise RuntimeError(f"{len(sizes)} images are set: ask about them with predict_batch.")
         prompt = self._prompt(
@@ -294,7 +299,7 @@ class SAM2ImagePredictor:
           RuntimeError: no image is set.
           ValueError: as for `predict`, with the position of the image; or not one entry for each image.
         """
-        _, sizes = self._encoded()
+        _, sizes = self._current()
         columns = []
         for name, batch in (
             ("point_coords_batch", point_coords_batch),
@@ -381,7 +386,7 @@ class SAM2ImagePredictor:
         Raises:
           RuntimeError: no image is set.
         """
-        features, _ = self._encoded()
+        features, _ = self._current()
         index = transforms.pad_rows(np.asarray(image_index, np.int32), len(prompt.labels))
         model = self.model
         return decode_prompts(model.module, model.params, features, index, prompt, is_multimask)
@@ -401,14 +406,11 @@ class SAM2ImagePredictor:
 def _describe(model: Model) -> dict[str, str]:
     """What must agree between the model that made an embedding and the one that uses it."""
     config = dataclasses.asdict(model.config)
-    # Norms and biases are few, and no training leaves them as they were.
-    small = [x for x in jax.tree.leaves(model.params) if x.ndim == 1]
-    checksum = functools.reduce(lambda sum, x: zlib.crc32(np.asarray(x), sum), small, 0)
     return {
         "format": _EMBEDDING_FORMAT,
         "model": model.name,
         "config": json.dumps({name: config[name] for name in _ENCODER_FIELDS}),
-        "weights": f"{checksum:08x}",
+        "weights": model.fingerprint,
     }
 
 

@@ -1,7 +1,7 @@
 """Sessions on disk: a zip file of NumPy arrays and one JSON document, read without running code from it."""
 
 import dataclasses
-import hashlib
+import itertools
 import json
 import os
 import zipfile
@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from sam2_jax.build import Model
+from sam2_jax.data.files import PartialFile
 from sam2_jax.data.videos import FrameIterator, Frames, ImageFolder, VideoFile, open_frames
 from sam2_jax.model import memory_policy
 from sam2_jax.predict.session import Entry, InferenceState, ObjectStore
@@ -29,32 +30,20 @@ Get = Callable[[int, tuple[int, ...], Any], np.ndarray]
 
 def save(model: Model, state: InferenceState, path: str | os.PathLike) -> None:
     """Writes a session; see `SAM2VideoPredictor.save_state`."""
-    path = os.path.abspath(path)
-    partial = f"{path}.{os.getpid()}.partial"
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
-            count = 0
+    with PartialFile(path).written() as partial, zipfile.ZipFile(partial, "w") as archive:
+        count = itertools.count()
 
-            def put(array: np.ndarray) -> int:
-                nonlocal count
-                bits = array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
-                with archive.open(f"{count}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, bits, allow_pickle=False)
-                count += 1
-                return count - 1
+        def put(array: np.ndarray) -> int:
+            index = next(count)
+            bits = array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
+            with archive.open(f"{index}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, bits, allow_pickle=False)
+            return index
 
-            document = _describe(model, state) | {
-                "objects": [_pack_object(i, store, put) for i, store in state.objects.items()]
-            }
-            archive.writestr(_DOCUMENT, json.dumps(document))
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"the session cannot be written to {path}: {error.strerror}"
-        ) from error
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+        document = _describe(model, state) | {
+            "objects": [_pack_object(i, store, put) for i, store in state.objects.items()]
+        }
+        archive.writestr(_DOCUMENT, json.dumps(document))
 
 
 def load(model: Model, path: str | os.PathLike, video: Any, vault: Vault) -> InferenceState:
@@ -111,15 +100,9 @@ def _size(frames: Frames) -> tuple[int, int, int | None]:
 
 
 def _describe_model(model: Model) -> dict[str, Any]:
-    """What the stored answers depend on. Biases and scales stand for all weights."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(model.params):
-        if leaf.ndim == 1:
-            digest.update(np.asarray(leaf).tobytes())
-    config = dataclasses.asdict(model.config)
-    # As JSON gives it back.
-    config = json.loads(json.dumps(config))
-    return {"name": model.name, "config": config, "weights": digest.hexdigest()}
+    """What the stored answers depend on, as JSON gives it back."""
+    config = json.loads(json.dumps(dataclasses.asdict(model.config)))
+    return {"name": model.name, "config": config, "weights": model.fingerprint}
 
 
 def _describe(model: Model, state: InferenceState) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class _Newest(Frames):
 class SAM2StreamPredictor:
     """Frames one at a time; prompts, new objects and removals on the current one. Memory stays constant.
 
-        predictor = SAM2StreamPredictor(build_sam2_video_predictor().model)
+        predictor = SAM2StreamPredictor(build_sam2_video_predictor("sam2.1_hiera_tiny", checkpoint))
         predictor.add_frame(first)
         predictor.add_new_points_or_box(1, [[210, 350]], [1])
         for frame in camera:
@@ -67,10 +67,10 @@ class SAM2StreamPredictor:
       model: the model and its parameters.
     """
 
-    def __init__(self, model: Model):
-        """Makes a predictor for one stream; `model` is from `build_sam2` or of a video predictor."""
-        self.model = model
-        self._predictor = SAM2VideoPredictor(model, chunk=1)
+    def __init__(self, model: Model | SAM2VideoPredictor):
+        """Makes a predictor for one stream; `model` is from `build_sam2`, or a video predictor."""
+        self.model = model.model if isinstance(model, SAM2VideoPredictor) else model
+        self._predictor = SAM2VideoPredictor(self.model, chunk=1)
         self.reset_state()
 
     @classmethod

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -304,7 +305,7 @@ def test_embeddings_of_lower_precision_are_saved_as_they_are(tmp_path):
     first.set_image_batch([PICTURE, OTHER, THIRD])
     first.save_embedding(tmp_path / "e")
     second.load_embedding(tmp_path / "e")
-    assert second._features.embedding.dtype == first._features.embedding.dtype
+    assert second._encoded.embedding.dtype == first._encoded.embedding.dtype
     np.testing.assert_array_equal(first.get_image_embedding(), second.get_image_embedding())
 
 
@@ -350,7 +351,7 @@ def test_damaged_embeddings_are_refused_and_the_image_stays(predictor, tmp_path)
             predictor.load_embedding(bad)
     with pytest.raises(FileNotFoundError, match="no file"):
         predictor.load_embedding(tmp_path / "missing")
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
         predictor.save_embedding(tmp_path / "missing" / "e")
     np.testing.assert_array_equal(predictor.get_image_embedding(), before)
 
@@ -360,7 +361,7 @@ def test_a_failed_save_leaves_the_old_file(predictor, tmp_path, monkeypatch):
     before = (tmp_path / "e").read_bytes()
 
     def fail(tensors, path, metadata):
-        path.write_bytes(b"half")
+        Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr("safetensors.flax.save_file", fail)
@@ -479,3 +480,13 @@ def test_an_unstable_single_mask_gives_way_to_the_best_of_three(predictor, model
     best = int(three[1].argmax())
     answer = other.predict(POINTS[0], LABELS[0], multimask_output=False, return_logits=True)
     close(answer, [x[best : best + 1] for x in three])
+
+
+def test_the_originals_name_of_the_features(model):
+    """Its notebook prints their shapes."""
+    predictor = SAM2ImagePredictor(model)
+    predictor.set_image(np.zeros((20, 30, 3), np.uint8))
+    features = predictor._features
+    np.testing.assert_array_equal(features["image_embed"], predictor.get_image_embedding())
+    shapes = [x.shape for x in features["high_res_feats"]]
+    assert shapes == [(1, 4, 16, 16), (1, 8, 8, 8)]
