@@ -20,7 +20,8 @@ Policies decide on tracked frames only; prompted ones are always remembered. How
 in `sam2_jax.model.memory_bank`. Time is counted in frame indices with their sign, so a state serves passes in
 both directions. Not taken over: SAMURAI's choice among the three masks by motion (every policy remembers the
 mask that the published rule chooses) and its lower threshold of visibility, -1; embeddings that only SAM 3 was
-trained with; DAM4SAM's choice of the first frame and the nearest among many anchors (here the newest three).
+trained with, and that its code leaves out the oldest chosen pointer; DAM4SAM's choice of the first frame and
+the nearest among many anchors (here the newest three, and prompted frames take no room from recent ones).
 """
 
 from collections.abc import Callable
