@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from sam2_jax.model import memory_bank, memory_policy
 from sam2_jax.model.memory_policy import ANCHOR, NEVER, ONCE, RECENT
 from sam2_jax.predict.session import Entry, ObjectStore, load_bank
+from sam2_jax.predict.vault import Vault
 from sam2_jax.structs import Frame
 from sam2_jax.track import begin, empty_bank, propagate
 from tests import toy
+
+VAULT = Vault()
 
 
 def published_selection(prompted, now, limit):
@@ -66,7 +69,7 @@ def bank_of(config, prompted, tracked, now, direction, num_frames):
 
     def entry(t):
         memory = np.full((config.grid, config.grid, config.memory_dim), t, np.float32)
-        return Entry(None, 1.0, 1.0, np.full(config.hidden_dim, t, np.float32), memory)
+        return Entry(None, 1.0, 1.0, np.full(config.hidden_dim, t, np.float32), VAULT.keep(memory))
 
     store = ObjectStore(
         prompted={t: entry(t) for t in prompted}, tracked={t: entry(t) for t in tracked}
@@ -273,7 +276,7 @@ def test_chosen_frames_are_those_of_the_papers_and_of_a_bank_from_the_store(name
 
     def entry(t, verdict):
         memory, pointer = filled(config, t)
-        return Entry(None, 1.0, 1.0, pointer[0], memory[0], verdict)
+        return Entry(None, 1.0, 1.0, pointer[0], VAULT.keep(np.asarray(memory[0])), verdict)
 
     store = ObjectStore(
         prompted={t: entry(t, RECENT) for t in prompted},
@@ -335,8 +338,8 @@ def eager_policies(monkeypatch):
 
 def _entry(answer, n):
     policy = jax.tree.map(lambda x: x[n], answer.policy)
-    pointer, memory = answer.pointers[n], answer.memories[n]
-    return Entry(None, 1.0, 1.0, pointer, memory, int(answer.verdicts[n]), policy)
+    memory = VAULT.keep(np.asarray(answer.memories[n]))
+    return Entry(None, 1.0, 1.0, answer.pointers[n], memory, int(answer.verdicts[n]), policy)
 
 
 _quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
