@@ -16,7 +16,7 @@ EXPECTED = {
     "everything": (5, set()),
     "image": (8, {"picture.safetensors"}),
     "jit_and_shard": (1, set()),
-    "video": (9, {"masks", "overlay.mp4", "session.zip"}),
+    "video": (10, {"masks", "overlay.mp4", "session.zip"}),
 }
 
 
