@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What each is known to have done: pictures shown, and files written.
 EXPECTED = {
     "everything": (5, set()),
-    "image": (8, {"picture.safetensors"}),
+    "image": (9, {"picture.safetensors"}),
     "jit_and_shard": (1, set()),
     "video": (10, {"masks", "overlay.mp4", "session.zip"}),
 }
