@@ -33,7 +33,15 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "dev": ["hypothesis>=6.100", "pre-commit>=4.0", "pytest>=8.3", "ruff>=0.15"],
+        "dev": [
+            "hypothesis>=6.100",
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "pre-commit>=4.0",
+            "pytest>=8.3",
+            "ruff>=0.15",
+        ],
         "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         # torchvision stays out: its wheels on PyPI want another build of torch and break this one.
