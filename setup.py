@@ -40,6 +40,7 @@ setup(
             "nbformat>=5.10",
             "pre-commit>=4.0",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.15",
         ],
         "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
