@@ -4,6 +4,7 @@ image (H, W, 3), masks (N, H, W), prompts  ->  overlay (H, W, 3)
 """
 
 import colorsys
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,9 +27,9 @@ FIRST_COLORS = (
 POSITIVE, NEGATIVE, BOX = (0, 180, 90), (225, 40, 50), (0, 230, 120)
 
 
-def object_color(object_id: int) -> tuple[int, int, int]:
+def object_color(object_id: int | str) -> tuple[int, int, int]:
     """Returns the RGB colour in which an object is drawn, the same in every frame and run."""
-    index = object_id - 1
+    index = zlib.crc32(object_id.encode()) if isinstance(object_id, str) else object_id - 1
     if 0 <= index < len(FIRST_COLORS):
         return FIRST_COLORS[index]
     # Steps of the golden ratio never come back close to a hue that was just used.
@@ -39,7 +40,7 @@ def object_color(object_id: int) -> tuple[int, int, int]:
 def draw_overlay(
     image: np.ndarray,
     masks: np.ndarray,
-    ids: Sequence[int],
+    ids: Sequence[int | str],
     points: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     boxes: np.ndarray | None = None,

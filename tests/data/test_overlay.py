@@ -49,7 +49,7 @@ def test_overlay_errors():
 
 
 def test_object_colors_are_bright_and_different():
-    colors = [drawing.object_color(i) for i in range(1, 25)]
-    assert len(set(colors)) == 24
+    colors = [drawing.object_color(i) for i in (*range(1, 25), "cat", "dog")]
+    assert len(set(colors)) == 26
     assert min(max(color) for color in colors) >= 200
     assert all(0 <= channel <= 255 for i in (0, -5, 10**9) for channel in drawing.object_color(i))
