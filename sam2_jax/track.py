@@ -73,6 +73,19 @@ def step(
     return sam2.apply({"params": params}, bank, features, frame.index, prompt)
 
 
+def _fenced(params, function, otherwise, *args):
+    """`function(*args)`, compiled apart from what is around it.
+
+    XLA merges a scan of one frame with its surroundings, which moves the last bits; it does not look into the
+    branches of a condition that it cannot decide, here whether a parameter is a number. The frame's index
+    would do as well, but `vmap` over videos would then turn the condition into a choice between two results
+    and give every video weights of its own, which is slow and, when the compiler spreads the videos over
+    devices, comes out wrong (jax 0.10.2, CPU).
+    """
+    anchor = params["no_mem_embed"].ravel()[0]
+    return jax.lax.cond(anchor == anchor, function, otherwise, *args)
+
+
 def propagate_features(
     sam2: Sam2, params: dict, bank: MemoryBank, features: Features, indices: jax.Array
 ) -> tuple[MemoryBank, Prediction]:
@@ -83,8 +96,8 @@ def propagate_features(
       params: its parameters.
       bank: of N objects.
       features: leaves lead with T.
-      indices: (T,) int32 frame indices in the order of tracking. -1 marks padding, which costs nothing and
-        answers zeros.
+      indices: (T,) int32 frame indices in the order of tracking. -1 marks padding, which
+        changes nothing and answers zeros.
 
     Returns:
       The bank after the last frame, and predictions whose leaves lead with T.
@@ -94,9 +107,10 @@ def propagate_features(
         features, index = xs
         features = jax.tree.map(lambda x: x[None], features)
         take = lambda bank: sam2.apply({"params": params}, bank, features, index)
-        blank = jax.eval_shape(take, bank)[1]
-        skip = lambda bank: (bank, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank))
-        return jax.lax.cond(index >= 0, take, skip, bank)
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(take, bank)[1])
+        new_bank, prediction = _fenced(params, take, lambda bank: (bank, blank), bank)
+        keep = lambda new, old: jnp.where(index >= 0, new, old)
+        return jax.tree.map(keep, (new_bank, prediction), (bank, blank))
 
     return jax.lax.scan(
         jax.checkpoint(one_frame, prevent_cse=False), bank, (features, indices.astype(jnp.int32))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sam2_jax.structs import Frame
 from sam2_jax.track import begin, empty_bank, propagate, step, track
@@ -167,10 +168,15 @@ def test_bytes_held_do_not_depend_on_the_number_of_frames(model):
 
 
 def test_a_leading_video_axis_by_vmap_equals_separate_runs(model):
+    """Also when the compiler spreads the videos over devices."""
     videos = [toy.clip(4, seed=seed) for seed in (0, 1)]
     run = functools.partial(track, model.module)
     stacked = jax.tree.map(lambda *x: np.stack(x), *videos)
-    _, together = jax.jit(jax.vmap(run, (None, 0, None)))(model.params, stacked, toy.clicks(2))
+    mesh = jax.make_mesh((2,), ("video",), axis_types=(AxisType.Auto,))
+    stacked = jax.device_put(stacked, NamedSharding(mesh, PartitionSpec("video")))
+    params = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
+    _, together = jax.jit(jax.vmap(run, (None, 0, None)))(params, stacked, toy.clicks(2))
+    assert len(together.masks.sharding.device_set) == 2
     for i, video in enumerate(videos):
         _, alone = jax.jit(run)(model.params, video, toy.clicks(2))
         close(jax.tree.map(lambda x, i=i: x[i], together), alone, 1e-4)

@@ -96,6 +96,9 @@ def attend_slots(
     n, t = slots.shape[0], q.shape[1]
     q = jnp.broadcast_to(q * q.shape[-1] ** -0.5, (n, *q.shape[1:]))
     chunk = QUERY_CHUNK if t % QUERY_CHUNK == 0 else t
+    # Big maps are read object by object, which keeps a chunk in the cache and lets each skip its own empty
+    # slots; small ones together.
+    together = max(1, min(n, 4 * QUERY_CHUNK // t))
 
     def visit(state, q, k, v, bias):
         """Folds the keys k into the running softmax of every query."""
@@ -131,15 +134,16 @@ def attend_slots(
         def slot(state, xs):
             slot, values, is_used = xs
             read = lambda state: visit(state, q, project_keys(slot), values, None)
-            return jax.lax.cond(is_used, read, lambda state: state, state), None
+            if together == 1:
+                return jax.lax.cond(is_used, read, lambda state: state, state), None
+            # In a batch nothing can be skipped, and `cond` would give each object weights of its own.
+            keep = lambda new, old: jnp.where(is_used, new, old)
+            return jax.tree.map(keep, read(state), state), None
 
         (_, total, out), _ = jax.lax.scan(slot, state, (slots, slot_values, slot_mask))
         return (out / jnp.maximum(total, 1e-30)).reshape(t, -1)
 
-    # Big maps are read object by object, which keeps a chunk in the cache and lets each skip its own empty
-    # slots; small ones together.
-    together = max(1, 4 * QUERY_CHUNK // t)
     xs = (q, slots, slot_values, slot_mask, extra_keys, extra_values, extra_mask)
-    if together >= n:
+    if together == n > 1:
         return jax.vmap(one_object)(xs)
     return jax.lax.map(one_object, xs, batch_size=together)
