@@ -98,7 +98,7 @@ def attend_slots(
     chunk = QUERY_CHUNK if t % QUERY_CHUNK == 0 else t
     # Big maps are read object by object, which keeps a chunk in the cache and lets each skip its own empty
     # slots; small ones together.
-    together = max(1, min(n, 4 * QUERY_CHUNK // t))
+    together = max(1, 4 * QUERY_CHUNK // t)
 
     def visit(state, q, k, v, bias):
         """Folds the keys k into the running softmax of every query."""
@@ -144,6 +144,6 @@ def attend_slots(
         return (out / jnp.maximum(total, 1e-30)).reshape(t, -1)
 
     xs = (q, slots, slot_values, slot_mask, extra_keys, extra_values, extra_mask)
-    if together == n > 1:
+    if together >= n:
         return jax.vmap(one_object)(xs)
     return jax.lax.map(one_object, xs, batch_size=together)
