@@ -245,7 +245,7 @@ def test_everything_in_a_picture_is_written(files, tmp_path, capsys):
         assert [float(row["point_x"]), float(row["point_y"])] == annotation["point_coords"][0]
         assert annotation["crop_box"] == [0, 0, WIDTH, HEIGHT]
     said = capsys.readouterr()
-    assert f"{len(annotations)} masks, which cover" in said.out
+    assert f"masks: {len(annotations)}, covering" in said.out
     assert "segment everything" in said.err
     assert "9/9" in said.err
 

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     _write_annotations(out, args.image, image.shape[:2], found)
     if found:
         covered = 100 * masks.any(0).mean()
-        print(f"{len(found)} masks, which cover {covered:.1f} % of the picture")
+        print(f"masks: {len(found)}, covering {covered:.1f} % of the picture")
     else:
         print(
             "0 masks were found: lower --pred-iou-thresh or --stability-score-thresh, or raise "

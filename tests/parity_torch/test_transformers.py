@@ -103,7 +103,7 @@ def test_image_encoder(image_models):
     assert len(maps) == 3
     for i, their_map in enumerate(maps):
         assert relative(nchw(ours[i]), their_map) < EXACT, f"level {i}"
-    features = predictor._features
+    features = predictor._encoded
     for our_map, their_map in (
         (features.high_res[0], high_res_0),
         (features.high_res[1], high_res_1),
