@@ -138,6 +138,11 @@ class Sam2Config:
         return self.image_size // 16
 
     @property
+    def memory_window(self) -> int:
+        """Frames around a frame whose memories may be read with it."""
+        return self.memory_temporal_stride_for_eval * self.num_maskmem
+
+    @property
     def mask_size(self) -> int:
         """Side of the low-resolution masks, in cells of stride 4."""
         return self.image_size // 4

@@ -14,11 +14,25 @@ from checkpoints_convert.names import official_shapes, to_params
 from sam2_jax.build import Model
 from sam2_jax.config import HieraConfig, Sam2Config
 from sam2_jax.model.sam2 import param_shapes
-from sam2_jax.predict import transforms
+from sam2_jax.predict import answers, image, passes, transforms
 from sam2_jax.structs import Frame, Prompt
 from tests.parity.reference_scene import scene, scene_masks
 from tests.parity.reference_weights import reference_tensor
 
+# Compiled functions as `counted_programs` takes them.
+IMAGE_PROGRAMS = [
+    (image, "encode_images", 0),
+    (image, "decode_prompts", (0, 5)),
+    (transforms, "resize_masks", (1, 2)),
+]
+VIDEO_PROGRAMS = [
+    (answers, "_encode", 0),
+    (answers, "_answer_first", 0),
+    (answers, "_answer_again", 0),
+    (answers, "_remember", 0),
+    (passes, "_propagate", 0),
+    (transforms, "resize_masks", (1, 2)),
+]
 HIERA = HieraConfig(
     embed_dim=8, stages=(1, 2, 2, 1), global_attention_blocks=(3,), window_sizes=(8, 4, 2, 2)
 )

@@ -14,7 +14,6 @@ from sam2_jax.predict.session import Entry, InferenceState, ObjectStore, load_ba
 from sam2_jax.structs import Features, MemoryBank, Prompt, Segmentation
 from sam2_jax.track import encode
 
-_LOGIT_LIMIT = 32.0  # of a mask that is fed back with new clicks
 _HOLE_LOGIT = 0.1
 
 _jit = functools.partial(jax.jit, static_argnums=0)
@@ -57,7 +56,7 @@ def with_points(
     before = store.answer(frame)
     logits = before.mask if before else np.zeros((config.mask_size, config.mask_size), np.float32)
     return prompt.replace(
-        mask_logits=np.clip(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT)[None],
+        mask_logits=np.clip(logits, -transforms.LOGIT_LIMIT, transforms.LOGIT_LIMIT)[None],
         has_mask_logits=np.array([before is not None]),
     )
 
@@ -105,7 +104,6 @@ def new_entry(config: Sam2Config, state: InferenceState, said, memory=None) -> E
 def remember_prompts(model: Model, state: InferenceState) -> None:
     """Encodes memories of the frames prompted since the last pass, and makes them part of what is known."""
     config = model.config
-    reach = config.memory_temporal_stride_for_eval * config.num_maskmem
     for frame in sorted({t for store in state.objects.values() for t in store.pending}):
         stores = [store for store in state.objects.values() if frame in store.pending]
         entries = [store.pending[frame][0] for store in stores]
@@ -122,7 +120,7 @@ def remember_prompts(model: Model, state: InferenceState) -> None:
     for store in state.objects.values():
         for frame, (entry, is_conditioning) in store.pending.items():
             if config.clear_non_cond_mem_around_input:
-                store.forget_tracked_around(frame, reach)
+                store.forget_tracked_around(frame, config.memory_window)
             if is_conditioning:
                 store.prompted[frame] = entry
                 store.tracked.pop(frame, None)

@@ -29,7 +29,6 @@ from sam2_jax.structs import Prompt
 _EDGE = 20  # pixels; a box that ends so close to the edge of a crop is cut off by it
 _SIZE_STEP = 256  # sides are rounded up to it: one program serves photos of similar size
 _MASKS_AT_ONCE = 16  # enlarged by one call
-_LOGIT_LIMIT = 32.0  # of a mask that is fed back
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
 
@@ -375,7 +374,9 @@ class SAM2AutomaticMaskGenerator:
             for i in range(0, len(points), size):
                 own = slice(i, i + size)
                 n = len(points[own])
-                logits = np.asarray(masks[own]).clip(-_LOGIT_LIMIT, _LOGIT_LIMIT)
+                logits = np.asarray(masks[own]).clip(
+                    -transforms.LOGIT_LIMIT, transforms.LOGIT_LIMIT
+                )
                 prompt = self._clicks(points[own], size).replace(
                     mask_logits=transforms.pad_rows(logits, size),
                     has_mask_logits=np.arange(size) < n,

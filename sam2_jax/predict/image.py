@@ -25,7 +25,6 @@ from sam2_jax.model.sam2 import Sam2
 from sam2_jax.predict import transforms
 from sam2_jax.structs import Features, Prompt
 
-_LOGIT_LIMIT = 32.0  # of the low-resolution masks that are handed out
 _EMBEDDING_FORMAT = "sam2_jax embedding 1"
 # What of the configuration decides an embedding.
 _ENCODER_FIELDS = ("hiera", "image_size", "hidden_dim", "dtype", "use_high_res_features_in_sam")
@@ -364,7 +363,7 @@ class SAM2ImagePredictor:
             answer = (
                 np.array(masks)[:n],
                 ious[own].copy(),
-                np.clip(low_res[own], -_LOGIT_LIMIT, _LOGIT_LIMIT),
+                np.clip(low_res[own], -transforms.LOGIT_LIMIT, transforms.LOGIT_LIMIT),
             )
             # As in the original, a single prompt has no axis of its own.
             answers.append(tuple(x[0] for x in answer) if n == 1 else answer)

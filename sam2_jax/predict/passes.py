@@ -52,7 +52,7 @@ class Pass:
     """One pass over one video in one direction.
 
     Attributes:
-      clip: the frames for the next call of the compiled program, padded to a chunk.
+      clip: set by `advance`, the frames for the next call of the compiled program, padded to a chunk.
       is_idle: whether there is nothing to compute for these frames.
       is_stale: whether the bank has to be loaded before they are tracked.
       stores: the objects that have prompts, in the order of the bank.
@@ -69,8 +69,7 @@ class Pass:
         self._met: list[int] = []
         self.stores: list[ObjectStore] = []
         self.is_stale = True
-        size = model.config.image_size
-        self.clip = Frame(np.zeros((chunk, size, size, 3), np.uint8), np.full(chunk, -1, np.int32))
+        self._chunk = chunk
 
     @property
     def is_idle(self) -> bool:
@@ -98,13 +97,15 @@ class Pass:
             self._version, self.is_stale = state.version, True
             self.stores = [store for store in state.objects.values() if store.prompted]
         self._met, self._tracked = [], []
-        images, indices = np.zeros_like(self.clip.image), np.full_like(self.clip.index, -1)
-        for t in self._ahead[: len(indices)]:
+        size = self._model.config.image_size
+        images = np.zeros((self._chunk, size, size, 3), np.uint8)
+        indices = np.full(self._chunk, -1, np.int32)
+        for t in self._ahead[: self._chunk]:
             try:
                 if not state.frames.exists(t):
                     break
                 if any(t not in store.prompted for store in self.stores):
-                    image = transforms.frame_to_input(state.frames[t], images.shape[1])
+                    image = transforms.frame_to_input(state.frames[t], size)
                     images[len(self._tracked)], indices[len(self._tracked)] = image, t
                     self._tracked.append(t)
             except (ValueError, OSError):
@@ -120,7 +121,6 @@ class Pass:
     ) -> Iterator[tuple[int, list[int | str], np.ndarray]]:
         """Stores the answers of the clip and yields them frame by frame, see `propagate_in_video`."""
         state, config = self._state, self._model.config
-        reach = config.memory_temporal_stride_for_eval * config.num_maskmem
         for t in self._met:
             self._ahead = self._ahead[1:]
             for n, store in enumerate(self.stores):
@@ -133,7 +133,7 @@ class Pass:
                     entry.verdict, entry.policy = int(said.verdicts), said.policy
                     store.tracked[t] = entry
                 elif config.clear_non_cond_mem_around_input:
-                    store.forget_tracked_around(t, reach)
+                    store.forget_tracked_around(t, config.memory_window)
                     self._version = _NOT_LOADED
                 if state.keep_frames is not None:
                     near = (t, *store.prompted)

@@ -20,7 +20,6 @@ from sam2_jax.predict.session import InferenceState, ObjectStore
 from sam2_jax.predict.video import SAM2VideoPredictor
 
 _MAX_PROMPTED = 16  # prompted frames that an object remembers
-_REACH = 16  # frames back that the memory reads
 
 
 class _Newest(Frames):
@@ -189,7 +188,8 @@ class SAM2StreamPredictor:
 
 def _forget(config: Sam2Config, store: ObjectStore, now: int) -> None:
     """Drops what a stream at frame `now` never reads again."""
-    store.keep_only_near((now,), _REACH, config, direction=1)
+    reach = max(config.memory_window, config.max_obj_ptrs_in_encoder)
+    store.keep_only_near((now,), reach, config, direction=1)
     for kept in (store.points, store.masks, store.passes):
         for t in [t for t in kept if t < now]:
             del kept[t]

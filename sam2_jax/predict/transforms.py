@@ -15,6 +15,7 @@ from PIL import Image
 from sam2_jax.model.sam2 import IMAGE_MEAN, IMAGE_STD
 from sam2_jax.structs import Prompt
 
+LOGIT_LIMIT = 32.0  # of low-resolution masks that are handed out or fed back
 _EIGHT_CONNECTED = np.ones((3, 3), int)
 
 

@@ -11,7 +11,6 @@ from pycocotools import mask as coco
 from sam2_jax import SAM2AutomaticMaskGenerator, SAM2ImagePredictor
 from sam2_jax.data.masks import decode_rle
 from sam2_jax.predict import everything, transforms
-from sam2_jax.predict import image as image_module
 from tests import toy
 from tests.parity.reference_scene import scene
 
@@ -37,14 +36,8 @@ def model():
 
 @pytest.fixture(scope="module", autouse=True)
 def traces():
-    functions = [
-        (image_module, "encode_images", 0),
-        (image_module, "decode_prompts", (0, 5)),
-        (everything, "_measure", ()),
-        (everything, "_binarise", ()),
-        (transforms, "resize_masks", (1, 2)),
-    ]
-    with toy.counted_programs(functions) as counts:
+    own = [(everything, "_measure", ()), (everything, "_binarise", ())]
+    with toy.counted_programs(toy.IMAGE_PROGRAMS + own) as counts:
         yield counts
 
 

@@ -30,12 +30,7 @@ def model():
 @pytest.fixture(scope="module", autouse=True)
 def traces():
     """How often each compiled function of the predictor was traced."""
-    functions = [
-        (image_module, "encode_images", 0),
-        (image_module, "decode_prompts", (0, 5)),
-        (transforms, "resize_masks", (1, 2)),
-    ]
-    with toy.counted_programs(functions) as counts:
+    with toy.counted_programs(toy.IMAGE_PROGRAMS) as counts:
         yield counts
 
 

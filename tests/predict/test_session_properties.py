@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sam2_jax import SAM2VideoPredictor
-from sam2_jax.predict import answers, passes, transforms
 from tests import toy
 from tests.parity.reference_scene import scene, scene_masks
 
@@ -32,15 +31,7 @@ def arrays(given_clicks):
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_programs():
-    functions = [
-        (answers, "_encode", 0),
-        (answers, "_answer_first", 0),
-        (answers, "_answer_again", 0),
-        (answers, "_remember", 0),
-        (passes, "_propagate", 0),
-        (transforms, "resize_masks", (1, 2)),
-    ]
-    with toy.counted_programs(functions):
+    with toy.counted_programs(toy.VIDEO_PROGRAMS):
         yield
 
 

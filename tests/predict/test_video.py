@@ -11,7 +11,6 @@ from sam2_jax import SAM2VideoPredictor
 from sam2_jax.data import videos
 from sam2_jax.data.masks import decode_rle, read_mask_png
 from sam2_jax.data.results import PaletteFolder, RleResults
-from sam2_jax.predict import answers, passes, transforms
 from tests import toy
 from tests.parity.reference_scene import scene, scene_masks
 
@@ -31,15 +30,7 @@ def model():
 @pytest.fixture(scope="module", autouse=True)
 def traces():
     """How often each compiled function of the predictor was traced."""
-    functions = [
-        (answers, "_encode", 0),
-        (answers, "_answer_first", 0),
-        (answers, "_answer_again", 0),
-        (answers, "_remember", 0),
-        (passes, "_propagate", 0),
-        (transforms, "resize_masks", (1, 2)),
-    ]
-    with toy.counted_programs(functions) as counts:
+    with toy.counted_programs(toy.VIDEO_PROGRAMS) as counts:
         yield counts
 
 
