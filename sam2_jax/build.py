@@ -92,7 +92,7 @@ def build_model(
     checkpoint: str | os.PathLike | None,
     postprocessing: dict[str, Any],
     *,
-    image_size: int = 1024,
+    image_size: int | None = None,
     dtype: str = "float32",
     config_file: str | None = None,
     ckpt_path: str | os.PathLike | None = None,
@@ -107,7 +107,7 @@ def build_model(
     model, checkpoint = model or config_file, checkpoint if checkpoint is not None else ckpt_path
     overrides = {
         **postprocessing,
-        "image_size": image_size,
+        **({} if image_size is None else {"image_size": image_size}),
         "dtype": dtype,
         **_hydra_overrides(hydra_overrides_extra),
         **model_overrides,
@@ -144,8 +144,9 @@ def build_sam2(
       checkpoint: official .pt, .safetensors (or a folder with one), or this project's converted folder. None
         gives random weights, with a warning.
       apply_postprocessing: choose the mask by stability when a single one is asked for.
-      **kwargs: `image_size` (a multiple of 32), `dtype` ("float32" or "bfloat16"), the original's
-        `config_file`, `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`, and any field of `Sam2Config`.
+      **kwargs: `image_size` (a multiple of 32; the model's own by default), `dtype` ("float32" or
+        "bfloat16"), the original's `config_file`, `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`,
+        and any field of `Sam2Config`.
 
     Raises:
       ValueError: unknown model or field, or a checkpoint that does not fit.

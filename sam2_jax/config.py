@@ -1,4 +1,4 @@
-"""Configurations: frozen dataclasses, and the eight released models by name.
+"""Configurations of models: frozen dataclasses, and the released models by name.
 
 Field names of `Sam2Config` are the original's, so that its yaml files and overrides read the same.
 Sizes follow the paper's symbols: C is `hidden_dim`, M is `memory_dim`.
@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 MEMORY_POLICIES = ("recent", "quality", "motion", "distractor")
+REMAT = ("none", "dots", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,10 @@ class Sam2Config:
     fixed_no_obj_ptr: bool = True
     soft_no_obj_ptr: bool = False
 
+    # Training
+    memory_attention_dropout: float = 0.1
+    remat: str = "none"  # what the backward pass recomputes: none, dots (all but matrix products), full
+
     # Video session
     fill_hole_area: int = 0  # background specks up to this many cells of the S/4 map are filled
     non_overlap_masks: bool = False
@@ -105,6 +110,8 @@ class Sam2Config:
                 raise ValueError(
                     f"{field} is {getattr(self, field)!r}; it must be 'float32' or 'bfloat16'."
                 )
+        if self.remat not in REMAT:
+            raise ValueError(f"remat is {self.remat!r}; it must be one of {', '.join(REMAT)}.")
         if not self.directly_add_no_mem_embed:
             raise ValueError(
                 "directly_add_no_mem_embed=False needs memory attention over one unrotated token of "
@@ -196,11 +203,27 @@ POSTPROCESSING_VIDEO = POSTPROCESSING_IMAGE | {
     "fill_hole_area": 8,
 }
 
-MODELS: dict[str, Sam2Config] = {
+RELEASED: dict[str, Sam2Config] = {
     f"{version}_hiera_{size}": Sam2Config(hiera=hiera, **flags)
     for version, flags in (("sam2", _SAM2), ("sam2.1", {}))
     for size, hiera in _HIERA.items()
 }
+
+# The project's own small model: SAM 2.1 with narrower maps and fewer blocks.
+_NANO = Sam2Config(
+    hiera=HieraConfig(
+        embed_dim=32,
+        stages=(1, 2, 5, 1),
+        global_attention_blocks=(5, 7),
+        window_sizes=(8, 4, 8, 8),
+    ),
+    image_size=256,
+    hidden_dim=128,
+    memory_dim=32,
+    memory_attention_layers=2,
+)
+
+MODELS: dict[str, Sam2Config] = RELEASED | {"sam2_nano": _NANO}
 
 _SIZES = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large", "base-plus": "base_plus"}
 
@@ -215,6 +238,8 @@ def resolve_model_name(name: str) -> str:
       ValueError: for an unknown model; the message lists the known ones.
     """
     stem = name.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".pt")
+    if stem in MODELS:
+        return stem
     match = re.fullmatch(r"(sam2(?:\.1)?)[_-]hiera[_-](.+)", stem)
     if match:
         candidate = f"{match[1]}_hiera_{_SIZES.get(match[2], match[2])}"
@@ -224,7 +249,7 @@ def resolve_model_name(name: str) -> str:
 
 
 def get_config(name: str, **overrides: Any) -> Sam2Config:
-    """Returns the configuration of a released model, with some fields changed.
+    """Returns the configuration of a model, with some fields changed.
 
     Raises:
       ValueError: for an unknown model or field.

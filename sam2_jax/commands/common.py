@@ -15,7 +15,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="released model, for example sam2.1_hiera_tiny")
     parser.add_argument("--checkpoint", help="official .pt, .safetensors, or a converted folder")
     parser.add_argument(
-        "--image-size", type=int, default=1024, help="side of the model's input (default 1024)"
+        "--image-size", type=int, help="side of the model's input (default: the model's own, 1024)"
     )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type"

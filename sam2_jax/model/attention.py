@@ -15,7 +15,12 @@ _NEVER = -1e30  # finite, so that a row without any key gives numbers, not NaN
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    key_mask: jax.Array | None = None,
+    dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention, scaled by 1 / sqrt(D).
 
@@ -24,6 +29,8 @@ def attend(
       k: (B, Tk, heads, D).
       v: (B, Tk, heads, E).
       key_mask: (B, Tk) bool, False keys are ignored; None keeps all.
+      dropout: chance that a weight is dropped after the softmax, in steps of 1/256.
+      dropout_key: random key; without one nothing is dropped.
 
     Returns:
       (B, Tq, heads, E) in the type of v.
@@ -39,33 +46,51 @@ def attend(
     if key_mask is not None:
         bias = jnp.where(jnp.broadcast_to(key_mask, (b, k.shape[1])), 0.0, _NEVER)
         bias = jnp.repeat(bias, heads, 0)[:, None]
-    out = _by_query_chunks(merge(q) * q.shape[-1] ** -0.5, merge(k), merge(v), bias)
+    q = merge(q) * q.shape[-1] ** -0.5
+    out = _by_query_chunks(q, merge(k), merge(v), bias, dropout, dropout_key)
     return out.reshape(b, heads, *out.shape[1:]).transpose(0, 2, 1, 3)
 
 
-def _by_query_chunks(q, k, v, bias):
-    """`_softmax_attention` of (G, Tq, D), one group and `QUERY_CHUNK` queries at a time when there are many."""
+def _by_query_chunks(q, k, v, bias, dropout, dropout_key):
+    """`_softmax_attention` of (G, Tq, D), `QUERY_CHUNK` queries at a time when there are many."""
     _, t, d = q.shape
-    if bias is not None or t % QUERY_CHUNK or t < 4 * QUERY_CHUNK:
-        return _softmax_attention(q, k, v, bias)
+    if t % QUERY_CHUNK or t < 4 * QUERY_CHUNK or k.shape[1] < QUERY_CHUNK:
+        return _softmax_attention(q, k, v, bias, dropout, dropout_key)
 
-    def group(args):
-        q, k, v = args
-        chunks = q.reshape(t // QUERY_CHUNK, QUERY_CHUNK, d)
-        one = jax.checkpoint(lambda q: _softmax_attention(q, k, v, None), prevent_cse=False)
-        return jax.lax.map(one, chunks).reshape(t, -1)
+    def split(key, num):
+        return None if key is None else jax.random.split(key, num)
 
-    return jax.lax.map(group, (q, k, v))
+    def chunks_in_turn(q, k, v, bias, key):
+        chunks = q.reshape(-1, t // QUERY_CHUNK, QUERY_CHUNK, d).swapaxes(0, 1)
+        one = lambda xs: _softmax_attention(xs[0], k, v, bias, dropout, xs[1])
+        out = jax.lax.map(
+            jax.checkpoint(one, prevent_cse=False), (chunks, split(key, chunks.shape[0]))
+        )
+        return out.swapaxes(0, 1).reshape(q.shape[0], t, -1)
+
+    def groups_in_turn(q, k, v, bias, key):  # keeps a chunk in the cache of a CPU
+        one = lambda xs: chunks_in_turn(*jax.tree.map(lambda x: x[None], xs[:4]), xs[4])[0]
+        return jax.lax.map(one, (q, k, v, bias, split(key, q.shape[0])))
+
+    return jax.lax.platform_dependent(
+        q, k, v, bias, dropout_key, cpu=groups_in_turn, default=chunks_in_turn
+    )
 
 
-def _softmax_attention(q, k, v, bias):
+def _softmax_attention(q, k, v, bias, dropout, dropout_key):
     scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias
     p = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = p.sum(-1, keepdims=True)
+    if dropout_key is not None:
+        # Eight random bits a weight are enough, and a quarter of the work of 32.
+        dropped = round(256 * dropout)
+        bits = jax.random.bits(dropout_key, p.shape, jnp.uint8)
+        p = jnp.where(bits >= dropped, p * (256 / (256 - dropped)), 0.0)
     # Dividing after the value product touches E numbers a row instead of Tk.
     out = jnp.matmul(p.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (out / p.sum(-1, keepdims=True)).astype(v.dtype)
+    return (out / total).astype(v.dtype)
 
 
 def attend_slots(

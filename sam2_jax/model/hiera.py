@@ -3,6 +3,7 @@
 image (B, S, S, 3) -> four maps of stride 4, 8, 16, 32
 """
 
+import functools
 import math
 
 import jax
@@ -12,6 +13,7 @@ from flax import linen as nn
 from sam2_jax.config import HieraConfig
 from sam2_jax.model.attention import attend
 from sam2_jax.model.layers import MLP, LayerNorm, cubic_weights, gelu
+from sam2_jax.model.remat import rematerialise
 
 _STRIP = 16  # rows: a block's temporaries then stay in the CPU's caches (docs/performance.md)
 
@@ -72,43 +74,77 @@ class Block(nn.Module):
       width: output channels; if they differ from the input's, the block opens a stage.
       heads: number of heads.
       window: side of the attention windows; 0 attends over the whole map.
-      drop_path_rate: chance that a sample skips a branch while training.
     """
 
     width: int
     heads: int
     window: int
-    drop_path_rate: float
     dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, is_training: bool = False) -> jax.Array:
-        """Maps (B, H, W, C) to (B, H, W, width), half the side if the block opens a stage."""
+    def __call__(
+        self,
+        x: jax.Array,
+        branch_scales: jax.Array | None = None,
+        is_global: jax.Array | None = None,
+    ) -> jax.Array:
+        """Maps (B, H, W, C) to (B, H, W, width), half the side if the block opens a stage.
+
+        Args:
+          x: the map.
+          branch_scales: (2, B) factors of what attention and MLP add, as `drop_path` draws them; None is 1.
+          is_global: () bool, True attends over the whole map in spite of `window`; None is False.
+        """
         opens_stage = x.shape[-1] != self.width
         y = LayerNorm(1e-6, self.dtype, name="norm1")(x)
         if opens_stage:
             x = _pool(nn.Dense(self.width, dtype=self.dtype, name="proj")(y))
         _, height, width, _ = x.shape
 
-        if self.window:
-            y = _split_windows(y, self.window)
-        y = WindowAttention(self.width, self.heads, opens_stage, self.dtype, name="attn")(y)
-        if self.window:
-            y = _merge_windows(y, height, width)
+        attention = WindowAttention(self.width, self.heads, opens_stage, self.dtype, name="attn")
+        if is_global is not None:
+            variables, pure = attention.variables, attention.clone(parent=None)
+            attention = functools.partial(pure.apply, variables)
+        in_windows = lambda y: _merge_windows(
+            attention(_split_windows(y, self.window)), height, width
+        )
+        if is_global is not None:
+            y = jax.lax.cond(is_global, attention, in_windows, y)
+        else:
+            y = in_windows(y) if self.window else attention(y)
 
-        drop_path = nn.Dropout(self.drop_path_rate, broadcast_dims=(1, 2, 3))
-        x = x + drop_path(y, deterministic=not is_training)
+        def scale(y, branch):
+            if branch_scales is None:
+                return y
+            return (y * branch_scales[branch][:, None, None, None]).astype(y.dtype)
+
+        x = x + scale(y, 0)
         y = LayerNorm(1e-6, self.dtype, name="norm2")(x)
         y = MLP((4 * self.width, self.width), gelu, self.dtype, name="mlp")(y)
-        return x + drop_path(y, deterministic=not is_training)
+        return x + scale(y, 1)
 
 
-def _apply(block: Block, x: jax.Array, is_training: bool) -> jax.Array:
+def drop_path(key: jax.Array, rates: jax.Array, batch: int) -> jax.Array:
+    """Draws which samples skip which branches of which blocks (Huang et al. 2016).
+
+    Args:
+      key: random key.
+      rates: (K,) chance of a skip, for each block.
+      batch: B.
+
+    Returns:
+      (K, 2, B) float32 factors: 0, or 1 / (1 - rate), so that the mean is 1.
+    """
+    keep = 1 - rates[:, None, None]
+    return jax.random.bernoulli(key, keep, (len(rates), 2, batch)) / keep
+
+
+def _apply(block: Block, x: jax.Array) -> jax.Array:
     """Applies a block; on CPU strip by strip, where its windows do not reach across strips."""
     b, height, width, c = x.shape
     is_local = block.window and _STRIP % block.window == 0 and height % _STRIP == 0
-    if is_training or not is_local or block.is_initializing():
-        return block(x, is_training)
+    if not is_local or block.is_initializing():
+        return block(x)
     variables, pure = block.variables, block.clone(parent=None)
 
     def strip_by_strip(x):
@@ -120,35 +156,83 @@ def _apply(block: Block, x: jax.Array, is_training: bool) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=strip_by_strip, default=at_once)
 
 
+def _train(blocks: list[Block], x: jax.Array, branch_scales: jax.Array, remat: str) -> jax.Array:
+    """Applies the blocks of a stage; those after the opening one are alike and run as a loop.
+
+    What is compiled, above all for TPUs, is then two blocks a stage, however deep it is.
+    """
+    if x.shape[-1] != blocks[0].width:
+        pure = blocks[0].clone(parent=None)
+        opener = rematerialise(pure.apply, remat, in_loop=False)
+        x = opener(blocks[0].variables, x, branch_scales[0])
+        blocks, branch_scales = blocks[1:], branch_scales[1:]
+    if not blocks:
+        return x
+    windows = [block.window for block in blocks]
+    pure = blocks[0].clone(parent=None, window=max(windows))
+    is_global = jnp.array(windows) == 0 if len(set(windows)) > 1 else None
+
+    def body(x, xs):
+        return pure.apply(xs[0], x, *xs[1:]), None
+
+    variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(b.variables for b in blocks))
+    body = rematerialise(body, remat, in_loop=len(blocks) > 1)
+    return jax.lax.scan(body, x, (variables, branch_scales, is_global))[0]
+
+
 class Hiera(nn.Module):
-    """The trunk: patches, positions, four stages of blocks."""
+    """The trunk: patches, positions, four stages of blocks.
+
+    Attributes:
+      config: sizes.
+      dtype: compute type.
+      remat: what the backward pass computes again; see `remat.rematerialise`.
+    """
 
     config: HieraConfig
     dtype: str = "float32"
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, image: jax.Array, is_training: bool = False) -> list[jax.Array]:
-        """Maps a normalised image (B, S, S, 3) to maps (B, S/4, S/4, width) ... (B, S/32, S/32, 8 width)."""
+        """Maps a normalised image (B, S, S, 3) to maps (B, S/4, S/4, width) ... (B, S/32, S/32, 8 width).
+
+        While training, samples skip branches by drop path, drawn from the random stream "dropout".
+        """
         c = self.config
         x = nn.Conv(c.embed_dim, (7, 7), 4, padding=3, dtype=self.dtype, name="patch_embed")(image)
         x = x + self._positions(*x.shape[1:3]).astype(x.dtype)
 
-        first_blocks = [sum(c.stages[:i]) for i in range(len(c.stages))]
-        rates = [c.drop_path_rate * i / max(sum(c.stages) - 1, 1) for i in range(sum(c.stages))]
-        stage, maps = 0, []
-        for i, rate in enumerate(rates):
-            # The block that opens a stage still has the windows of the stage before.
-            window = c.window_sizes[stage]
-            if i in first_blocks[1:]:
-                stage += 1
-            if i in c.global_attention_blocks:
-                window = 0
-            heads = c.num_heads * 2**stage
-            block = Block(c.widths[stage], heads, window, rate, self.dtype, name=f"blocks_{i}")
-            x = _apply(block, x, is_training)
-            if i + 1 in first_blocks or i + 1 == len(rates):
-                maps.append(x)
+        if is_training:
+            scales = jnp.ones((sum(c.stages), 2, x.shape[0]))
+            if c.drop_path_rate:
+                rates = jnp.linspace(0, c.drop_path_rate, sum(c.stages))
+                scales = drop_path(self.make_rng("dropout"), rates, x.shape[0])
+        maps, done = [], 0
+        for blocks in self._stages():
+            if is_training and not self.is_initializing():
+                x = _train(blocks, x, scales[done : done + len(blocks)], self.remat)
+            else:
+                for block in blocks:
+                    x = _apply(block, x)
+            done += len(blocks)
+            maps.append(x)
         return maps
+
+    def _stages(self) -> list[list[Block]]:
+        c, stages = self.config, []
+        for stage, num_blocks in enumerate(c.stages):
+            first, blocks = sum(c.stages[:stage]), []
+            for i in range(first, first + num_blocks):
+                # The block that opens a stage still has the windows of the stage before.
+                window = c.window_sizes[max(stage - (i == first), 0)]
+                if i in c.global_attention_blocks:
+                    window = 0
+                heads = c.num_heads * 2**stage
+                name = f"blocks_{i}"
+                blocks.append(Block(c.widths[stage], heads, window, self.dtype, name=name))
+            stages.append(blocks)
+        return stages
 
     def _positions(self, height: int, width: int) -> jax.Array:
         """(1, height, width, C): a coarse table resized to the map plus a fine one tiled over it."""

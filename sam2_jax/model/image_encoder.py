@@ -41,6 +41,6 @@ class ImageEncoder(nn.Module):
     def __call__(self, image: jax.Array, is_training: bool = False) -> list[jax.Array]:
         """Maps a normalised image (B, S, S, 3) to maps (B, S/4, S/4, C), (B, S/8, ...), (B, S/16, ...)."""
         c = self.config
-        maps = Hiera(c.hiera, c.dtype, name="trunk")(image.astype(jnp.dtype(c.dtype)), is_training)
+        maps = Hiera(c.hiera, c.dtype, c.remat, name="trunk")(image.astype(jnp.dtype(c.dtype)), is_training)
         # The deepest level has given its share to the one above and is dropped.
         return FpnNeck(c.hidden_dim, c.dtype, name="neck")(maps)[:3]

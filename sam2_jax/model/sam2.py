@@ -42,6 +42,18 @@ def no_prompt(num_objects: int) -> Prompt:
     return Prompt(jnp.zeros((num_objects, 2, 2)), jnp.full((num_objects, 2), -1, jnp.int32))
 
 
+def asks_for_three(
+    config: Sam2Config, num_points: jax.Array, is_initial: jax.Array | bool
+) -> jax.Array:
+    """Tells which prompts are ambiguous: those of few points; a box counts as two."""
+    return (
+        config.multimask_output_in_sam
+        & (is_initial | jnp.asarray(config.multimask_output_for_tracking))
+        & (num_points >= config.multimask_min_pt_num)
+        & (num_points <= config.multimask_max_pt_num)
+    )
+
+
 class Sam2(nn.Module):
     """The model; every method takes and returns arrays and pytrees only.
 
@@ -85,13 +97,16 @@ class Sam2(nn.Module):
         """Embedding (B, H, W, C) of a frame that looks at no memory: an image, or the first prompted frame."""
         return features.embedding + self.no_mem_embed[:, :, None].astype(features.embedding.dtype)
 
-    def recall(self, bank: MemoryBank, features: Features, index: jax.Array) -> jax.Array:
+    def recall(
+        self, bank: MemoryBank, features: Features, index: jax.Array, is_training: bool = False
+    ) -> jax.Array:
         """Conditions a frame on what each object's bank remembers.
 
         Args:
           bank: of N objects.
           features: of one frame, leading axis 1.
           index: () int32 position of the frame in the video.
+          is_training: applies dropout (random stream "dropout").
 
         Returns:
           (N, H, W, C).
@@ -117,6 +132,7 @@ class Sam2(nn.Module):
             pointers,
             self._pointer_positions(seen.pointer_times),
             pointer_mask & config.use_obj_ptrs_in_encoder,
+            is_training,
         )
         return x.reshape(n, h, w, c)
 
@@ -185,7 +201,7 @@ class Sam2(nn.Module):
         answer = self._segment_by_decoder(embedding, features, prompt, is_initial)
         if prompt.masks is None or not config.use_mask_input_as_output_without_sam:
             return answer
-        given = self._segment_by_mask(features, prompt.masks)
+        given = self.segment_by_mask(features, prompt.masks)
 
         def choose(given, answer):
             return jnp.where(prompt.has_mask.reshape(-1, *[1] * (answer.ndim - 1)), given, answer)
@@ -195,12 +211,7 @@ class Sam2(nn.Module):
     def _segment_by_decoder(self, embedding, features, prompt, is_initial):
         config = self.config
         decoded = self.decode(embedding, features.high_res, prompt)
-        is_multimask = (
-            config.multimask_output_in_sam
-            & (is_initial | jnp.asarray(config.multimask_output_for_tracking))
-            & (prompt.num_points >= config.multimask_min_pt_num)
-            & (prompt.num_points <= config.multimask_max_pt_num)
-        )
+        is_multimask = asks_for_three(config, prompt.num_points, is_initial)
         best = 1 + jnp.argmax(decoded.ious[:, 1:], -1)
         chosen = jnp.where(is_multimask | self.is_unstable(decoded.masks[:, 0]), best, 0)
         token = jnp.where(is_multimask & config.use_multimask_token_for_obj_ptr, best, 0)
@@ -240,8 +251,13 @@ class Sam2(nn.Module):
             pointer = visible * pointer
         return pointer + (1 - visible) * self.no_obj_ptr
 
-    def _segment_by_mask(self, features, masks):
-        """The answer to masks (N, S, S) in [0, 1]: themselves; the decoder only makes the pointer."""
+    def segment_by_mask(self, features: Features, masks: jax.Array) -> Segmentation:
+        """Answers masks with themselves; the decoder only makes the pointer.
+
+        Args:
+          features: of the frame, leading axis 1.
+          masks: (N, S, S) float32 in [0, 1].
+        """
         config = self.config
         n = masks.shape[0]
         low_res = downsample_antialiased(20.0 * masks - 10.0, config.mask_size)

@@ -1,0 +1,257 @@
+"""Batches of clips for training: shuffled, augmented, mixed, and the same after a restart.
+
+    datasets by name  ->  make_loader: next() -> (name of a dataset, batch)
+
+What a step gets depends on the seed and the step only, not on how many processes share the batch or read
+it. The position is one number.
+"""
+
+import atexit
+import dataclasses
+import functools
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sam2_jax.data.augment import augment_clip
+from sam2_jax.data.clips import Clip, Video, sample_clip
+from sam2_jax.data.sources import open_source
+from sam2_jax.experiment import Dataset
+
+logger = logging.getLogger(__name__)
+
+MAX_TRIES = 100
+MAX_THREADS = 8
+
+
+def make_loader(
+    datasets: Mapping[str, Dataset],
+    image_size: int,
+    seed: int,
+    num_workers: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "Loader":
+    """Makes an endless iterator over batches, each from one dataset, chosen by the weights.
+
+    Args:
+        datasets: by name.
+        image_size: S, side of the model's input.
+        seed: of the order, the clips and their changes.
+        num_workers: processes that read; 0 reads in threads of this one.
+        process_index: of this process among those that train.
+        process_count: how many train; each gets an equal, contiguous part of every batch.
+
+    Returns:
+        Gives (name, batch); a batch is, for the B clips of this process:
+            images: (B, T, S, S, 3) uint8 RGB.
+            masks: (B, T, O, S, S) bool, O = max_objects, where there are fewer the rest is empty.
+            is_object: (B, O) bool, which of the masks are of objects.
+            names: B str, the clips.
+            replaced: int, how many samples could not be read and were replaced by others.
+
+    Raises:
+        FileNotFoundError: a folder or file of a dataset is missing.
+        ValueError: a dataset holds nothing, or does not fit the number of processes.
+    """
+    import grain
+
+    parts = []
+    for name, dataset in datasets.items():
+        _check(name, dataset, process_count)
+        source = open_source(dataset, image_size)
+        own_seed = np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)
+        samples = (
+            grain.MapDataset.range(len(source))
+            .seed(int(own_seed[0]))
+            .shuffle()
+            .repeat()
+            .random_map(Sampler(name, dataset, source, image_size))
+        )
+        batches = samples.batch(
+            dataset.batch_size // process_count, drop_remainder=True, batch_fn=collate
+        )[process_index::process_count]
+        parts.append(batches.map(functools.partial(_with_name, name)))
+    mixed = grain.MapDataset.mix(parts, [dataset.weight for dataset in datasets.values()])
+    return Loader(mixed, num_workers)
+
+
+def _with_name(name: str, batch: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return name, batch
+
+
+def _check(name: str, dataset: Dataset, process_count: int) -> None:
+    if dataset.batch_size < 1 or dataset.batch_size % process_count:
+        raise ValueError(
+            f"datasets.{name}.batch_size is {dataset.batch_size}; a multiple of the "
+            f"{process_count} processes is needed"
+        )
+    if not dataset.weight > 0:
+        raise ValueError(f"datasets.{name}.weight is {dataset.weight}; it must be above 0")
+    for field in ("num_frames", "max_objects", "stride"):
+        if getattr(dataset, field) < 1:
+            raise ValueError(
+                f"datasets.{name}.{field} is {getattr(dataset, field)}; it must be at least 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Reads a sample of a dataset, or another one if that cannot be read.
+
+    Attributes:
+        name: of the dataset.
+        dataset: how clips are drawn and changed.
+        source: its videos.
+        image_size: S.
+    """
+
+    name: str
+    dataset: Dataset
+    source: Sequence[Video]
+    image_size: int
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Returns a batch of one clip of video `index`, without the leading axis.
+
+        Raises:
+            ValueError: neither this video nor 99 others could be read.
+        """
+        for num_replaced in range(MAX_TRIES):
+            label = f"number {index}"
+            try:
+                video = self.source[int(index)]
+                label = video.name
+                return self._sample(video, rng) | {"replaced": num_replaced}
+            # Whatever is wrong with a sample, it must not end a run of days.
+            except Exception as error:
+                reason = f"{self.name}/{label}: {error}"
+                logger.warning("sample replaced, since it cannot be used: %s", reason)
+            index = rng.integers(len(self.source))
+        raise ValueError(
+            f"{MAX_TRIES} samples of datasets.{self.name} in a row cannot be used; the last one is "
+            f"{reason}"
+        )
+
+    def _sample(self, video: Video, rng: np.random.Generator) -> dict[str, Any]:
+        d = self.dataset
+        clip = sample_clip(video, d.num_frames, d.max_objects, rng, d.stride, d.augment.reverse)
+        clip = augment_clip(clip, d.augment, self.image_size, rng)
+        return pad_clip(clip, d.max_objects) | {"name": f"{self.name}/{clip.name}"}
+
+
+def pad_clip(clip: Clip, max_objects: int) -> dict[str, Any]:
+    """Turns a clip into arrays whose shapes do not depend on it.
+
+    Objects that are too small to be seen on the first frame are left out.
+
+    Returns:
+        images (T, S, S, 3) uint8, masks (T, O, S, S) bool, is_object (O,) bool.
+
+    Raises:
+        ValueError: no object is left.
+    """
+    kept = clip.masks[:, clip.masks[0].any((1, 2))]
+    if kept.shape[1] == 0:
+        side = clip.frames.shape[1]
+        raise ValueError(f"no object of the first frame is a pixel large at {side}x{side}")
+    padding = max_objects - kept.shape[1]
+    return {
+        "images": clip.frames,
+        "masks": np.pad(kept, ((0, 0), (0, padding), (0, 0), (0, 0))),
+        "is_object": np.arange(max_objects) < kept.shape[1],
+    }
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stacks samples to a batch."""
+    return {
+        **{k: np.stack([s[k] for s in samples]) for k in ("images", "masks", "is_object")},
+        "names": [sample["name"] for sample in samples],
+        "replaced": sum(sample["replaced"] for sample in samples),
+    }
+
+
+class Loader(Iterator):
+    """Iterates over batches that can be read at any position; see `make_loader`."""
+
+    def __init__(self, batches: Any, num_workers: int):
+        self._batches, self._num_workers = batches, num_workers
+        self._position, self._iterator = 0, None
+
+    def __next__(self) -> tuple[str, dict[str, Any]]:
+        if self._iterator is None:
+            self._iterator = self._start()
+        name, batch = next(self._iterator)
+        self._position += 1
+        # Workers hand arrays over in shared memory, which must not outlive them.
+        own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
+        return name, {k: own(v) for k, v in batch.items()} if self._num_workers else batch
+
+    def _start(self) -> Any:
+        import grain
+
+        # From its position on, the sequence is the same for any number of workers.
+        rest = self._batches[self._position :]
+        threads = 1 if self._num_workers else min(os.cpu_count() or 1, MAX_THREADS)
+        batches = rest.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        )
+        if self._num_workers:
+            from absl import flags
+
+            if not flags.FLAGS.is_parsed():  # grain reads its own, outside of app.run as well
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(self._num_workers)
+            batches = batches.mp_prefetch(options, worker_init_fn=_begin_worker)
+            # Before multiprocessing waits for its children.
+            atexit.register(self.close)
+        return iter(batches)
+
+    def get_state(self) -> bytes:
+        """Returns the position as JSON; the next batch is the first one after it."""
+        return json.dumps({"position": self._position}).encode("ascii")
+
+    def set_state(self, state: bytes) -> None:
+        """Goes to a position that `get_state` returned, also that of other numbers of processes.
+
+        Raises:
+            ValueError: not a state.
+        """
+        try:
+            position = json.loads(state)["position"]
+            is_valid = isinstance(position, int) and position >= 0
+        except (ValueError, KeyError, TypeError):
+            is_valid = False
+        if not is_valid:
+            raise ValueError(f"{state!r} is not the position of a loader")
+        self.close()
+        self._position = position
+
+    def close(self) -> None:
+        """Ends the threads or processes that read ahead; reading on starts new ones."""
+        atexit.unregister(self.close)
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Leaves it to the run to react to signals, and ends this process with it, even if it is killed."""
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

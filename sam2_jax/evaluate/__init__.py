@@ -1,0 +1,1 @@
+"""How good predicted masks are: the scores that papers report."""

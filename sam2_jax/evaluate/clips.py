@@ -1,0 +1,126 @@
+"""Scores of a model on held-out clips while it is trained: quick ones, at the size of the model's input.
+
+    held_out_clips -> Clip;   predict_masks(clip) -> (T, N, S, S);   clip_scores -> J, F, their mean, or the IoU
+
+The first mask of a video is given and the rest is tracked; an image gets one click for every object.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from scipy import ndimage
+
+from sam2_jax.data.clips import Clip, sample_clip
+from sam2_jax.data.sources import open_source
+from sam2_jax.evaluate.metrics import iou, video_scores
+from sam2_jax.experiment import Dataset
+from sam2_jax.model.layers import upsample_4x
+from sam2_jax.model.sam2 import Sam2
+from sam2_jax.predict.transforms import frame_to_input, mask_to_input, pad_points
+from sam2_jax.structs import Frame, Prompt
+from sam2_jax.track import track
+
+logger = logging.getLogger(__name__)
+
+
+def score_names(dataset: Dataset) -> tuple[str, ...]:
+    """Returns what `clip_scores` gives; models are compared by the first one."""
+    return ("iou",) if dataset.num_frames == 1 else ("J&F", "J", "F")
+
+
+def held_out_clips(
+    dataset: Dataset, image_size: int, part: int = 0, parts: int = 1
+) -> Iterator[Clip]:
+    """Reads one clip of every video of a dataset, always the same ones, as they are.
+
+    Args:
+      dataset: its augmentations are not made.
+      image_size: S; frames and masks are resized to squares of it.
+      part: which of every `parts` videos are read.
+      parts: over how many readers the videos are spread.
+
+    Raises:
+      ValueError: a procedural dataset without end.
+    """
+    if dataset.kind == "procedural" and dataset.count < 0:
+        raise ValueError("validation.dataset.count is -1; procedural videos need a number.")
+    source = open_source(dataset, image_size)
+    for index in range(part, len(source), parts):
+        rng = np.random.default_rng([dataset.seed, index])
+        try:
+            clip = sample_clip(
+                source[index], dataset.num_frames, dataset.max_objects, rng, dataset.stride
+            )
+        except (ValueError, OSError) as error:
+            logger.warning("held-out clip left out: %s", error)
+            continue
+        frames = np.stack([frame_to_input(frame, image_size) for frame in clip.frames])
+        resized = [[mask_to_input(m, image_size) > 0 for m in masks] for masks in clip.masks]
+        yield dataclasses.replace(clip, frames=frames, masks=np.array(resized))
+
+
+def predict_masks(sam2: Sam2, params: dict, clip: Clip, num_objects: int) -> np.ndarray:
+    """Lets a model predict the masks of a clip.
+
+    Args:
+      sam2: the module.
+      params: its parameters.
+      clip: frames (T, S, S, 3) and the masks (T, O, S, S) of the objects, of which only the first frame's are
+        looked at.
+      num_objects: N, at least O; the same for all clips, so that one program serves them.
+
+    Returns:
+      (T, O, S, S) bool; the first frame of a video shows what was given.
+    """
+    first = clip.masks[0]
+    given = np.pad(first, [(0, num_objects - len(first)), (0, 0), (0, 0)])
+    frames = Frame(clip.frames, np.arange(len(clip.frames), dtype=np.int32))
+    prompt = _clicks(given) if len(clip.frames) == 1 else _masks(given)
+    return np.asarray(_track(sam2, params, frames, prompt))[:, : len(first)]
+
+
+def _masks(masks: np.ndarray) -> Prompt:
+    prompt = pad_points(np.zeros((len(masks), 1, 2)), np.full((len(masks), 1), -1))
+    return prompt.replace(masks=masks.astype(np.float32), has_mask=masks.any((1, 2)))
+
+
+def _clicks(masks: np.ndarray) -> Prompt:
+    """A click where each object is thickest; none on one that is empty."""
+    points = np.stack([_thickest(mask) for mask in masks])
+    labels = np.where(masks.any((1, 2)), 1, -2)
+    return pad_points(points[:, None], labels[:, None])
+
+
+def _thickest(mask: np.ndarray) -> np.ndarray:
+    """(2,) x, y of the pixel that is farthest from the outline of a mask (H, W)."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return np.array([x, y])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _track(sam2: Sam2, params: dict, frames: Frame, prompt: Prompt) -> jax.Array:
+    _, predictions = track(sam2, params, frames, prompt)
+    return jax.lax.map(lambda masks: upsample_4x(masks) > 0, predictions.masks)
+
+
+def clip_scores(predicted: np.ndarray, clip: Clip) -> dict[str, list[float]]:
+    """Compares predicted masks (T, O, S, S) with the true ones.
+
+    Returns:
+      One value an object: `J&F`, `J` and `F` over the frames after the first for a video, without objects that
+      are on none of them; `iou` for an image.
+    """
+    if len(clip.frames) == 1:
+        return {"iou": [iou(p, t) for p, t in zip(predicted[0], clip.masks[0], strict=True)]}
+    pairs = zip(predicted[1:].swapaxes(0, 1), clip.masks[1:].swapaxes(0, 1), strict=True)
+    scores = [s for s in (video_scores(p, t, skip_first_and_last=False) for p, t in pairs) if s]
+    return {
+        "J&F": [(j + f) / 2 for j, f in scores],
+        "J": [j for j, _ in scores],
+        "F": [f for _, f in scores],
+    }

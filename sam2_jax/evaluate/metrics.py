@@ -1,0 +1,144 @@
+"""Scores of masks, as the evaluator of SA-V defines them.
+
+prediction, truth (H, W)     ->  J, the overlap of regions; F, the agreement of contours; within 0..1
+predictions, truths (T, H, W)  ->  J and F of one object, means over the frames that count
+"""
+
+import math
+
+import numpy as np
+
+
+def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Returns the intersection over the union of two bool masks of any one shape; 1 if both are empty.
+
+    Raises:
+        ValueError: the masks are not bool or differ in shape.
+    """
+    prediction, truth = _check_pair(prediction, truth)
+    union = np.count_nonzero(prediction | truth)
+    return np.count_nonzero(prediction & truth) / union if union else 1.0
+
+
+def region_similarity(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Returns J: the `iou` of two masks (H, W) bool.
+
+    Raises:
+        ValueError: the masks are not (H, W) bool or differ in shape.
+    """
+    return iou(*_check_pair(prediction, truth, ndim=2))
+
+
+def boundary_accuracy(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Returns F: the harmonic mean of the precision and the recall of the contour.
+
+    A contour pixel counts as found if the other mask's contour comes within 0.008 of the image diagonal,
+    rounded up to whole pixels. F is 1 if neither mask has a contour and 0 if only one has.
+
+    Args:
+        prediction: (H, W) bool.
+        truth: (H, W) bool.
+
+    Raises:
+        ValueError: the masks are not (H, W) bool or differ in shape.
+    """
+    prediction, truth = _check_pair(prediction, truth, ndim=2)
+    radius = math.ceil(0.008 * math.hypot(*truth.shape))
+    # Beyond the margin around both masks there are no contours; within it are all distances that count.
+    window = _window(prediction | truth)
+    found, wanted = _boundary(prediction)[window], _boundary(truth)[window]
+    if not found.any() or not wanted.any():
+        return float(found.any() == wanted.any())
+    precision = _share_within(found, wanted, radius)
+    recall = _share_within(wanted, found, radius)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def video_scores(
+    predictions: np.ndarray, truths: np.ndarray, skip_first_and_last: bool = True
+) -> tuple[float, float] | None:
+    """Returns J and F of one object in one video, each the mean over the frames that are scored.
+
+    The evaluator's conventions: the first and the last annotated frame are skipped, and scoring starts at the
+    first frame left on which the object is in the truth or in the prediction.
+
+    Args:
+        predictions: (T, H, W) bool, on the annotated frames only.
+        truths: (T, H, W) bool.
+        skip_first_and_last: of the T frames.
+
+    Returns:
+        J and F within 0..1; None if the truth is empty on all frames that could be scored: such an object does
+        not count in the mean over objects.
+
+    Raises:
+        ValueError: the masks are not (T, H, W) bool, differ in shape, or none is left to score.
+    """
+    predictions, truths = _check_pair(predictions, truths, ndim=3)
+    if skip_first_and_last:
+        predictions, truths = predictions[1:-1], truths[1:-1]
+    if not len(truths):
+        raise ValueError(
+            "no frame is left to score; at least 3 annotated frames are expected, or 1 where the "
+            "first and the last are not skipped"
+        )
+    if not truths.any():
+        return None
+    start = int((predictions | truths).any((1, 2)).argmax())
+    pairs = list(zip(predictions[start:], truths[start:], strict=True))
+    return (
+        float(np.mean([region_similarity(*pair) for pair in pairs])),
+        float(np.mean([boundary_accuracy(*pair) for pair in pairs])),
+    )
+
+
+def _check_pair(
+    prediction: np.ndarray, truth: np.ndarray, ndim: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    pair = np.asarray(prediction), np.asarray(truth)
+    is_valid = all(m.dtype == bool and ndim in (None, m.ndim) for m in pair)
+    if not is_valid or pair[0].shape != pair[1].shape:
+        expected = {None: "", 2: "(H, W) ", 3: "(T, H, W) "}[ndim]
+        raise ValueError(
+            f"the prediction is {pair[0].shape} {pair[0].dtype} and the truth {pair[1].shape} "
+            f"{pair[1].dtype}; {expected}bool and one shape are expected"
+        )
+    return pair
+
+
+def _boundary(mask: np.ndarray) -> np.ndarray:
+    """Marks the pixels that differ from their right, lower or lower right neighbour, (H, W) bool."""
+    padded = np.pad(mask, ((0, 1), (0, 1)), "edge")
+    right, below, diagonal = padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    return (mask ^ right) | (mask ^ below) | (mask ^ diagonal)
+
+
+def _window(mask: np.ndarray) -> tuple[slice, slice]:
+    """Returns the rows and columns of a mask, and the ones before, where its contour may be."""
+    return tuple(
+        slice(max(int(at[0]) - 1, 0), int(at[-1]) + 1) if len(at) else slice(0)
+        for at in (np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0)))
+    )
+
+
+def _share_within(points: np.ndarray, others: np.ndarray, radius: int) -> float:
+    """Returns the share of points that lie within a radius of one of the others."""
+    return np.count_nonzero(points & _dilate(others, radius)) / np.count_nonzero(points)
+
+
+def _dilate(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Draws the disk x^2 + y^2 <= radius^2 around every pixel of a mask, (H, W) bool.
+
+    Fast where few pixels are set: each one starts and ends a run in 2 radius + 1 rows, and the runs that
+    cover a pixel are counted by a cumulative sum.
+    """
+    height, width = mask.shape
+    padded = (height + 2 * radius, width + 2 * radius + 1)
+    below = np.arange(-radius, radius + 1)
+    half = np.sqrt(radius**2 - below**2).astype(int)
+    y, x = (at[:, None] + radius for at in np.nonzero(mask))
+    starts = (y + below) * padded[1] + x - half
+    changes = np.bincount(starts.ravel(), minlength=math.prod(padded))
+    changes -= np.bincount((starts + 2 * half + 1).ravel(), minlength=math.prod(padded))
+    covered = np.cumsum(changes).reshape(padded) > 0
+    return covered[radius : radius + height, radius : radius + width]

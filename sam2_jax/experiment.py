@@ -1,0 +1,234 @@
+"""Experiments: everything that a training run is made of, as frozen dataclasses.
+
+A file in `configs/` returns one from `get_config()` as a `ConfigDict`, so that the command line can change
+any field (`--config.optimizer.learning_rate=1e-4`); `from_config_dict` turns it back, strictly. Defaults are
+the published recipe where there is one (SAM 2 paper, appendix D; reference.md section 3).
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from sam2_jax.config import REMAT
+
+TRAINABLE = ("all", "no_encoder", "decoder", "memory", "none")
+SCHEDULES = ("constant", "cosine", "rsqrt")
+DATASETS = ("procedural", "palette", "objects", "sav", "sa1b", "coco", "masks", "tfds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Changes of clips; each is the same for all frames of a clip unless it says otherwise."""
+
+    flip: float = 0.5  # chance of a horizontal flip
+    degrees: float = 0.0  # rotation, uniform in +- this
+    shear: float = 0.0  # along x, degrees, uniform in +- this
+    scale: tuple[float, float] = (1.0, 1.0)  # zoom, uniform between these
+    brightness: float = 0.0  # factor, uniform in 1 +- this
+    contrast: float = 0.0
+    saturation: float = 0.0
+    gray: float = 0.0  # chance of a gray clip
+    frame_brightness: float = 0.0  # the same three, drawn anew for every frame
+    frame_contrast: float = 0.0
+    frame_saturation: float = 0.0
+    mosaic: float = 0.0  # chance that the clip fills every cell of a 2 x 2 grid; one keeps its masks
+    reverse: float = 0.0  # chance that time runs backwards
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One source of clips; every batch comes from one dataset.
+
+    Kinds: `procedural` (drawn, needs no files); `palette` (DAVIS, MOSE, YouTube-VOS: a folder of JPEGs and
+    one of palette PNGs a video); `objects` (the same, a folder of PNGs per object); `sav` (mp4 or extracted
+    frames, and JSON); `sa1b` (JPEG and JSON side by side); `coco` (instance JSON); `masks` (images, and label
+    images of the same names whose values are instances); `tfds` (a data source of the catalogue).
+    """
+
+    kind: str = "procedural"
+    frames: str = ""  # folder of videos or images; for tfds the name, such as "davis/480p"
+    annotations: str = ""  # folder or file of the masks; for tfds the data directory
+    split: str = "train"  # of tfds
+    file_list: str = ""  # text file that names the videos or images to use, one a line
+    excluded_list: str = ""  # text file that names those to leave out
+    first: int = 0  # uses entries first ... first + count - 1 of the sorted list
+    count: int = -1  # -1 is all
+    weight: float = 1.0  # share of the steps that this dataset gets
+    batch_size: int = 1  # clips a step, over all devices
+    num_frames: int = 8  # T; 1 for images
+    max_objects: int = 3  # O, objects of a clip
+    stride: int = 1  # takes every stride-th listed frame
+    annotated_every: int = 4  # sav: frames of the video between annotations
+    max_area: float = 0.9  # sa1b, coco, masks: masks that cover more of the image are left out
+    seed: int = 0  # of procedural: which videos
+    augment: Augment = Augment()
+
+
+@dataclasses.dataclass(frozen=True)
+class Interaction:
+    """The simulated annotator (paper, appendix D.2.2). Images always start from a point."""
+
+    point_probability: float = 0.5  # a clip starts from points or boxes, else from masks
+    box_probability: float = 0.5  # and then from a box instead of a point
+    max_initial_frames: int = 2  # prompted frames; how many is drawn anew for every step
+    max_corrected_frames: int = 2  # frames with correction clicks; includes the prompted ones
+    num_corrections: int = 7  # clicks on a corrected frame after its first prompt
+    truth_probability: float = 0.1  # a correction click comes from the truth instead of the error
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Weights of the loss (paper, appendix D.2.2)."""
+
+    mask: float = 20.0  # focal
+    dice: float = 1.0
+    iou: float = 1.0  # L1
+    presence: float = 1.0  # cross-entropy
+    supervise_all_ious: bool = True  # of all three masks, not only of the best one
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 5e-6
+    encoder_learning_rate: float = 3e-6  # of image_encoder
+    schedule: str = "cosine"  # constant, cosine, rsqrt
+    warmup_steps: int = 0  # linear from 0
+    cooldown_steps: int = 0  # linear to 0 at the end (constant, rsqrt)
+    timescale: int = 1000  # rsqrt: steps after which the rate falls
+    final_fraction: float = 0.1  # cosine: what is left at the end
+    layer_decay: float = 0.9  # of the trunk, per block from the top
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.1
+    gradient_clip: float = 0.1  # global L2 norm
+    accumulate: int = 1  # parts that a batch is cut into, one after the other
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices as a grid; -1, once, is what is left."""
+
+    data: int = -1  # copies of the model
+    fsdp: int = 1  # parameters and optimizer state are cut into this many parts
+    model: int = 1  # every matrix product is
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Periodic scores on clips that training does not see: the first mask is given, the rest is tracked.
+
+    A dataset of images is scored by the IoU after one click instead.
+    """
+
+    every: int = 0  # steps; 0 is never
+    dataset: Dataset = Dataset(seed=1, count=8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A training run."""
+
+    model: str = "sam2.1_hiera_tiny"
+    model_overrides: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `Sam2Config`
+    drop_path_rate: float = 0.1  # of the last trunk block
+    init_from: str = ""  # checkpoint (.pt, .safetensors, folder) or Hiera MAE weights; "" is random
+    datasets: dict[str, Dataset] = dataclasses.field(
+        default_factory=lambda: {"procedural": Dataset()}
+    )
+    interaction: Interaction = Interaction()
+    loss: LossWeights = LossWeights()
+    optimizer: Optimizer = Optimizer()
+    trainable: str = "all"  # all, no_encoder, decoder, memory (attention and encoder), none
+    lora_rank: int = 0  # > 0 adds low-rank updates to the attention projections that stay frozen
+    ema_decay: float = 0.0  # > 0 also keeps an average of the parameters
+    remat: str = "full"  # what the backward pass recomputes: none, dots (all but products), full
+    mesh: Mesh = Mesh()
+    num_steps: int = 1000
+    checkpoint_every: int = 1000
+    keep_last: int = 3
+    keep_best: int = 1  # by validation score
+    log_every: int = 10
+    draw_every: int = 0  # steps between pictures of predictions; 0 is never
+    validation: Validation = Validation()
+    max_skipped: int = 10  # steps in a row without a finite loss and gradient until the run stops
+    num_workers: int = 0  # processes that read data; 0 reads in threads
+    seed: int = 0
+    wandb_project: str = ""
+    dry_run: bool = False  # prints what would be trained, draws the first batch, stops
+
+    def __post_init__(self):
+        for name, value, known in (
+            ("remat", self.remat, REMAT),
+            ("trainable", self.trainable, TRAINABLE),
+            ("optimizer.schedule", self.optimizer.schedule, SCHEDULES),
+            *((f"datasets.{n}.kind", d.kind, DATASETS) for n, d in self.datasets.items()),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
+        if not self.datasets:
+            raise ValueError("datasets is empty; at least one is needed.")
+        if self.trainable == "none" and not self.lora_rank:
+            raise ValueError("trainable='none' leaves nothing to train; set lora_rank as well.")
+        for name in ("num_steps", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+def to_config_dict(experiment: Experiment) -> Any:
+    """Returns the experiment as an `ml_collections.ConfigDict`, which the command line can change."""
+    import ml_collections
+
+    return ml_collections.ConfigDict(dataclasses.asdict(experiment))
+
+
+def from_config_dict(config: Mapping[str, Any]) -> Experiment:
+    """Turns what `to_config_dict` returned, changed or not, into an experiment.
+
+    Raises:
+      ValueError: for a field that does not exist, a value of the wrong type, or one that is not allowed;
+        the message gives the field's full name.
+    """
+    return _build(Experiment, config, "config")
+
+
+def _build(kind: Any, value: Any, name: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} is {value!r}; a group of fields is expected.")
+        fields = typing.get_type_hints(kind)
+        for key in value:
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields, n=3, cutoff=0.4)
+                hint = f" Did you mean {', '.join(near)}?" if near else ""
+                raise ValueError(f"there is no field {name}.{key}.{hint}")
+        return kind(**{k: _build(fields[k], v, f"{name}.{k}") for k, v in value.items()})
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} is {value!r}; a group of fields is expected.")
+        return {k: _build(arguments[1], v, f"{name}.{k}") for k, v in value.items()}
+    if origin is tuple:
+        items = tuple(value)
+        if len(items) != len(arguments):
+            raise ValueError(f"{name} is {value!r}; {len(arguments)} values are expected.")
+        return tuple(_build(a, v, name) for a, v in zip(arguments, items, strict=True))
+    if kind is Any:
+        return _plain(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{name} is {value!r}; {kind.__name__} is expected.")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Mappings become dicts, all the way down."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+

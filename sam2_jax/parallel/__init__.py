@@ -1,0 +1,1 @@
+"""Where things are: the grid of devices (`mesh`) and which part of every array each holds (`rules`)."""

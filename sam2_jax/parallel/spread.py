@@ -1,0 +1,72 @@
+"""Gradients of clips that are spread over devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from sam2_jax.parallel.mesh import BATCH_AXES
+from sam2_jax.parallel.rules import shardings
+
+
+def over_clips(mesh: Mesh, gradient: Callable) -> Callable:
+    """Has every device compute the gradient of its own clips, and adds them up once, at the end.
+
+    Left to itself, the compiler may cut activations the way kernels are cut, and adds up gradients wherever
+    they arise: in compute type, in every turn of every loop.
+
+    Args:
+      mesh: from `sam2_jax.parallel.mesh.make_mesh`. Inside, the axis `model` is still the compiler's.
+      gradient: maps (trained, frozen, clips, shared) to (gradient, sums). It sees parameters and `shared`
+        whole, and of `clips` what this device has along the leading axis. Its results are sums over those:
+        a gradient like `trained`, and arrays that become equal everywhere.
+
+    Returns:
+      The function of all clips, to be used in a compiled one. Parameters come in the shards of
+      `rules.shardings`, and the gradient leaves in them.
+    """
+
+    if mesh.shape["model"] == mesh.size:  # every device has all clips, and nothing is to be added
+        return gradient
+
+    def total(trained, frozen, clips, shared):
+        axes = _cut_axes(mesh, trained), _cut_axes(mesh, frozen)
+
+        def of_this_device(trained, frozen, clips, shared):
+            whole = jax.tree.map(_gather, (trained, frozen), axes)
+            own, sums = gradient(*whole, clips, shared)
+            return jax.tree.map(_scatter, own, axes[0]), jax.lax.psum(sums, BATCH_AXES)
+
+        trained_spec, frozen_spec = jax.tree.map(_spec, axes)
+        return jax.shard_map(
+            of_this_device,
+            mesh=mesh,
+            in_specs=(trained_spec, frozen_spec, PartitionSpec(BATCH_AXES), PartitionSpec()),
+            out_specs=(trained_spec, PartitionSpec()),
+            axis_names=set(BATCH_AXES),
+            check_vma=False,  # it would want every constant of every loop marked
+        )(trained, frozen, clips, shared)
+
+    return total
+
+
+def _cut_axes(mesh: Mesh, params: Any) -> Any:
+    """The axis of every parameter that is cut over `fsdp`, -1 where none is."""
+    find = lambda spec: spec.index("fsdp") if "fsdp" in spec else -1
+    return jax.tree.map(lambda sharding: find(tuple(sharding.spec)), shardings(mesh, params))
+
+
+def _spec(axis: int) -> PartitionSpec:
+    return PartitionSpec() if axis < 0 else PartitionSpec(*[None] * axis, "fsdp")
+
+
+def _gather(x: jax.Array, axis: int) -> jax.Array:
+    return x if axis < 0 else jax.lax.all_gather(x, "fsdp", axis=axis, tiled=True)
+
+
+def _scatter(x: jax.Array, axis: int) -> jax.Array:
+    if axis < 0:
+        return jax.lax.psum(x, BATCH_AXES)
+    part = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
+    return jax.lax.psum(part, "data")

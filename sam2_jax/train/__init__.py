@@ -1,0 +1,1 @@
+"""Learning: the simulated annotator, losses, the optimizer, the step, and the run around it."""

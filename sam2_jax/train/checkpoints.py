@@ -1,0 +1,303 @@
+"""Checkpoints of a run: written in the background, found again after any kind of death.
+
+    checkpoints/<step>/state     every array of the state, by its path
+    checkpoints/<step>/record    what else belongs to the run (JSON), and a checksum of every array
+
+A checkpoint takes its name when it is complete. A disk can still lose or change what it holds, so checksums
+are computed on the devices before the arrays are written and again after they are read; they do not depend on
+the mesh.
+"""
+
+import json
+import logging
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+_STATE, _RECORD = "state", "record"
+_WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # by bytes of a number
+
+logger = logging.getLogger(__name__)
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes:
+      step: of the checkpoint.
+      state: of the shapes, types and shardings that were asked for.
+      record: what was saved with it.
+    """
+
+    step: int
+    state: Any
+    record: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in a folder; all processes make the same calls.
+
+    Leaving the context waits until everything is written.
+
+    Attributes:
+      folder: its absolute path.
+      scores: by step, of the checkpoints that have one.
+
+    Raises:
+      ValueError: when `keep_last` is not positive.
+    """
+
+    def __init__(self, folder: str | os.PathLike, keep_last: int = 3, keep_best: int = 1):
+        import orbax.checkpoint as ocp
+
+        if keep_last < 1:
+            raise ValueError(f"keep_last is {keep_last}; at least one checkpoint must be kept.")
+        self.folder = Path(folder).absolute()
+        self.scores: dict[int, float] = {}
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_LastAndBest(keep_last, keep_best, self.scores),
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        for step in self.steps:
+            try:
+                score = self.read_record(step)["score"]
+            except ValueError:  # matters only if it is to be restored
+                continue
+            if score is not None:
+                self.scores[step] = score
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self, step: int, state: Any, record: Mapping[str, Any], score: float | None = None
+    ) -> None:
+        """Begins to write a checkpoint; returns when the state has left the devices.
+
+        Args:
+          step: larger than those of the checkpoints before.
+          state: pytree of arrays.
+          record: JSON values that belong to it.
+          score: of the state, higher is better; the best checkpoints are kept for longer.
+
+        Raises:
+          OSError: the checkpoint before, or this one, cannot be written, for example because the disk is full.
+        """
+        import orbax.checkpoint as ocp
+
+        arrays = _by_path(state)
+        record = {
+            "record": dict(record),
+            "score": score,
+            "arrays": {p: [*_layout(x), c] for (p, x), c in _with_checksums(arrays)},
+        }
+        if score is not None:
+            self.scores[step] = score
+        args = ocp.args.Composite(
+            **{
+                _STATE: ocp.args.StandardSave(arrays),
+                _RECORD: ocp.args.JsonSave(record | {"checksum": _json_checksum(record)}),
+            }
+        )
+        try:
+            self._manager.save(step, args=args, force=True)
+        except Exception as error:  # Orbax promises no types
+            raise self._write_error(error) from error
+
+    def check(self) -> None:
+        """Raises an OSError if a checkpoint could not be written in the background."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._write_error(error) from error
+
+    def wait(self) -> None:
+        """Waits until everything is written; raises an OSError if it cannot be."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._write_error(error) from error
+        self.check()
+
+    def _write_error(self, error: Exception) -> OSError:
+        import orbax.checkpoint as ocp
+
+        complete = ocp.utils.checkpoint_steps(self.folder)
+        last = f"the last good one is of step {max(complete)}" if complete else "there is none yet"
+        reason = " ".join(str(error).split())[:300]
+        return OSError(f"a checkpoint could not be written to {self.folder} ({last}): {reason}")
+
+    def restore(self, target: Any) -> Restored | None:
+        """Reads the newest checkpoint that is whole; damaged ones are set aside, with a warning.
+
+        Args:
+          target: pytree of `jax.ShapeDtypeStruct` with shardings, as the state shall be.
+
+        Returns:
+          None if there is no checkpoint.
+
+        Raises:
+          ValueError: a checkpoint of another state, or none of several is whole.
+        """
+        steps = self.steps
+        for step in reversed(steps):
+            reason = ""
+            try:
+                record = self.read_record(step)
+                difference = _difference(record["arrays"], target)
+                arrays = {} if difference else self._read_arrays(step, target)
+            except Exception as error:  # a damaged file can raise anything
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            # From here on processes exchange arrays, which must not begin in only some of them.
+            if _all_agree(not reason):
+                if difference:
+                    raise ValueError(
+                        f"the checkpoint {self.folder / str(step)} is of another state: {difference}. Go back to "
+                        "the settings of the run, or choose another folder."
+                    )
+                wrong = [p for (p, _), c in _with_checksums(arrays) if c != record["arrays"][p][2]]
+                if not wrong:
+                    state = jax.tree.unflatten(jax.tree.structure(target), arrays.values())
+                    return Restored(step, state, record["record"])
+                reason = f"the checksum of {wrong[0]} is wrong"
+            logger.warning(
+                "The checkpoint of step %d is damaged and set aside: %s",
+                step,
+                reason or "another process cannot read it",
+            )
+            self._set_aside(step)
+        if steps:
+            raise ValueError(
+                f"all checkpoints in {self.folder} are damaged; they are now called damaged_*. Start anew in "
+                "another folder, or remove them."
+            )
+        return None
+
+    def _read_arrays(self, step: int, target: Any) -> dict[str, jax.Array]:
+        import orbax.checkpoint as ocp
+        from etils import epath
+
+        # The handler itself: a CheckpointManager would wait for processes that have failed.
+        path, wanted = epath.Path(self.folder / str(step) / _STATE), _by_path(target)
+        arrays = ocp.StandardCheckpointHandler().restore(path, ocp.args.StandardRestore(wanted))
+        return {path: arrays[path] for path in wanted}
+
+    def read_record(self, step: int) -> dict[str, Any]:
+        """Reads what was saved beside the arrays of a checkpoint.
+
+        Raises:
+          ValueError: it is damaged.
+        """
+        import orbax.checkpoint as ocp
+        from etils import epath
+
+        path = epath.Path(self.folder / str(step) / _RECORD)
+        try:
+            record = ocp.JsonCheckpointHandler().restore(path)
+            checksum = record.pop("checksum")
+        except Exception as error:  # a damaged file can raise anything
+            raise ValueError(f"the record is damaged: {type(error).__name__}") from error
+        if checksum != _json_checksum(record):
+            raise ValueError("the checksum of the record is wrong")
+        return record
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            aside = self.folder / f"damaged_{step}"
+            for n in range(2, 1000):
+                if not aside.exists():
+                    break
+                aside = self.folder / f"damaged_{step}_{n}"
+            (self.folder / str(step)).rename(aside)
+        multihost_utils.sync_global_devices("checkpoint set aside")
+        self.scores.pop(step, None)
+        self._manager.reload()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self.wait()
+        except OSError:
+            if error is None:
+                raise
+        else:
+            self._manager.close()
+
+
+class _LastAndBest:
+    """Which checkpoints are kept: Orbax's `PreservationPolicy`."""
+
+    def __init__(self, last: int, best: int, scores: Mapping[int, float]):
+        self._last, self._best, self._scores = last, best, scores
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Tells for each checkpoint, oldest first, whether it is kept."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        scored = sorted((self._scores[step], step) for step in steps if step in self._scores)
+        kept = {*steps[-self._last :], *(step for _, step in scored[::-1][: self._best])}
+        return [step in kept for step in steps]
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Leaves by their paths, such as `params/mask_decoder/iou_token`, in the order of the tree."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _layout(x: Any) -> list[Any]:
+    return [list(x.shape), str(x.dtype)]
+
+
+def _difference(saved: Mapping[str, list[Any]], target: Any) -> str:
+    """Says in what the arrays of a record differ from what is wanted; empty if in nothing."""
+    wanted = {path: _layout(x) for path, x in _by_path(target).items()}
+    found = {path: array[:2] for path, array in saved.items()}
+    differing = [path for path in found | wanted if found.get(path) != wanted.get(path)]
+    if not differing:
+        return ""
+    describe = lambda layout: f"{layout[1]} of shape {tuple(layout[0])}" if layout else "missing"
+    path = min(differing)
+    return f"{path} is {describe(found.get(path))} in it, and {describe(wanted.get(path))} in what is trained"
+
+
+def _with_checksums(arrays: Mapping[str, jax.Array]) -> list[tuple[tuple[str, jax.Array], int]]:
+    sums = jax.device_get([_checksum(x) for x in arrays.values()])
+    return list(zip(arrays.items(), map(int, sums), strict=True))
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+    """() uint32 sum of the words of an array, each times a weight of its place.
+
+    Sums of integers are exact in any order, so the result is the same for every way to cut the array up.
+    """
+    x = x.astype(jnp.uint8) if x.dtype == bool else x
+    words = jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize]).astype(jnp.uint32)
+    weights = jnp.ones(words.shape, jnp.uint32)
+    for axis in range(words.ndim):
+        place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        weights += place * jnp.uint32((2 * axis + 1) * 2654435761 % 2**32)
+    return (words * weights).sum(dtype=jnp.uint32)
+
+
+def _json_checksum(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def _all_agree(mine: bool) -> bool:
+    """Whether `mine` is true in all processes."""
+    if jax.process_count() == 1:
+        return mine
+    return bool(multihost_utils.process_allgather(np.array(mine)).all())

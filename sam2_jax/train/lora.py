@@ -1,0 +1,44 @@
+"""Low-rank updates of attention projections (Hu et al. 2021): W + A B, of which only A and B are trained."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+_ATTENTION = re.compile(r"attn[^/]*/(qkv|proj|[qkv]_proj|out_proj)/kernel$")
+
+
+def init(params: Mapping[str, Any], rank: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Returns `a` (in, rank) and `b` (rank, out) for the kernel of every attention projection.
+
+    `b` is zero, so that nothing changes before the first step.
+
+    Args:
+      params: of the model, nested; anything with `.shape`.
+      rank: of the updates.
+      rng: draws `a`.
+    """
+    adapters = {}
+    for path, kernel in flatten_dict(params, sep="/").items():
+        if _ATTENTION.search(path):
+            width, out = kernel.shape
+            scale = np.float32(width**-0.5)
+            adapters[f"{path}/a"] = scale * rng.standard_normal((width, rank), np.float32)
+            adapters[f"{path}/b"] = np.zeros((rank, out), np.float32)
+    return unflatten_dict(adapters, sep="/")
+
+
+def merge(params: Mapping[str, Any], adapters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters with their updates added."""
+    merged = flatten_dict(params, sep="/")
+    flat = flatten_dict(adapters, sep="/")
+    for path in {name.rpartition("/")[0] for name in flat}:
+        update = jnp.matmul(
+            flat[f"{path}/a"], flat[f"{path}/b"], precision=jax.lax.Precision.HIGHEST
+        )
+        merged[path] = merged[path] + update
+    return unflatten_dict(merged, sep="/")

@@ -1,0 +1,75 @@
+"""Losses of one prediction (paper, appendix D.2.2; reference.md 3.5), per object, before any averaging.
+
+focal + dice on the best candidate mask, L1 on the predicted IoU, cross-entropy on the presence of the object
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sam2_jax.experiment import LossWeights
+
+_ALPHA = 0.25  # of the focal loss; its gamma is 2
+
+
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Elementwise, from logits; targets are 0 or 1."""
+    return jax.nn.softplus(logits) - logits * targets
+
+
+def mask_losses(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Compares masks with the truth.
+
+    Args:
+      logits: (M, S, S) float32.
+      target: (S, S) bool.
+
+    Returns:
+      (M,) focal loss, mean over pixels; (M,) dice loss; (M,) IoU of the mask with the truth.
+    """
+    truth = target.astype(jnp.float32)
+    p = jax.nn.sigmoid(logits)
+    miss = p + truth - 2 * p * truth  # 1 - probability of what is true
+    weight = (1 - _ALPHA) + (2 * _ALPHA - 1) * truth
+    focal = (weight * jnp.square(miss) * binary_cross_entropy(logits, truth)).mean((1, 2))
+    overlap = (p * truth).sum((1, 2))
+    dice = 1 - (2 * overlap + 1) / (p.sum((1, 2)) + truth.sum() + 1)
+    inside = logits > 0
+    union = (inside | target).sum((1, 2))
+    return focal, dice, (inside & target).sum((1, 2)) / jnp.maximum(union, 1)
+
+
+def prediction_losses(
+    logits: jax.Array,
+    ious: jax.Array,
+    score: jax.Array,
+    target: jax.Array,
+    weights: LossWeights,
+) -> dict[str, jax.Array]:
+    """Losses of the candidate masks that the decoder gives for one object.
+
+    Only the candidate with the lowest mask loss is supervised. An object that is absent teaches its absence
+    and nothing else.
+
+    Args:
+      logits: (M, S, S) float32, 1 or 3 candidates.
+      ious: (M,) predicted IoU of each.
+      score: () logit that the object is visible.
+      target: (S, S) bool.
+      weights: of the total.
+
+    Returns:
+      () float32 each: `mask` (focal), `dice`, `iou`, `presence`, and the weighted `loss`.
+    """
+    focal, dice, true_ious = mask_losses(logits, target)
+    best = jnp.argmin(weights.mask * focal + weights.dice * dice)
+    iou_error = jnp.abs(ious - true_ious)
+    iou = iou_error.mean() if weights.supervise_all_ious else iou_error[best]
+    is_there = target.any().astype(jnp.float32)
+    losses = {
+        "mask": is_there * focal[best],
+        "dice": is_there * dice[best],
+        "iou": is_there * iou,
+        "presence": binary_cross_entropy(score, is_there),
+    }
+    total = sum(getattr(weights, name) * value for name, value in losses.items())
+    return losses | {"loss": total}

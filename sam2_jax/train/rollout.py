@@ -1,0 +1,221 @@
+"""What a model is taught on one clip: to be prompted, to track, to be corrected (paper, appendix D.2.2).
+
+    encode all frames;   scan over frames: recall -> click, segment, compare (up to eight times) -> remember
+
+The scan visits the prompted frames first and the others in time. Everything is a pure function of one clip;
+`sam2_jax.train.step` maps it over a batch. Gradients flow through the memories.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sam2_jax.config import Sam2Config
+from sam2_jax.experiment import Interaction, LossWeights
+from sam2_jax.model import memory_bank
+from sam2_jax.model.layers import upsample_4x
+from sam2_jax.model.remat import rematerialise
+from sam2_jax.model.sam2 import Sam2, asks_for_three
+from sam2_jax.structs import Prompt
+from sam2_jax.train.clicks import Plan, first_click, jittered_box, next_click
+from sam2_jax.train.losses import prediction_losses
+
+LOSSES = ("loss", "mask", "dice", "iou", "presence")
+_OBJECTS_AT_ONCE = 8  # whose full-size masks exist at the same time
+
+
+def training_config(config: Sam2Config) -> Sam2Config:
+    """What the original does differently while it trains."""
+    return config.replace(
+        only_obj_ptrs_in_the_past_for_eval=False,
+        binarize_mask_from_pts_for_mem_enc=False,
+        dynamic_multimask_via_stability=False,
+        memory_temporal_stride_for_eval=1,
+        memory_dtype=config.dtype,
+        memory_policy="recent",
+    )
+
+
+def rollout(
+    sam2: Sam2,
+    params: dict,
+    images: jax.Array,
+    truths: jax.Array,
+    plan: Plan,
+    key: jax.Array,
+    interaction: Interaction,
+    weights: LossWeights,
+) -> dict[str, jax.Array]:
+    """Prompts, tracks and corrects the objects of one clip, and compares every prediction with the truth.
+
+    Args:
+      sam2: the module, with a `training_config`.
+      params: its parameters.
+      images: (T, S, S, 3) uint8.
+      truths: (T, N, S, S) bool.
+      plan: what happens on which frame.
+      key: random key of the clip.
+      interaction: the annotator.
+      weights: of the losses.
+
+    Returns:
+      (N,) float32 sums over frames and predictions of the `LOSSES`; sums over frames of `true_iou`, the IoU
+      of the last mask with the truth, and of `present`, whether there is an object.
+    """
+    apply = functools.partial(sam2.apply, {"params": params})
+    encode_key, key = jax.random.split(key)
+    features = apply(images, True, method="encode", rngs={"dropout": encode_key})
+    num_frames, n = truths.shape[:2]
+    slots = max(interaction.max_initial_frames, interaction.max_corrected_frames)
+    bank = memory_bank.empty(sam2.config, n, min(slots, num_frames), num_frames)
+    zero = params["no_mem_embed"].sum() * 0
+    live = lambda tree: jax.tree.map(lambda x: x + zero.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    bank = live(bank)
+
+    def one_frame(bank, xs):
+        frame, is_initial, is_corrected, is_box, key = xs
+        recall_key, click_key = jax.random.split(key)
+        here = jax.tree.map(lambda x: x[frame][None], features)
+        truth = truths[frame]
+
+        def forget():
+            embedding = apply(here, method="forget")
+            return jnp.broadcast_to(embedding, (n, *embedding.shape[1:]))
+
+        def recall():
+            rngs = {"dropout": recall_key}
+            return apply(bank, here, frame, True, method="recall", rngs=rngs)
+
+        def by_clicks(embedding):
+            segment = lambda prompt: apply(embedding, here, prompt, is_initial, method="segment")
+            compare = functools.partial(_compare, sam2.config, weights, truth, is_initial)
+            prompt = _first_prompt(click_key, truth, is_initial, is_box, interaction)
+            return _interact(segment, compare, prompt, truth, is_corrected, click_key, interaction, live)
+
+        def by_masks(_):
+            answer = apply(here, truth.astype(jnp.float32), method="segment_by_mask")
+            return (answer.masks, answer.scores, answer.pointers), dict.fromkeys(
+                LOSSES, jnp.zeros(n)
+            )
+
+        if num_frames == 1:  # an image starts from points and leaves nothing to remember
+            (masks, _, _), losses = by_clicks(forget())
+            return bank, losses | _agreement(upsample_4x(masks), truth)
+        embedding = jax.lax.cond(is_initial, forget, recall)
+        is_given = is_initial & plan.starts_from_masks
+        (masks, scores, pointers), losses = jax.lax.cond(is_given, by_masks, by_clicks, embedding)
+        # A mask that was given is remembered as sharp as it is.
+        masks = jnp.where(is_given, 20.0 * truth - 10.0, upsample_4x(masks))
+        everyone = jnp.ones(n, bool)
+        is_prompted = everyone & (is_initial | is_corrected)
+        memories = apply(here, masks, scores, is_prompted, method="remember")
+        bank = memory_bank.write(
+            sam2.config, bank, frame, memories, pointers, everyone, is_prompted
+        )
+        return bank, losses | _agreement(masks, truth)
+
+    keys = jax.random.split(key, num_frames)
+    xs = (plan.frames, plan.is_initial, plan.is_corrected, plan.is_box, keys)
+    _, sums = jax.lax.scan(rematerialise(one_frame, sam2.config.remat), bank, xs)
+    return jax.tree.map(lambda x: x.sum(0), sums)
+
+
+def _first_prompt(key, truth, is_initial, is_box, interaction):
+    """A box or a click on an initial frame, nothing on others.
+
+    Returns:
+      points (N, P, 2), labels (N, P), and () int32 how many of them count. Point 0 is the decoder's own.
+    """
+    n, room = truth.shape[0], 3 + interaction.num_corrections
+    keys = jax.random.split(key, n)
+    clicks, click_labels = jax.vmap(first_click)(keys, truth)
+    boxes = jax.vmap(jittered_box)(keys, truth)
+    points = jnp.zeros((n, room, 2)).at[:, 1].set(clicks)
+    points = jnp.where(is_box, points.at[:, 1:3].set(boxes), points)
+
+    unused = jnp.full((n, room), -2, jnp.int32).at[:, 0].set(-1)
+    by_box, by_click = unused.at[:, 1].set(2).at[:, 2].set(3), unused.at[:, 1].set(click_labels)
+    # A frame without any point has the decoder's own one twice.
+    labels = jnp.where(is_initial, jnp.where(is_box, by_box, by_click), unused.at[:, 1].set(-1))
+    return points, labels, jnp.where(is_initial, jnp.where(is_box, 2, 1), 0)
+
+
+def _interact(segment, compare, prompt, truth, is_corrected, key, interaction, live):
+    """Segments a frame; if it is to be corrected, clicks into the error and segments again, seven times.
+
+    Returns:
+      The last masks, scores and pointers, and the losses of all predictions.
+    """
+    points, labels, num_points = prompt
+    n, size = truth.shape[0], truth.shape[-1] // 4
+    first = Prompt(points, labels, jnp.zeros((n, size, size)), jnp.zeros(n, bool))
+
+    def one_step(state, xs):
+        step, key = xs
+
+        def predict(state):
+            prompt, num_points, _ = state
+            answer = segment(prompt)
+            prompt = Prompt(
+                *_add_click(key, prompt, num_points, answer.masks, truth, interaction),
+                answer.masks,
+                jnp.ones(n, bool),
+            )
+            answer, losses = (
+                (answer.masks, answer.scores, answer.pointers),
+                compare(answer, num_points),
+            )
+            return (prompt, num_points + 1, answer), losses
+
+        def skip(state):
+            return state, dict.fromkeys(LOSSES, jnp.zeros(n))
+
+        return jax.lax.cond((step == 0) | is_corrected, predict, skip, state)
+
+    answer = jax.eval_shape(segment, first)
+    answer = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), (answer.masks, answer.scores, answer.pointers)
+    )
+    steps = jnp.arange(1 + interaction.num_corrections)
+    keys = jax.random.split(key, len(steps))
+    (_, _, answer), losses = jax.lax.scan(one_step, (first.replace(mask_logits=live(first.mask_logits)), num_points, live(answer)), (steps, keys))
+    return answer, jax.tree.map(lambda x: x.sum(0), losses)
+
+
+def _add_click(key, prompt, num_points, masks, truth, interaction):
+    """The points (N, P, 2) and labels (N, P) with one more click each."""
+    truth_key, key = jax.random.split(key)
+    from_truth = jax.random.bernoulli(truth_key, interaction.truth_probability, masks.shape[:1])
+    prediction = (upsample_4x(masks) > 0) & ~from_truth[:, None, None]
+    clicks, click_labels = jax.vmap(next_click)(
+        jax.random.split(key, masks.shape[0]), prediction, truth
+    )
+    is_new = jnp.arange(prompt.labels.shape[1]) == num_points + 1
+    points = jnp.where(is_new[:, None], clicks[:, None], prompt.points)
+    return points, jnp.where(is_new, click_labels[:, None], prompt.labels)
+
+
+def _compare(config, weights, truth, is_initial, answer, num_points):
+    """Losses (N,) of the three candidates of an ambiguous prompt, of the single one of a clear prompt."""
+
+    @jax.checkpoint
+    def one_object(xs):
+        logits, ious, score, target = xs
+        return prediction_losses(upsample_4x(logits), ious, score, target, weights)
+
+    def of(candidates):
+        xs = (answer.candidates[:, candidates], answer.candidate_ious[:, candidates])
+        xs = (*xs, answer.scores, truth)
+        return jax.lax.map(one_object, xs, batch_size=min(_OBJECTS_AT_ONCE, truth.shape[0]))
+
+    three = asks_for_three(config, num_points, is_initial)
+    return jax.lax.cond(three, lambda: of(slice(1, None)), lambda: of(slice(0, 1)))
+
+
+def _agreement(masks, truth):
+    """(N,) IoU of mask logits (N, S, S) with the truth, and 1 where there is an object; zeros elsewhere."""
+    inside, present = masks > 0, truth.any((1, 2))
+    union = (inside | truth).sum((1, 2))
+    iou = (inside & truth).sum((1, 2)) / jnp.maximum(union, 1)
+    return {"true_iou": jnp.where(present, iou, 0.0), "present": present.astype(jnp.float32)}

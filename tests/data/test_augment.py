@@ -1,0 +1,233 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
+
+from sam2_jax.data import augment
+from sam2_jax.data.clips import Clip
+from sam2_jax.experiment import Augment
+
+NONE = Augment(flip=0.0)
+PUBLISHED = Augment(
+    degrees=25,
+    shear=20,
+    brightness=0.1,
+    contrast=0.03,
+    saturation=0.03,
+    gray=0.05,
+    frame_brightness=0.1,
+    frame_contrast=0.05,
+    frame_saturation=0.05,
+    mosaic=0.15,
+)
+
+
+def clip_of(masks):
+    """A clip whose frames are white on the objects and black elsewhere."""
+    frames = np.repeat(masks.any(1)[..., None], 3, -1).astype(np.uint8) * 255
+    return Clip("clip", frames, masks)
+
+
+def square(height=40, width=60, num_frames=3, top=12, left=20, side=10):
+    masks = np.zeros((num_frames, 1, height, width), bool)
+    masks[:, 0, top : top + side, left : left + side] = True
+    return masks
+
+
+def apply(clip, config, size, seed=0):
+    return augment.augment_clip(clip, config, size, np.random.default_rng(seed))
+
+
+def test_nothing_is_changed_unless_asked():
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    clip = Clip("clip", frames, rng.random((2, 3, 32, 32)) < 0.5)
+    same = apply(clip, NONE, 32)
+    np.testing.assert_array_equal(same.frames, clip.frames)
+    np.testing.assert_array_equal(same.masks, clip.masks)
+    assert same.name == "clip"
+
+
+def test_flip():
+    clip = clip_of(square(40, 40))
+    flipped = apply(clip, Augment(flip=1.0), 40)
+    np.testing.assert_array_equal(flipped.frames, clip.frames[:, :, ::-1])
+    np.testing.assert_array_equal(flipped.masks, clip.masks[..., ::-1])
+    shares = [apply(clip, Augment(flip=0.3), 40, s).masks[0, 0, 15, 25] for s in range(200)]
+    assert 0.2 < np.mean([not share for share in shares]) < 0.4
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    masks=arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=3, max_side=40)),
+    size=st.sampled_from([4, 16, 33]),
+)
+def test_masks_are_resized_as_published(masks, size):
+    """Antialiased, and more than half of a pixel makes it foreground."""
+    resized = augment.resize_clip(clip_of(masks[None, None]), size).masks[0, 0]
+    exact = Image.fromarray(masks.astype(np.float32)).resize(
+        (size, size), Image.Resampling.BILINEAR
+    )
+    exact = np.asarray(exact)
+    clear = np.abs(exact - 0.5) > 0.005  # Pillow rounds to 8 bits
+    np.testing.assert_array_equal(resized[clear], exact[clear] > 0.5)
+
+
+def test_half_a_pixel_is_background():
+    masks = np.zeros((1, 2, 16, 16), bool)
+    masks[0, 0, :, :7] = True
+    masks[0, 1, :, :8] = True
+    resized = augment.resize_clip(clip_of(masks), 8).masks[0]
+    assert resized[0, 4].tolist() == [True, True, True, False, False, False, False, False]
+    assert resized[1, 4].tolist() == [True] * 4 + [False] * 4
+
+
+def test_frames_are_stretched():
+    clip = augment.resize_clip(clip_of(square(40, 60)), 20)
+    assert clip.frames.shape == (3, 20, 20, 3)
+    assert clip.masks.shape == (3, 1, 20, 20)
+    rows, columns = np.nonzero(clip.masks[0, 0])
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (6, 10, 7, 9)
+
+
+def test_quarter_turn():
+    masks = np.zeros((1, 2, 64, 64), bool)
+    masks[0, 0, 8:24, 32:40] = True
+    masks[0, 1, 40:56, 8:16] = True
+    clip = clip_of(masks)
+    turned = augment.turn_clip(clip, augment.affine_matrix(90, 0, 1))
+    np.testing.assert_array_equal(turned.masks, np.rot90(masks, -1, (2, 3)))  # clockwise
+    np.testing.assert_allclose(turned.frames, np.rot90(clip.frames, -1, (1, 2)), atol=1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_clips_are_turned_alike_before_and_after_resizing(seed):
+    clip = clip_of(square(64, 96, 1, top=16, left=30, side=24))
+    config = Augment(flip=0, degrees=40, shear=30, scale=(0.8, 1.2))
+    after = apply(clip, config, 64, seed)  # fewer pixels than the clip has
+    before = augment.resize_clip(apply(clip, config, 128, seed), 64)
+    both = (after.masks & before.masks).sum()
+    assert both > 0.93 * (after.masks | before.masks).sum()
+    assert np.abs(after.frames.astype(int) - before.frames).mean() < 4
+    assert (after.masks ^ augment.resize_clip(clip, 64).masks).sum() > 50
+
+
+def test_affine_matrices():
+    turn = augment.affine_matrix(90, 0, 1)
+    np.testing.assert_allclose(turn @ [1, 0], [0, 1], atol=1e-12)  # right becomes down
+    lean = augment.affine_matrix(0, 45, 1)
+    np.testing.assert_allclose(lean @ [1, 0], [1, 0], atol=1e-12)
+    np.testing.assert_allclose(lean @ [0, -1], [1, -1], atol=1e-12)  # the top moves right
+    np.testing.assert_allclose(augment.affine_matrix(0, 0, 2), 2 * np.eye(2))
+
+
+def test_what_is_left_free_is_filled():
+    clip = augment.turn_clip(clip_of(square()), augment.affine_matrix(45, 0, 1))
+    for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        assert tuple(clip.frames[(0, *corner)]) == augment.FILL
+        assert not clip.masks[(0, 0, *corner)]
+
+
+def test_zoom():
+    clip = clip_of(square(40, 40, top=15, left=15, side=10))
+    twice = apply(clip, dataclasses.replace(NONE, scale=(2.0, 2.0)), 40)
+    assert twice.masks.sum() == 4 * clip.masks.sum()
+
+
+def test_no_object_of_the_first_frame_leaves():
+    masks = square(40, 40, top=0, left=0, side=3)
+    clip = clip_of(masks)
+    same = augment.turn_clip(clip, augment.affine_matrix(45, 0, 1))
+    assert same is clip
+    # An object that only a later frame shows may leave.
+    masks = np.concatenate([square(40, 40, top=15, left=15, side=8), masks], 1)
+    masks[0, 1] = False
+    turned = augment.turn_clip(clip_of(masks), augment.affine_matrix(45, 0, 1))
+    assert turned.masks[:, 0].any()
+    assert not turned.masks[:, 1].any()
+
+
+def test_many_overlapping_objects_stay_apart():
+    rng = np.random.default_rng(0)
+    masks = rng.random((2, 19, 16, 16)) < 0.3
+    clip = clip_of(masks)
+    turned = augment.turn_clip(clip, augment.affine_matrix(180, 0, 1))
+    np.testing.assert_array_equal(turned.masks, masks[..., ::-1, ::-1])
+
+
+@pytest.mark.parametrize("size", [32, 33])
+@pytest.mark.parametrize("cell", range(4))
+def test_mosaic(cell, size):
+    clip = clip_of(square(size, size, top=8, left=4, side=12))
+    grid = augment.mosaic_clip(clip, cell)
+    half = (size + 1) // 2
+    rows, columns = np.nonzero(grid.masks[0, 0])
+    top, left = half * (cell // 2), half * (cell % 2)
+    assert grid.frames.shape == clip.frames.shape
+    np.testing.assert_allclose([rows.min() - top, columns.min() - left], [4, 2], atol=1)
+    assert 30 <= len(rows) <= 42
+    objects = (grid.frames[0, ..., 0] > 127).sum()
+    np.testing.assert_allclose(objects, 4 * 36, atol=16)  # three of them are background now
+    tiny = clip_of(square(size, size, side=1))
+    assert augment.mosaic_clip(tiny, cell) is tiny  # it would vanish
+
+
+def test_colors():
+    frame = np.random.default_rng(0).integers(60, 200, (24, 24, 3), np.uint8)
+    exact = frame.astype(float)
+    grey = (exact @ augment.LUMA)[..., None]
+    change = lambda *steps: augment.change_colors(frame, list(steps)).astype(float)
+    np.testing.assert_allclose(change((1.1, 1, 1)), 1.1 * exact, atol=1)
+    np.testing.assert_allclose(
+        change((1, 1.2, 1)), 1.2 * exact - 0.2 * (exact.mean((0, 1)) @ augment.LUMA), atol=1.2
+    )
+    np.testing.assert_allclose(change((1, 1, 0.7)), 0.7 * exact + 0.3 * grey, atol=1)
+    np.testing.assert_allclose(change((1, 1, 0)), np.repeat(grey, 3, -1), atol=1)
+    # Steps follow each other.
+    once = augment.change_colors(frame, [(1.05, 0.9, 0.8)])
+    twice = augment.change_colors(once, [(0.9, 1.1, 1.2)])
+    np.testing.assert_allclose(change((1.05, 0.9, 0.8), (0.9, 1.1, 1.2)), twice, atol=3)
+
+
+def test_bright_colors_are_clipped():
+    frame = np.array([[[250, 250, 250], [0, 0, 0]]], np.uint8)
+    assert augment.change_colors(frame, [(1.5, 1, 1)]).tolist() == [[[255] * 3, [0] * 3]]
+
+
+def test_colors_of_clip_and_frames():
+    frames = np.full((4, 16, 16, 3), (90, 120, 150), np.uint8)
+    clip = Clip("clip", frames, np.ones((4, 1, 16, 16), bool))
+    consistent = apply(clip, Augment(flip=0, brightness=0.5), 16, seed=3).frames
+    assert (consistent == consistent[0]).all()
+    assert not (consistent == frames).all()
+    anew = apply(clip, Augment(flip=0, frame_brightness=0.5), 16, seed=3).frames
+    assert len({frame[0, 0, 0] for frame in anew}) == 4
+    grey = apply(clip, Augment(flip=0, gray=1.0, frame_brightness=0.1), 16).frames
+    assert (grey == grey[..., :1]).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    height=st.integers(20, 90),
+    width=st.integers(20, 90),
+    size=st.sampled_from([16, 48, 64]),
+)
+def test_frames_and_masks_move_together(seed, height, width, size):
+    """A white object on black stays where its mask is, whatever is drawn, and is the same for all frames."""
+    clip = clip_of(square(height, width, top=height // 4, left=width // 3, side=8))
+    config = dataclasses.replace(PUBLISHED, mosaic=0.0, scale=(0.8, 1.25))
+    result = apply(clip, config, size, seed)
+    again = apply(clip, config, size, seed)
+    np.testing.assert_array_equal(result.frames, again.frames)
+    np.testing.assert_array_equal(result.masks, again.masks)
+    assert result.frames.shape == (3, size, size, 3)
+    assert (result.masks == result.masks[:1]).all()
+    seen = result.frames[0].min(-1) > 160
+    inside = result.masks[0, 0]
+    if inside.any():
+        assert (seen ^ inside).sum() <= 0.6 * (4 * 8 * size / min(height, width)) + 4

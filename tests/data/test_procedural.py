@@ -1,0 +1,191 @@
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam2_jax.data import procedural
+from sam2_jax.data.clips import Video, sample_clip
+from sam2_jax.data.procedural import ProceduralVideos
+
+
+def videos(seed=0, count=40, num_frames=8, size=64):
+    return ProceduralVideos(seed, count, num_frames, size)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Frames and masks of all frames of 40 videos."""
+    return [video.read(range(8)) for video in videos()]
+
+
+def test_source():
+    source = videos(seed=3, count=5, num_frames=6)
+    assert len(source) == len(list(source)) == 5
+    assert all(isinstance(video, Video) and video.num_frames == 6 for video in source)
+    assert len({video.name for video in source}) == 5
+    assert len(videos(count=-1)) == 1_000_000
+    assert len(videos(count=0)) == 0
+    for index in (-1, 5):
+        with pytest.raises(IndexError, match=f"no video {index}; the source has 5"):
+            source[index]
+
+
+def test_source_errors():
+    for change in ({"seed": -1}, {"count": -2}, {"num_frames": 0}, {"size": 8}):
+        with pytest.raises(ValueError, match="size >= 16 are expected"):
+            videos(**change)
+
+
+def test_frames_are_checked():
+    video = videos()[0]
+    for index in (-1, 8):
+        for function in (lambda i: video.read([i]), video.object_ids):
+            with pytest.raises(IndexError, match=f"no frame {index}; it has 8"):
+                function(index)
+
+
+@pytest.mark.parametrize("size", [16, 97])
+def test_shapes_and_types(size):
+    for video in videos(count=8, num_frames=2, size=size):
+        frames, masks = video.read([1, 0])
+        assert len(frames) == len(masks) == 2
+        for frame, by_id in zip(frames, masks, strict=True):
+            assert frame.shape == (size, size, 3)
+            assert frame.dtype == np.uint8
+            assert all(m.shape == (size, size) and m.dtype == bool for m in by_id.values())
+
+
+def test_masks_are_the_visible_pixels_of_some_objects(drawn):
+    for _, masks in drawn:
+        for by_id in masks:
+            assert set(by_id) <= {1, 2, 3, 4, 5}
+            assert all(mask.any() for mask in by_id.values())
+            assert np.sum(list(by_id.values()), axis=0).max() <= 1
+
+
+def test_objects_are_seen_on_the_first_frame(drawn):
+    counts = np.zeros(6, int)
+    for video, (_, masks) in zip(videos(), drawn, strict=True):
+        ids = video.object_ids(0)
+        assert ids == [i for i, mask in masks[0].items() if mask.sum() >= 0.001 * 64**2]
+        counts[len(ids)] += 1
+    assert counts[0] == 0
+    assert (counts[1:] > 0).all()
+
+
+def test_masks_match_the_picture():
+    """One white object on black, without any effects: the picture is the mask."""
+    still = procedural._Curve(((0.0, ()), (0.0, ())))
+    look = procedural._Look(still, 1, 0.0, 0.0, 0.0, 0, None, still)
+    seen = 0
+    for video in videos(seed=1, count=12):
+        scene = video._scene
+        thing = scene.things[0]
+        white = [dataclasses.replace(p, color=(255, 255, 255)) for p in thing.shape.parts]
+        thing = procedural._Thing(
+            object_id=1,
+            shape=dataclasses.replace(thing.shape, parts=tuple(white)),
+            motion=thing.motion,
+            detail=Image.new("L", (64, 64), 128),
+            parallax=thing.parallax,
+        )
+        canvas = Image.new("RGB", scene.canvas.size)
+        plain = dataclasses.replace(scene, canvas=canvas, things=[thing], look=look)
+        for time in range(3):
+            frame, ids = procedural._draw_frame(plain, time, np.random.default_rng(0))
+            np.testing.assert_array_equal((frame >= 128).all(2), ids == 1)
+            seen += ids.any()
+    assert seen > 20
+
+
+def test_the_camera_stays_on_the_canvas():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        camera = procedural._make_camera(rng)
+        for time in (0.0, 3.0, 40.0):
+            a, b, c, d, e, f = procedural._invert(camera.affine(time))
+            corners = [(a * x + b * y + c, d * x + e * y + f) for x in (0, 1) for y in (0, 1)]
+            assert np.abs(np.array(corners) - 0.5).max() <= procedural._CANVAS / 2
+
+
+def test_deterministic_and_independent_of_the_other_frames(drawn):
+    frames, masks = drawn[7]
+    for indices in ([5], [6, 5, 0], [5, 5]):
+        video = pickle.loads(pickle.dumps(videos(count=-1)))[7]
+        again, masks_again = video.read(indices)
+        for index, frame, by_id in zip(indices, again, masks_again, strict=True):
+            np.testing.assert_array_equal(frame, frames[index])
+            assert by_id.keys() == masks[index].keys()
+            assert all((by_id[i] == masks[index][i]).all() for i in by_id)
+
+
+def test_lazy(monkeypatch):
+    calls = []
+    for name in ("_make_scene", "_draw_frame"):
+        function = getattr(procedural, name)
+        record = lambda *args, name=name, function=function: calls.append(name) or function(*args)
+        monkeypatch.setattr(procedural, name, record)
+    video = videos(count=-1, num_frames=1000)[999_999]
+    assert calls == []
+    video.object_ids(0)
+    assert calls == ["_make_scene"]
+    video.read([500, 3])
+    assert calls == ["_make_scene", "_draw_frame", "_draw_frame"]
+
+
+def test_seeds_and_indices_differ(drawn):
+    frames = [frames[0] for frames, _ in drawn] + [v.read([0])[0][0] for v in videos(1, count=10)]
+    assert len({frame.tobytes() for frame in frames}) == 50
+
+
+def test_things_move_and_light_and_camera_change(drawn):
+    overlaps = []
+    for frames, masks in drawn:
+        assert any((frame != frames[0]).any() for frame in frames[1:])
+        for i in masks[0].keys() & masks[1].keys():
+            first, second = masks[0][i], masks[1][i]
+            overlaps.append((first & second).sum() / (first | second).sum())
+    still, middle, fast = np.percentile(overlaps, [95, 50, 10])
+    assert still > 0.9 > middle > 0.6 > fast
+
+
+def test_objects_disappear_and_come_back(drawn):
+    gone = back = 0
+    for _, masks in drawn:
+        for i in masks[0]:
+            is_seen = np.array([i in by_id for by_id in masks])
+            gone += not is_seen.all()
+            back += (is_seen[1:] & ~is_seen[:-1]).any()
+    assert gone >= 5
+    assert back >= 3
+
+
+def test_pictures_vary(drawn):
+    frames = np.stack([frames[0] for frames, _ in drawn]).astype(float)
+    brightness, contrast = frames.mean((1, 2, 3)), frames.std((1, 2)).mean(1)
+    sharpness = np.abs(np.diff(frames, axis=1)).mean((1, 2, 3))
+    color = np.abs(frames.mean((1, 2)) - brightness[:, None]).max(1)
+    for values, low, high in (
+        (brightness, 80, 150),
+        (contrast, 30, 50),
+        (sharpness, 6, 20),
+        (color, 5, 30),
+    ):
+        assert values.min() < low
+        assert values.max() > high
+
+
+def test_sizes_vary(drawn):
+    areas = [mask.mean() for _, masks in drawn for mask in masks[0].values()]
+    assert np.percentile(areas, 10) < 0.02
+    assert np.percentile(areas, 90) > 0.08
+
+
+def test_clips_can_be_cut_out_of_long_videos():
+    rng = np.random.default_rng(0)
+    for video in videos(count=4, num_frames=60, size=32):
+        clip = sample_clip(video, 4, 3, rng)
+        assert clip.frames.shape == (4, 32, 32, 3)
+        assert clip.masks[0].any((1, 2)).all()

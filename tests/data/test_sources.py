@@ -1,0 +1,349 @@
+"""Sources of every kind, over small generated folders."""
+
+import dataclasses
+import json
+import os
+
+import cloudpickle
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam2_jax.data import image_sources, sources
+from sam2_jax.data.clips import read_clip, sample_clip
+from sam2_jax.data.masks import encode_rle, write_object_masks, write_palette_png
+from sam2_jax.data.media import write_video
+from sam2_jax.data.sav import sav_document, write_sav_json
+from sam2_jax.experiment import Dataset
+
+HEIGHT, WIDTH = 32, 48
+
+
+def picture(value):
+    return np.full((HEIGHT, WIDTH, 3), value, np.uint8)
+
+
+def write_picture(path, value):
+    os.makedirs(path.parent, exist_ok=True)
+    Image.fromarray(picture(value)).save(path, quality=100)
+
+
+def labels(*columns):
+    """Ids (H, W): object i fills the columns of the i-th range."""
+    ids = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for object_id, (start, stop) in enumerate(columns, start=1):
+        ids[:, start:stop] = object_id
+    return ids
+
+
+def palette_folder(root, names=("a", "b", "c"), num_frames=6, annotated=range(0, 6, 2)):
+    for name in names:
+        for t in range(num_frames):
+            write_picture(root / "frames" / name / f"{t:05d}.jpg", 10 * t)
+        (root / "masks" / name).mkdir(parents=True)
+        for t in annotated:
+            write_palette_png(root / "masks" / name / f"{t:05d}.png", labels((0, 5 + t), (20, 30)))
+    return Dataset("palette", str(root / "frames"), str(root / "masks"), num_frames=2)
+
+
+def names_of(source):
+    return [source[i].name for i in range(len(source))]
+
+
+def opened(dataset):
+    """Opens a dataset as a worker process gets it."""
+    return cloudpickle.loads(cloudpickle.dumps(sources.open_source(dataset, 64)))
+
+
+def test_palette(tmp_path):
+    source = opened(palette_folder(tmp_path))
+    assert names_of(source) == ["a", "b", "c"]
+    video = source[1]
+    assert video.num_frames == 3  # frames without a mask are not listed
+    frames, masks = video.read([2, 0])
+    assert [frame[0, 0, 0] for frame in frames] == [40, 0]
+    assert [sorted(m) for m in masks] == [[1, 2], [1, 2]]
+    np.testing.assert_array_equal(masks[0][1], labels((0, 9)) == 1)
+    np.testing.assert_array_equal(masks[1][2], labels((0, 0), (20, 30)) == 2)
+    assert video.object_ids(0) == [1, 2]
+    assert video.frame_path(1) == str(tmp_path / "frames" / "b" / "00002.jpg")
+
+
+def test_frames_are_in_order_of_their_numbers(tmp_path):
+    dataset = palette_folder(tmp_path, ["a"], annotated=())
+    for t in (1, 5, 10):
+        write_picture(tmp_path / "frames" / "a" / f"{t}.jpg", t)
+        write_palette_png(tmp_path / "masks" / "a" / f"{t}.png", labels((0, 9)))
+    frames, _ = opened(dataset)[0].read([0, 1, 2])
+    assert [frame[0, 0, 0] for frame in frames] == [1, 5, 10]
+
+
+def test_black_and_white_masks_are_object_one(tmp_path):
+    dataset = palette_folder(tmp_path, ["a"], annotated=())
+    for t, ids in enumerate((labels((0, 9)) * 255, labels(), labels((0, 9), (20, 30)))):
+        Image.fromarray(ids).save(tmp_path / "masks" / "a" / f"{t:05d}.png")
+    video = opened(dataset)[0]
+    assert [video.object_ids(t) for t in range(3)] == [[1], [], [1, 2]]
+    np.testing.assert_array_equal(video.masks_on(0)[1], labels((0, 9)) == 1)
+
+
+def test_selection(tmp_path):
+    dataset = palette_folder(tmp_path, [f"v{i}" for i in range(6)])
+    choose = lambda **fields: names_of(opened(dataclasses.replace(dataset, **fields)))
+    assert choose(first=1, count=2) == ["v1", "v2"]
+    assert choose(first=4) == ["v4", "v5"]
+    (tmp_path / "some.txt").write_text("v5\nv1.mp4\n\n v3 \n")
+    (tmp_path / "bad.txt").write_text("v3\nnot there\n")
+    assert choose(file_list=str(tmp_path / "some.txt")) == ["v1", "v3", "v5"]
+    both = {"file_list": str(tmp_path / "some.txt"), "excluded_list": str(tmp_path / "bad.txt")}
+    assert choose(**both, first=1) == ["v5"]
+    with pytest.raises(ValueError, match=r"there are 6 videos .* none is left by first=9"):
+        choose(first=9)
+    with pytest.raises(FileNotFoundError, match=r"no such list of names: .*none\.txt"):
+        choose(file_list=str(tmp_path / "none.txt"))
+
+
+def test_names_that_are_not_there_are_told(tmp_path, caplog):
+    dataset = palette_folder(tmp_path)
+    (tmp_path / "masks" / "d").mkdir()
+    (tmp_path / "list.txt").write_text("a\nx\ny\n")
+    used = opened(dataclasses.replace(dataset, file_list=str(tmp_path / "list.txt")))
+    assert names_of(used) == ["a"]
+    assert "1 of the 4 videos in" in caplog.text
+    assert "2 of the 3 names in" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["palette", "objects", "sav", "sa1b", "masks"])
+def test_folders_that_do_not_serve(tmp_path, kind):
+    with pytest.raises(ValueError, match="is not given"):
+        sources.open_source(Dataset(kind), 64)
+    with pytest.raises(FileNotFoundError, match=r"no such folder, which should hold .*: /nowhere"):
+        sources.open_source(Dataset(kind, "/nowhere", "/nowhere"), 64)
+    with pytest.raises(ValueError, match=rf"nothing to train on: there are 0 .*{tmp_path}"):
+        sources.open_source(Dataset(kind, str(tmp_path), str(tmp_path)), 64)
+
+
+def test_missing_and_damaged_files(tmp_path):
+    source = opened(palette_folder(tmp_path))
+    (tmp_path / "frames" / "a" / "00002.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*00002\.jpg"):
+        source[0].read([0, 1])
+    path = tmp_path / "frames" / "b" / "00002.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ValueError, match=r"00002\.jpg is damaged"):
+        source[1].read([1])
+    for mask in (tmp_path / "masks" / "c").iterdir():
+        mask.unlink()
+    with pytest.raises(ValueError, match="c holds no PNG of masks"):
+        source[2]
+
+
+def test_object_folders(tmp_path):
+    masks = np.stack([labels((0, 9)) > 0, labels((5, 20)) > 0])  # they overlap
+    for t in (0, 4, 8):
+        write_picture(tmp_path / "frames" / "v" / f"{t:05d}.jpg", t)
+        here = masks & (t < 8)
+        write_object_masks(tmp_path / "masks" / "v", t, [3, 7], here)
+    os.remove(tmp_path / "masks" / "v" / "003" / "00004.png")
+    video = opened(Dataset("objects", str(tmp_path / "frames"), str(tmp_path / "masks")))[0]
+    assert video.num_frames == 3
+    assert [video.object_ids(t) for t in range(3)] == [[3, 7], [7], []]
+    clip = read_clip(video, [0, 1, 2], [3, 7])
+    np.testing.assert_array_equal(clip.masks[0], masks)
+    assert clip.masks.any((2, 3)).tolist() == [[True, True], [False, True], [False, False]]
+    assert clip.frames[:, 0, 0, 0].tolist() == [0, 4, 8]
+
+
+def sav_masks(num_annotated):
+    masks = np.zeros((num_annotated, 2, HEIGHT, WIDTH), bool)
+    masks[:, 0, 4:12, 4:20] = True
+    masks[1:, 1, 20:, :] = True
+    return masks
+
+
+def write_annotation(path, masks, num_frames, kind="manual"):
+    masklet = [[encode_rle(mask) for mask in frame] for frame in masks]
+    document = sav_document(path.stem, masklet, [5, 6], num_frames, kind=kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_sav_json(path, document)
+
+
+@pytest.mark.parametrize("layout", ["mp4", "jpeg"])
+def test_sav(tmp_path, layout):
+    """Of four annotated frames the video has the first three."""
+    folder = tmp_path / "sav_000"
+    masks = sav_masks(4)
+    write_annotation(folder / "sav_000001_manual.json", masks, num_frames=11)
+    write_annotation(folder / "sav_000002_auto.json", masks, num_frames=11, kind="auto")
+    if layout == "mp4":
+        write_video(folder / "sav_000001.mp4", [picture(20 * t) for t in range(11)], 24)
+    else:
+        for t in range(0, 11, 4):
+            write_picture(folder / "sav_000001" / f"{t:05d}.jpg", 20 * t)
+    source = opened(Dataset("sav", str(tmp_path)))
+    assert names_of(source) == ["sav_000001"]
+    video = source[0]
+    assert video.num_frames == 3
+    assert [video.object_ids(t) for t in range(3)] == [[5], [5, 6], [5, 6]]
+    clip = read_clip(video, [2, 0], [6, 5])
+    np.testing.assert_array_equal(clip.masks, masks[[2, 0]][:, ::-1])
+    np.testing.assert_allclose(clip.frames[:, 8, 8, 0], [160, 0], atol=6)
+    assert (video.frame_path(0) is None) == (layout == "mp4")
+
+
+def test_sav_in_separate_folders_and_without_manual_masks(tmp_path, caplog):
+    for name in ("x", "y"):
+        write_annotation(tmp_path / "json" / f"{name}_auto.json", sav_masks(2), 2, kind="auto")
+    for t in range(2):
+        write_picture(tmp_path / "jpeg" / "y" / f"{t:05d}.jpg", t)
+    dataset = Dataset("sav", str(tmp_path / "jpeg"), str(tmp_path / "json"), annotated_every=1)
+    source = opened(dataset)
+    assert names_of(source) == ["y"]
+    assert source[0].num_frames == 2
+    assert "1 of the 2 annotations" in caplog.text
+
+
+def test_sav_real_annotations(real_data, tmp_path):
+    for t in range(0, 40, 4):
+        path = tmp_path / "sav_000001" / f"{t:05d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (480, 848), (t, t, t)).save(path)
+    video = opened(Dataset("sav", str(tmp_path), str(real_data / "sav")))[0]
+    assert video.num_frames == 10
+    clip = sample_clip(video, 8, 3, np.random.default_rng(0))
+    assert clip.masks.shape == (8, 3, 848, 480)
+    assert 0.001 < clip.masks[0].mean() < 0.5
+
+
+def annotations_of(masks):
+    return [{"segmentation": encode_rle(mask), "area": int(mask.sum())} for mask in masks]
+
+
+def test_sa1b(tmp_path):
+    masks = np.stack([labels((a, b)) > 0 for a, b in ((0, 9), (5, 20), (0, WIDTH), (0, 0))])
+    write_picture(tmp_path / "sa_000" / "sa_1.jpg", 7)
+    write_picture(tmp_path / "sa_000" / "sa_2.jpg", 8)  # has no JSON
+    document = {
+        "image": {"height": HEIGHT, "width": WIDTH},
+        "annotations": annotations_of(masks),
+    }
+    (tmp_path / "sa_000" / "sa_1.json").write_text(json.dumps(document))
+    source = opened(Dataset("sa1b", str(tmp_path), num_frames=1))
+    assert names_of(source) == ["sa_000/sa_1"]
+    image = source[0]
+    assert image.object_ids(0) == [0, 1]  # one covers too much, one nothing
+    clip = sample_clip(image, 1, 64, np.random.default_rng(0))
+    assert clip.name == "sa_000/sa_1"
+    assert sorted(clip.masks.sum((0, 2, 3))) == sorted(masks[:2].sum((1, 2)))
+    larger = opened(Dataset("sa1b", str(tmp_path), num_frames=1, max_area=1.0))
+    assert larger[0].object_ids(0) == [0, 1, 2]
+    (tmp_path / "sa_000" / "sa_1.json").write_text('{"annotations": []}')
+    with pytest.raises(ValueError, match=r"sa_1\.json is no annotation of SA-1B"):
+        source[0]
+    (tmp_path / "sa_000" / "sa_1.json").write_text("{")
+    with pytest.raises(ValueError, match=r"sa_1\.json is not JSON"):
+        source[0]
+
+
+def coco_document():
+    square = [4, 2, 12, 2, 12, 10, 4, 10]
+    rle = encode_rle(labels((20, 30)) > 0)
+    objects = [
+        {"image_id": 8, "segmentation": [square], "area": 64},
+        {"image_id": 8, "segmentation": rle},
+        {"image_id": 8, "segmentation": rle, "area": 9, "iscrowd": 1},
+        {"image_id": 8, "segmentation": [[0, 0, WIDTH, 0, WIDTH, HEIGHT, 0, HEIGHT]]},
+        {"image_id": 9, "segmentation": [square, [20.5, 20.5, 30, 20.5, 30, 30]], "area": 100},
+        {"image_id": 10, "segmentation": [square], "area": 64},
+    ]
+    images = [
+        {"id": i, "file_name": f"train/{i}.jpg", "height": HEIGHT, "width": WIDTH}
+        for i in (8, 9, 10, 11)
+    ]
+    return {"images": images, "annotations": objects}
+
+
+def test_coco(tmp_path, caplog):
+    for i in (8, 9, 11):
+        write_picture(tmp_path / "train" / f"{i}.jpg", i)
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco_document()))
+    dataset = Dataset("coco", str(tmp_path), str(path), num_frames=1)
+    source = opened(dataset)
+    assert names_of(source) == ["train/8", "train/9"]
+    assert "1 of the 3 images" in caplog.text  # the fourth has no objects
+    first, second = source[0], source[1]
+    assert first.object_ids(0) == [0, 1]  # no group, nothing that covers all
+    square = np.zeros((HEIGHT, WIDTH), bool)
+    square[2:10, 4:12] = True
+    np.testing.assert_array_equal(first.masks_on(0)[0], square)
+    np.testing.assert_array_equal(first.masks_on(0)[1], labels((20, 30)) > 0)
+    parts = second.masks_on(0)[0]
+    assert parts[4, 6]
+    assert parts[22, 28]
+    assert not parts[15, 15]
+    assert first.read([0])[0][0][0, 0, 0] == 8
+
+
+def test_coco_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file of annotations of COCO"):
+        sources.open_source(Dataset("coco", str(tmp_path), str(tmp_path / "none.json")), 64)
+    path = tmp_path / "instances.json"
+    document = coco_document()
+    document["annotations"][0]["image_id"] = 99
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"is no instance file of COCO: .*99"):
+        sources.open_source(Dataset("coco", str(tmp_path), str(path)), 64)
+    for polygons in ([[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], "text"):
+        with pytest.raises(ValueError, match="at least three points"):
+            image_sources.decode_polygons(polygons, HEIGHT, WIDTH)
+    assert not image_sources.decode_polygons([], HEIGHT, WIDTH).any()
+
+
+def test_label_images(tmp_path):
+    ids = np.zeros((HEIGHT, WIDTH), np.uint16)
+    ids[:4], ids[10:12], ids[20:, :5] = 300, 7, 65535
+    full = np.full_like(ids, 2)
+    for name, values in (("x/one", ids), ("two", full)):
+        write_picture(tmp_path / "images" / f"{name}.png", 9)
+        (tmp_path / "labels" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(tmp_path / "labels" / f"{name}.png")
+    dataset = Dataset("masks", str(tmp_path / "images"), str(tmp_path / "labels"), num_frames=1)
+    source = opened(dataset)
+    assert names_of(source) == ["two", "x/one"]
+    assert source[0].object_ids(0) == []
+    assert source[1].object_ids(0) == [7, 300, 65535]
+    np.testing.assert_array_equal(source[1].masks_on(0)[300], ids == 300)
+
+
+def test_procedural():
+    dataset = Dataset(seed=3, first=2, count=4, num_frames=3, stride=2)
+    source = opened(dataset)
+    assert len(source) == 4
+    clip = sample_clip(source[0], 3, 3, np.random.default_rng(0), stride=2)
+    assert clip.frames.shape == (3, 64, 64, 3)
+    whole = opened(Dataset(seed=3, num_frames=6))
+    assert len(whole) == 1_000_000
+    np.testing.assert_array_equal(whole[2].read([4])[0][0], clip.frames[2])
+    with pytest.raises(ValueError, match="not chosen by lists"):
+        sources.open_source(Dataset(file_list="list.txt"), 64)
+
+
+def test_real_videos_and_images(real_data):
+    davis = opened(
+        Dataset(
+            "palette",
+            str(real_data / "davis2016" / "JPEGImages" / "480p"),
+            str(real_data / "davis2016" / "Annotations" / "480p"),
+        )
+    )
+    assert names_of(davis) == ["blackswan", "car-shadow", "drift-straight", "horsejump-high"]
+    clip = sample_clip(davis[0], 4, 3, np.random.default_rng(0))
+    assert clip.masks.shape == (4, 1, 480, 854)
+    assert 0.05 < clip.masks.mean() < 0.2
+    folder = real_data / "nuclei"
+    nuclei = opened(Dataset("masks", str(folder / "images"), str(folder / "labels"), num_frames=1))
+    assert len(nuclei) == 100
+    assert len(nuclei[0].object_ids(0)) > 5

@@ -1,0 +1,242 @@
+"""Datasets of the catalogue: written here, and with the features of davis and youtube_vis.
+
+`youtube_vis/` holds the description and an example of a dataset that tensorflow_datasets wrote with the help
+of TensorFlow, which its class of videos needs: 5 frames of 16 x 20, of value 10 t; track 1 is on frames 0, 1
+and 3, track 2 on 3 and 4.
+"""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import cloudpickle
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam2_jax.data import tfds_builder
+from sam2_jax.data.clips import LazyMasks, StoredVideo, sample_clip
+from sam2_jax.data.loader import make_loader
+from sam2_jax.data.masks import write_palette_png
+from sam2_jax.data.sources import open_source
+from sam2_jax.experiment import Dataset
+
+HEIGHT, WIDTH = 16, 20
+
+
+def frame(value):
+    return np.full((HEIGHT, WIDTH, 3), value, np.uint8)
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Drawn(StoredVideo):
+    """Twenty frames that are in no file, with two objects that overlap."""
+
+    name, num_frames = "drawn", 20
+
+    def frames_at(self, indices):
+        return [frame(5 * t) for t in indices]
+
+    def masks_on(self, index):
+        masks = np.zeros((2, HEIGHT, WIDTH), bool)
+        masks[0, :8] = True
+        masks[1, 4:, :index] = True
+        return LazyMasks([3, 700], lambda i: masks[[3, 700].index(i)])
+
+
+@pytest.fixture(scope="module")
+def palette(tmp_path_factory):
+    """A dataset of folders."""
+    root = tmp_path_factory.mktemp("folders")
+    for name in ("a", "b"):
+        (root / "frames" / name).mkdir(parents=True)
+        (root / "masks" / name).mkdir(parents=True)
+        for t in range(4):
+            Image.fromarray(frame(50 * t)).save(root / "frames" / name / f"{t:05d}.jpg")
+            ids = np.zeros((HEIGHT, WIDTH), np.uint8)
+            ids[4 : 8 + t, 4:12] = 1 + t % 2
+            write_palette_png(root / "masks" / name / f"{t:05d}.png", ids)
+    return open_source(Dataset("palette", str(root / "frames"), str(root / "masks")), 64)
+
+
+@pytest.fixture(scope="module")
+def written(palette, tmp_path_factory):
+    """The folder of datasets in which the videos of `palette`, and a drawn one, were written."""
+    root = tmp_path_factory.mktemp("datasets")
+    videos = [*palette, Drawn()]
+    folder = tfds_builder.write_catalogue(videos, root, "my_videos", split="validation")
+    assert folder == str(root / "my_videos" / "1.0.0")
+    return root
+
+
+def opened(root, name="my_videos", split="validation", **fields):
+    """Opens a dataset as a worker process gets it."""
+    source = open_source(Dataset("tfds", name, str(root), split, **fields), 64)
+    return cloudpickle.loads(cloudpickle.dumps(source))
+
+
+def test_round_trip(written, palette):
+    source = opened(written)
+    videos = {source[i].name: source[i] for i in range(len(source))}
+    assert sorted(videos) == ["a", "b", "drawn"]
+    for original in palette:
+        video = videos[original.name]
+        frames, masks = video.read(range(4))
+        original_frames, original_masks = original.read(range(4))
+        np.testing.assert_array_equal(frames, original_frames)  # the same JPEG
+        for there, here in zip(original_masks, masks, strict=True):
+            assert list(there) == list(here)
+            assert all((there[i] == here[i]).all() for i in there)
+        assert [video.object_ids(t) for t in range(4)] == [[1], [2], [1], [2]]
+    frames, masks = videos["drawn"].read([19, 2])
+    np.testing.assert_allclose([f[0, 0, 0] for f in frames], [95, 10], atol=2)
+    np.testing.assert_array_equal(masks[0][700], Drawn().masks_on(19)[700])
+    np.testing.assert_array_equal(masks[1][3], Drawn().masks_on(2)[3])
+
+
+def test_the_library_itself_reads_it(written):
+    import tensorflow_datasets as tfds
+
+    source = tfds.data_source("my_videos", data_dir=str(written), split="validation")
+    names = sorted(source[i]["name"] for i in range(len(source)))
+    assert names == [b"a", b"b", b"drawn"]
+
+
+def test_batches_come_out_of_it(written):
+    dataset = Dataset("tfds", "my_videos", str(written), "validation", num_frames=4, batch_size=3)
+    loader = make_loader({"catalogue": dataset}, 32, seed=0, num_workers=0)
+    _, batch = next(loader)
+    loader.close()
+    assert batch["images"].shape == (3, 4, 32, 32, 3)
+    assert batch["replaced"] == 0
+
+
+def test_selection(written):
+    everything = opened(written)
+    part = opened(written, first=1, count=1)
+    assert len(part) == 1
+    assert part[0].name == everything[1].name
+    with pytest.raises(ValueError, match="none is left by first=3"):
+        opened(written, first=3)
+
+
+def test_what_is_not_there(written, tmp_path):
+    with pytest.raises(FileNotFoundError, match="should hold datasets of tensorflow_datasets"):
+        opened(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="should hold the dataset davis/480p"):
+        opened(written, "davis/480p")
+    with pytest.raises(ValueError, match=r"no split 'train' in ArrayRecord files .*validation"):
+        opened(written, split="train")
+    (tmp_path / "davis" / "480p").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"no version of a prepared dataset.*but 480p"):
+        opened(tmp_path, "davis")
+
+
+def test_what_cannot_be_written(written):
+    with pytest.raises(FileExistsError, match="there is a dataset already"):
+        tfds_builder.write_catalogue([Drawn()], written, "my_videos")
+    with pytest.raises(ValueError, match="lower-case letters"):
+        tfds_builder.write_catalogue([Drawn()], written, "My videos")
+
+
+def test_features_of_davis(tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {
+            "video": tfds.features.Sequence(
+                {
+                    "frames": tfds.features.Image(shape=(None, None, 3)),
+                    "segmentations": tfds.features.Image(shape=(None, None, 1), use_colormap=True),
+                }
+            ),
+            "metadata": {"num_frames": np.int64, "video_name": np.str_},
+        }
+    )
+    ids = np.zeros((3, HEIGHT, WIDTH), np.uint8)
+    ids[:, 4:8], ids[1:, 10:] = 1, 2
+    video = {
+        "frames": [png(frame(t)) for t in (9, 19, 29)],
+        "segmentations": [png(i) for i in ids],
+    }
+    example = {"video": video, "metadata": {"num_frames": 3, "video_name": "bear"}}
+    write_examples(tmp_path / "davis" / "480p" / "2.1.0", features.to_json(), features, [example])
+    source = opened(tmp_path, "davis/480p", "train")
+    assert source[0].name == "bear"
+    assert [source[0].object_ids(t) for t in range(3)] == [[1], [1, 2], [1, 2]]
+    frames, masks = source[0].read([2])
+    assert frames[0][0, 0].tolist() == [29] * 3
+    np.testing.assert_array_equal(masks[0][2], ids[2] == 2)
+
+
+def write_examples(folder, description, features, examples):
+    """Writes examples as tensorflow_datasets does, without a builder."""
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    serializer = ExampleSerializer(features.get_serialized_info())
+    records = [serializer.serialize_example(features.encode_example(e)) for e in examples]
+    folder.mkdir(parents=True)
+    (folder / "features.json").write_text(json.dumps(description))
+    write_records(folder / "davis-train.array_record-00000-of-00001", records)
+
+
+def write_records(path, records):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+@pytest.fixture
+def youtube_vis(tmp_path):
+    folder = tmp_path / "youtube_vis" / "full" / "1.0.0"
+    folder.mkdir(parents=True)
+    here = Path(__file__).parent / "youtube_vis"
+    shutil.copy(here / "features.json", folder)
+    record = (here / "example.bin").read_bytes()
+    write_records(folder / "youtube_vis-train.array_record-00000-of-00001", [record])
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["youtube_vis/full", "youtube_vis/full:1.0.0"])
+def test_features_of_youtube_vis(youtube_vis, name):
+    (youtube_vis / "youtube_vis" / "full" / "0.9.0").mkdir()
+    video = opened(youtube_vis, name, "train")[0]
+    assert video.num_frames == 4  # frame 2 has no track
+    assert [video.object_ids(t) for t in range(4)] == [[1], [1], [1, 2], [2]]
+    clip = sample_clip(video, 4, 3, np.random.default_rng(0))
+    assert clip.frames[:, 0, 0, 0].tolist() == [0, 10, 30, 40]
+    assert clip.masks.sum((2, 3)).tolist() == [[9], [9], [9], [0]]
+    assert video.read([2])[1][0][2].sum() == 8 * WIDTH
+
+
+def test_newest_version_is_opened(youtube_vis):
+    folder = youtube_vis / "youtube_vis" / "full"
+    shutil.copytree(folder / "1.0.0", folder / "10.0.0")
+    (folder / "1.0.0" / "features.json").write_text("{}")
+    assert len(opened(youtube_vis, "youtube_vis/full", "train")) == 1
+
+
+def test_other_features_are_an_error(written, tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": np.int64})
+    example = {"image": png(frame(1)), "label": 3}
+    write_examples(tmp_path / "mnist" / "1.0.0", features.to_json(), features, [example])
+    with pytest.raises(ValueError, match="examples have image, label; the features of"):
+        opened(tmp_path, "mnist", "train")
+
+
+def test_damaged_frames(written):
+    video = opened(written)[0]
+    video._frames[1] = video._frames[1][:300]
+    with pytest.raises(ValueError, match="a picture is damaged"):
+        video.read([1])

@@ -1,0 +1,82 @@
+"""Gradients over devices equal those of one."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam2_jax import experiment
+from sam2_jax.parallel.mesh import batch_sharding, make_mesh
+from sam2_jax.parallel.rules import shardings
+from sam2_jax.parallel.spread import over_clips
+
+CLIPS, WIDTH, INNER = 8, 32, 64
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32) / 4
+    trained = {
+        "mlp": {
+            "layers_0": {"kernel": normal(WIDTH, INNER), "bias": normal(INNER)},
+            "layers_1": {"kernel": normal(INNER, WIDTH), "bias": normal(WIDTH)},
+        }
+    }
+    frozen = {"proj": {"kernel": normal(WIDTH, WIDTH)}}
+    return trained, frozen, {"x": normal(CLIPS, WIDTH), "y": normal(CLIPS, WIDTH)}
+
+
+def gradient(trained, frozen, clips, shared):
+    """A loss whose loop uses the parameters in every turn, and a branch that depends on the clips."""
+
+    def loss(trained):
+        first, second = trained["mlp"]["layers_0"], trained["mlp"]["layers_1"]
+
+        def turn(x, _):
+            y = jnp.tanh(x @ first["kernel"] + first["bias"])
+            return x + y @ second["kernel"] + second["bias"], None
+
+        def of_clip(x, y):
+            x, _ = jax.lax.scan(turn, x @ frozen["proj"]["kernel"], length=3)
+            return jax.lax.cond(x.sum() > y.sum(), lambda: x - y, lambda: 2 * (x - y))
+
+        errors = jax.vmap(of_clip)(clips["x"], clips["y"])
+        return shared * jnp.square(errors).sum(), {"count": jnp.float32(len(errors))}
+
+    return jax.grad(loss, has_aux=True)(trained)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)])
+def test_every_mesh_has_the_gradient_of_one_device(problem, sizes):
+    trained, frozen, clips = problem
+    expected, _ = jax.jit(gradient)(trained, frozen, clips, 0.5)
+    mesh = make_mesh(experiment.Mesh(*sizes))
+    cut = shardings(mesh, trained)
+    run = jax.jit(over_clips(mesh, gradient), out_shardings=(cut, None))
+    answer, sums = run(
+        jax.device_put(trained, cut),
+        jax.device_put(frozen, shardings(mesh, frozen)),
+        jax.device_put(clips, batch_sharding(mesh)),
+        0.5,
+    )
+    assert sums["count"] == CLIPS
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
+    chex.assert_trees_all_close(answer, expected, rtol=1e-4, atol=1e-5 * scale)
+    is_placed = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), answer, cut)
+    assert all(jax.tree.leaves(is_placed))
+
+
+def test_devices_talk_once(problem):
+    """No loop holds a collective: parameters are gathered before it, gradients are added up after it."""
+    trained, frozen, clips = problem
+    mesh = make_mesh(experiment.Mesh(2, 4, 1))
+    place = lambda tree: jax.device_put(tree, shardings(mesh, tree))
+    lowered = jax.jit(over_clips(mesh, gradient)).lower(
+        place(trained), place(frozen), jax.device_put(clips, batch_sharding(mesh)), 0.5
+    )
+    computations = lowered.compile().as_text().split("\n\n")
+    loops = [text for text in computations if "ENTRY" not in text]
+    assert not any(f" {kind}(" in text for text in loops for kind in ("all-reduce", "all-gather"))
+    assert any(" all-gather(" in text for text in computations)

@@ -1,0 +1,100 @@
+"""Two processes with four simulated devices each, as two hosts of a pod, on one machine."""
+
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sam2_jax.checkpoint import load_params
+from sam2_jax.experiment import Dataset, Optimizer
+from sam2_jax.train.metrics import read_metrics
+from tests.train import toy_run
+from tests.train.test_never_lost import finish, newest_step, wait_for
+
+NUM_STEPS = 60
+MESH_A = ("--config.mesh.data=1", "--config.mesh.fsdp=8")
+MESH_B = ("--config.mesh.data=2", "--config.mesh.fsdp=4")
+MESH_C = ("--config.mesh.data=4", "--config.mesh.fsdp=1", "--config.mesh.model=2")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    return toy_run.write_config(
+        tmp_path_factory.mktemp("config"),
+        num_steps=NUM_STEPS,
+        checkpoint_every=5,
+        optimizer=Optimizer(learning_rate=1e-2, schedule="constant"),
+        datasets={"drawn": Dataset(num_frames=2, max_objects=2, batch_size=8)},
+    )
+
+
+def start_two(config: Path, workdir: Path, *flags: str) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    together = ("--distributed", f"--coordinator_address={address}", "--num_processes=2")
+    return [
+        toy_run.start(config, workdir, *flags, *together, f"--process_id={i}", num_devices=4)
+        for i in range(2)
+    ]
+
+
+def finish_two(processes: list[subprocess.Popen]) -> str:
+    """The log of the first of them."""
+    try:
+        logs = [process.communicate(timeout=60)[1] for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.kill()
+        pytest.fail("the run hangs:\n" + "\n".join(p.communicate()[1] for p in processes))
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(logs)
+    return logs[0]
+
+
+def losses(workdir: Path) -> list[float]:
+    lines = read_metrics(workdir)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def preempted(tmp_path_factory, config) -> Path:
+    """A run of two processes, of which one was told to end."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    processes = start_two(config, workdir, *MESH_A)
+    for _ in range(6):
+        wait_for(processes[0], ": loss ")
+    processes[1].terminate()
+    log = finish_two(processes)
+    assert f"step {newest_step(workdir)} is saved" in log
+    return workdir
+
+
+def test_resumes_on_another_mesh_with_the_same_losses(tmp_path, config, preempted):
+    one, two = tmp_path / "one", shutil.copytree(preempted, tmp_path / "two")
+    assert 6 <= newest_step(two) < NUM_STEPS
+    log = finish_two(start_two(config, two, *MESH_B))
+    assert f"resumed after step {newest_step(preempted)} of" in log
+
+    status, log = finish(toy_run.start(config, one, *MESH_C, num_devices=8))
+    assert status == 0, log
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
+    name, params = load_params(two / "export")
+    expected_name, expected = load_params(one / "export")
+    assert name == expected_name
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), params, expected)
+
+
+def test_both_processes_pass_over_a_corrupted_checkpoint(tmp_path, config, preempted):
+    """Also if only one of them reads the file that is damaged."""
+    workdir = shutil.copytree(preempted, tmp_path / "run")
+    newest = workdir / "checkpoints" / str(newest_step(workdir))
+    for path in newest.glob("state/ocdbt.process_1/d/*"):
+        path.write_bytes(bytes(path.stat().st_size))
+    log = finish_two(start_two(config, workdir, *MESH_A))
+    assert f"The checkpoint of step {newest.name} is damaged and set aside" in log
+    assert len(losses(workdir)) == NUM_STEPS

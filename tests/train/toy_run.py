@@ -1,0 +1,122 @@
+"""The real run around a learner that compiles in a second; as a script, the real command.
+
+    python -m tests.train.toy_run --config=... --workdir=...
+
+Everything but the model and its loss is what users run: the command line, procedural data, the optimizer, the
+compiled and sharded step, checkpoints and metrics.
+"""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sam2_jax.commands import train as command
+from sam2_jax.experiment import Dataset, Experiment, Optimizer
+from sam2_jax.train import describe, loop
+from sam2_jax.train.optimizer import make_optimizer
+from sam2_jax.train.rollout import LOSSES
+from sam2_jax.train.step import Learner
+from tests import toy
+
+ROOT = Path(__file__).parents[2]
+HIDDEN = 2048
+
+
+class ToyLearner(Learner):
+    """Learns the colours of objects: a perceptron on noisy pixels."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.config = toy.config()
+        rng = np.random.default_rng(experiment.seed)
+        kernel = lambda *shape: rng.standard_normal(shape).astype(np.float32) / shape[0]
+        self._host = {
+            "mask_decoder": {
+                "hidden": {"kernel": kernel(3, HIDDEN), "bias": np.zeros(HIDDEN, np.float32)},
+                "out": {"kernel": kernel(HIDDEN, 1), "bias": np.zeros(1, np.float32)},
+            }
+        }
+        self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._host)
+        self.optimizer = make_optimizer(self._shapes, 1, experiment.optimizer, experiment.num_steps)
+
+    def init(self, mesh, params=None):
+        return super().init(mesh, self._host if params is None else params)
+
+    def loss(self, params, batch, key):
+        decoder = params["mask_decoder"]
+        x = batch.images[:, :, ::8, ::8] / 255 + 0.1 * jax.random.normal(key, (3,))
+        x = jnp.tanh(x @ decoder["hidden"]["kernel"] + decoder["hidden"]["bias"])
+        logits = (x @ decoder["out"]["kernel"] + decoder["out"]["bias"])[..., 0]
+        truth = batch.masks[..., ::8, ::8].astype(jnp.float32)
+        loss = optax.sigmoid_binary_cross_entropy(logits[:, :, None], truth).mean((1, 3, 4))
+        names = (*LOSSES, "true_iou", "present")
+        return {name: (loss * batch.is_object).sum() for name in names}
+
+
+def experiment(**changes) -> Experiment:
+    """Sixty quick steps on small drawn clips."""
+    settings = {
+        "datasets": {"drawn": Dataset(num_frames=2, max_objects=2, batch_size=2)},
+        "optimizer": Optimizer(learning_rate=1e-2, encoder_learning_rate=1e-2),
+        "num_steps": 60,
+        "checkpoint_every": 5,
+        "log_every": 1,
+    }
+    return Experiment(**(settings | changes))
+
+
+def use_toy_learner(patch=setattr) -> None:
+    """Puts the toy in the place of the real learner."""
+    patch(loop, "Learner", ToyLearner)
+    patch(describe, "Learner", ToyLearner)
+
+
+def write_config(folder: Path, **changes) -> Path:
+    """Writes a file for `--config`."""
+    path = folder / "toy.py"
+    path.write_text(
+        "from sam2_jax.experiment import *\n"
+        f"def get_config():\n    return to_config_dict({experiment(**changes)!r})\n"
+    )
+    return path
+
+
+def start(
+    config: Path, workdir: Path, *flags: str, num_devices: int = 1, cache: Path | None = None
+) -> subprocess.Popen:
+    """Starts the command in a process of its own."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_COMPILATION_CACHE_DIR": str(cache or ROOT / ".cache" / "jax"),
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tests.train.toy_run",
+            f"--config={config}",
+            f"--workdir={workdir}",
+            *flags,
+        ],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+if __name__ == "__main__":
+    use_toy_learner()
+    sys.exit(command.main(sys.argv[1:]))
