@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.model.hiera import Hiera
+from sam2_jax.model.layers import PointwiseConv
 
 
 class FpnNeck(nn.Module):
@@ -25,7 +26,7 @@ class FpnNeck(nn.Module):
         """Maps the trunk's four maps to four (B, h, w, C) maps of stride 4, 8, 16, 32."""
         # Convolution 0 belongs to the deepest map, as in the checkpoints.
         lateral = [
-            nn.Conv(self.width, (1, 1), dtype=self.dtype, name=f"convs_{len(maps) - 1 - i}")(x)
+            PointwiseConv(self.width, dtype=self.dtype, name=f"convs_{len(maps) - 1 - i}")(x)
             for i, x in enumerate(maps)
         ]
         top_down = lateral[3].repeat(2, axis=1).repeat(2, axis=2)
@@ -41,6 +42,8 @@ class ImageEncoder(nn.Module):
     def __call__(self, image: jax.Array, is_training: bool = False) -> list[jax.Array]:
         """Maps a normalised image (B, S, S, 3) to maps (B, S/4, S/4, C), (B, S/8, ...), (B, S/16, ...)."""
         c = self.config
-        maps = Hiera(c.hiera, c.dtype, c.remat, name="trunk")(image.astype(jnp.dtype(c.dtype)), is_training)
+        maps = Hiera(c.hiera, c.dtype, c.remat, name="trunk")(
+            image.astype(jnp.dtype(c.dtype)), is_training
+        )
         # The deepest level has given its share to the one above and is dropped.
         return FpnNeck(c.hidden_dim, c.dtype, name="neck")(maps)[:3]

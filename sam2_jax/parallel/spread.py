@@ -26,7 +26,6 @@ def over_clips(mesh: Mesh, gradient: Callable) -> Callable:
       The function of all clips, to be used in a compiled one. Parameters come in the shards of
       `rules.shardings`, and the gradient leaves in them.
     """
-
     if mesh.shape["model"] == mesh.size:  # every device has all clips, and nothing is to be added
         return gradient
 

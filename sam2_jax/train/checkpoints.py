@@ -138,7 +138,7 @@ class Checkpoints:
         return OSError(f"a checkpoint could not be written to {self.folder} ({last}): {reason}")
 
     def restore(self, target: Any) -> Restored | None:
-        """Reads the newest checkpoint that is whole; damaged ones are set aside, with a warning.
+        """Reads the newest checkpoint that is whole; newer ones are set aside, with a warning.
 
         Args:
           target: pytree of `jax.ShapeDtypeStruct` with shardings, as the state shall be.
@@ -149,8 +149,8 @@ class Checkpoints:
         Raises:
           ValueError: a checkpoint of another state, or none of several is whole.
         """
-        steps = self.steps
-        for step in reversed(steps):
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps):
             reason = ""
             try:
                 record = self.read_record(step)
@@ -159,27 +159,30 @@ class Checkpoints:
             except Exception as error:  # a damaged file can raise anything
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             # From here on processes exchange arrays, which must not begin in only some of them.
-            if _all_agree(not reason):
-                if difference:
-                    raise ValueError(
-                        f"the checkpoint {self.folder / str(step)} is of another state: {difference}. Go back to "
-                        "the settings of the run, or choose another folder."
-                    )
-                wrong = [p for (p, _), c in _with_checksums(arrays) if c != record["arrays"][p][2]]
-                if not wrong:
-                    state = jax.tree.unflatten(jax.tree.structure(target), arrays.values())
-                    return Restored(step, state, record["record"])
-                reason = f"the checksum of {wrong[0]} is wrong"
-            logger.warning(
-                "The checkpoint of step %d is damaged and set aside: %s",
-                step,
-                reason or "another process cannot read it",
-            )
-            self._set_aside(step)
-        if steps:
+            if not _all_agree(not reason):
+                damaged[step] = reason or "another process cannot read it"
+                continue
+            if difference:
+                raise ValueError(
+                    f"the checkpoint {self.folder / str(step)} is of another state: {difference}. Go back "
+                    "to the settings of the run, or choose another folder."
+                )
+            wrong = [p for (p, _), c in _with_checksums(arrays) if c != record["arrays"][p][2]]
+            if wrong:
+                damaged[step] = f"the checksum of {wrong[0]} is wrong"
+                continue
+            for number, reason in damaged.items():
+                logger.warning(
+                    "The checkpoint of step %d is damaged and set aside: %s", number, reason
+                )
+                self._set_aside(number)
+            state = jax.tree.unflatten(jax.tree.structure(target), arrays.values())
+            return Restored(step, state, record["record"])
+        if damaged:
+            step, reason = next(iter(damaged.items()))
             raise ValueError(
-                f"all checkpoints in {self.folder} are damaged; they are now called damaged_*. Start anew in "
-                "another folder, or remove them."
+                f"no checkpoint in {self.folder} is whole; that of step {step}: {reason}. Repair them, or start "
+                "in another folder."
             )
         return None
 
@@ -189,7 +192,9 @@ class Checkpoints:
 
         # The handler itself: a CheckpointManager would wait for processes that have failed.
         path, wanted = epath.Path(self.folder / str(step) / _STATE), _by_path(target)
-        arrays = ocp.StandardCheckpointHandler().restore(path, ocp.args.StandardRestore(wanted))
+        arrays = ocp.StandardCheckpointHandler().restore(
+            path, args=ocp.args.StandardRestore(wanted)
+        )
         return {path: arrays[path] for path in wanted}
 
     def read_record(self, step: int) -> dict[str, Any]:
