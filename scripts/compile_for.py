@@ -9,6 +9,7 @@ which does not optimise. Needs libtpu: `make pods`, or `pip install 'jax[tpu]'`.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,14 @@ def inference_step(experiment: Experiment, mesh: Mesh) -> tuple[Callable, tuple[
 def main(_: list[str]) -> None:
     """Compiles what the command line asks for, and prints the report."""
     jax.config.update("jax_platforms", "cpu")  # the chips are not there
-    experiment = from_config_dict(_CONFIG.value.to_dict())
-    devices = ahead_of_time.tpu_devices(_TOPOLOGY.value)
-    build = training_step if _WHAT.value == "train" else inference_step
-    function, arguments = build(experiment, make_mesh(experiment.mesh, devices))
-    report = ahead_of_time.compile_ahead(function, arguments, len(devices), _QUICK.value)
+    try:
+        experiment = from_config_dict(_CONFIG.value.to_dict())
+        devices = ahead_of_time.tpu_devices(_TOPOLOGY.value)
+        build = training_step if _WHAT.value == "train" else inference_step
+        function, arguments = build(experiment, make_mesh(experiment.mesh, devices))
+        report = ahead_of_time.compile_ahead(function, arguments, len(devices), _QUICK.value)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        sys.exit(f"compile_for.py: error: {error}")
     print(f"{experiment.model}, {_WHAT.value}, {_TOPOLOGY.value}\n\n{report.table()}", flush=True)
     if _JSON.value:
         Path(_JSON.value).write_text(report.json() + "\n")

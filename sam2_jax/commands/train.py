@@ -6,6 +6,7 @@ Flags instead of an argument parser, so that the command line can change any fie
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,7 @@ def main(argv: Sequence[str], program: str = "sam2-jax train") -> int:
     """Runs the command; returns its exit status."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("sam2_jax").setLevel(logging.INFO)
-    # What Orbax logs as an error with its stack, it also raises.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _quieten_orbax()
     try:
         if set(argv) & {"-h", "--help"}:
             print(USAGE.format(program=program), end="")
@@ -39,6 +39,19 @@ def main(argv: Sequence[str], program: str = "sam2-jax train") -> int:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _quieten_orbax() -> None:
+    """Keeps errors to the one line that `main` prints: Orbax raises what it logs with stacks on the way."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    hook = sys.unraisablehook
+
+    def without_late_callbacks(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = without_late_callbacks
 
 
 def _run(argv: list[str], program: str) -> None:

@@ -17,6 +17,14 @@ import jax
 from sam2_jax.parallel import hlo
 
 _GIB = 2**30
+# Else libtpu asks a cloud's metadata server who it is, and lets one process on a machine compile.
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +87,11 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     """
     from jax.experimental import topologies
 
-    # Else libtpu looks for a cloud's metadata server, and only one process may use it.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    slices, _, name = topology.rpartition("*")
+    for name, value in _LIBTPU.items():
+        os.environ.setdefault(name, value)
+    slices, _, grid = topology.rpartition("*")
     try:
-        found = topologies.get_topology_desc(name, "tpu", num_slices=int(slices or 1))
+        found = topologies.get_topology_desc(grid, "tpu", num_slices=int(slices or 1))
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
             f"there is no topology {topology!r} ({error}); one is expected such as v5e:2x4, v5e:16x16, "
@@ -107,6 +114,15 @@ def _optimisation(level: str | None) -> Iterator[None]:
         jax.config.update("jax_optimization_level", before)
 
 
+def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
+
+
 def compile_ahead(
     function: Callable, arguments: Sequence[Any], chips: int, is_quick: bool = False
 ) -> Report:
@@ -119,13 +135,13 @@ def compile_ahead(
       is_quick: compiles without optimising, some seven times faster; temporaries then are an upper bound.
 
     Raises:
-      jax.errors.JaxRuntimeError: when the program does not fit the memory of a chip, among others.
+      MemoryError: when the program does not fit the memory of a chip; the message tells by how much.
     """
     start = time.perf_counter()
     lowered = function.lower(*arguments)
     middle = time.perf_counter()
     with _optimisation("O0" if is_quick else None):
-        compiled = lowered.compile()
+        compiled = _compile(lowered)
     end = time.perf_counter()
     memory = compiled.memory_analysis()
     return Report(

@@ -80,30 +80,31 @@ def cost(text: str) -> Cost:
 
     @functools.cache
     def of(name: str) -> Cost:
-        found: dict[str, Cost] = {}  # parts of an asynchronous collective name the same channel
         total = Cost()
         for inner in _with_fusions(computations, name):
-            shapes = {i.name: i.shapes for i in computations[inner]}
-            for instruction in computations[inner]:
-                total += of_instruction(instruction, shapes, found)
-        return sum(found.values(), total)
+            body = computations[inner]
+            shapes = {i.name: i.shapes for i in body}
+            # A collective that runs beside other fusions stands in all of them; one starts it.
+            starts = any("AsyncCollectiveStart" in i.attributes for i in body)
+            for instruction in body:
+                if starts or "chain_id" not in instruction.attributes:
+                    total += of_instruction(instruction, shapes)
+        return total
 
-    def of_instruction(instruction, shapes, found):
+    def of_instruction(instruction, shapes):
         opcode = instruction.opcode
         if opcode in ("convolution", "dot"):
             return Cost(_product_flops(instruction, shapes))
         if opcode.removesuffix("-start") in COLLECTIVES:
-            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            key = channel[1] if channel else instruction.name
-            found[key] = _collective(instruction, shapes)
-        elif opcode == "while":
+            return _collective(instruction, shapes)
+        if opcode == "while":
             called = dict(re.findall(r"(condition|body)=%([\w.\-]+)", instruction.attributes))
             turns = _turns(instruction, computations, called["condition"])
             body = of(called["body"])
-            return body.times(turns) if turns is not None else body + Cost(unknown_loops=1)
-        elif opcode == "conditional":
+            return body + Cost(unknown_loops=1) if turns is None else body.times(turns)
+        if opcode == "conditional":
             return max(map(of, _called(instruction)), key=lambda branch: branch.flops)
-        elif opcode in ("call", "async-start"):
+        if opcode in ("call", "async-start"):
             return sum(map(of, _called(instruction)), Cost())
         return Cost()
 

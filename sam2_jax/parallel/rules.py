@@ -88,17 +88,3 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
         return NamedSharding(mesh, spec(mesh, path, leaf.shape))
 
     return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def gather(mesh: Mesh, params: Any) -> Any:
-    """Makes parameters whole over `fsdp`, inside a compiled function, before a model uses them.
-
-    Left to itself, the compiler may cut the channels of activations as the kernels are, and have every device
-    compute all clips. Its transpose leaves every device its part of the sum of gradients.
-    """
-
-    def one(sharding, x):
-        axes = (None if axis == "fsdp" else axis for axis in sharding.spec)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
-
-    return jax.tree.map(one, shardings(mesh, params), params)

@@ -181,8 +181,8 @@ class Checkpoints:
         if damaged:
             step, reason = next(iter(damaged.items()))
             raise ValueError(
-                f"no checkpoint in {self.folder} is whole; that of step {step}: {reason}. Repair them, or start "
-                "in another folder."
+                f"no checkpoint in {self.folder} is whole; that of step {step}: {reason}. Repair them, or "
+                "start in another folder."
             )
         return None
 

@@ -79,6 +79,7 @@ def next_click(key: jax.Array, prediction: jax.Array, truth: jax.Array) -> tuple
     Returns:
       (2,) float32 point (x, y) in pixels, and its () int32 label: 1 if it is missing from the prediction.
     """
+    truth = jnp.asarray(truth)
     error = prediction ^ truth
     x, y = _pixel_of(key, jnp.where(error.any(), error, ~truth))
     return jnp.stack([x, y]).astype(jnp.float32), truth[y, x].astype(jnp.int32)

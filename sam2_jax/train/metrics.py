@@ -8,6 +8,7 @@ import math
 import os
 import re
 import resource
+import secrets
 import sys
 import time
 import zlib
@@ -107,7 +108,7 @@ class _Events:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._event = Event
-        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        self._writer = EventsWriter(str(folder / "events"), f".{secrets.token_hex(4)}")
         # TensorBoard forgets what earlier files hold from this step on.
         start = SessionLog(status=SessionLog.START)
         self._writer.write_event(
@@ -238,7 +239,13 @@ def count_flops(jaxpr: Any) -> float:
         elif name == "cond":
             total += max(map(count_flops, params["branches"]))
         else:
-            repeats = params["length"] if name == "scan" else 1
+            repeats = 1
+            if name == "scan":
+                repeats = params["length"]
+            elif name == "shard_map":
+                # JAX has two names for the axes over which the inner shapes are those of one device.
+                axes = params.get("newly_manual_axes", params.get("manual_axes", ()))
+                repeats = math.prod(params["mesh"].shape[axis] for axis in axes)
             total += repeats * sum(map(count_flops, _inner(params)))
     return total
 

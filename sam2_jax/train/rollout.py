@@ -69,9 +69,7 @@ def rollout(
     num_frames, n = truths.shape[:2]
     slots = max(interaction.max_initial_frames, interaction.max_corrected_frames)
     bank = memory_bank.empty(sam2.config, n, min(slots, num_frames), num_frames)
-    zero = params["no_mem_embed"].sum() * 0
-    live = lambda tree: jax.tree.map(lambda x: x + zero.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-    bank = live(bank)
+    bank = _tie(bank, params)
 
     def one_frame(bank, xs):
         frame, is_initial, is_corrected, is_box, key = xs
@@ -91,7 +89,9 @@ def rollout(
             segment = lambda prompt: apply(embedding, here, prompt, is_initial, method="segment")
             compare = functools.partial(_compare, sam2.config, weights, truth, is_initial)
             prompt = _first_prompt(click_key, truth, is_initial, is_box, interaction)
-            return _interact(segment, compare, prompt, truth, is_corrected, click_key, interaction, live)
+            return _interact(
+                params, segment, compare, prompt, truth, is_corrected, click_key, interaction
+            )
 
         def by_masks(_):
             answer = apply(here, truth.astype(jnp.float32), method="segment_by_mask")
@@ -121,6 +121,16 @@ def rollout(
     return jax.tree.map(lambda x: x.sum(0), sums)
 
 
+def _tie(tree, params):
+    """Adds nothing, but makes floating-point leaves depend on the parameters.
+
+    A scan whose carry has a derivative from the start is linearised once, not once more at every level.
+    """
+    nothing = 0 * params["no_mem_embed"].sum()
+    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.tree.map(lambda x: x + nothing.astype(x.dtype) if is_float(x) else x, tree)
+
+
 def _first_prompt(key, truth, is_initial, is_box, interaction):
     """A box or a click on an initial frame, nothing on others.
 
@@ -141,7 +151,7 @@ def _first_prompt(key, truth, is_initial, is_box, interaction):
     return points, labels, jnp.where(is_initial, jnp.where(is_box, 2, 1), 0)
 
 
-def _interact(segment, compare, prompt, truth, is_corrected, key, interaction, live):
+def _interact(params, segment, compare, prompt, truth, is_corrected, key, interaction):
     """Segments a frame; if it is to be corrected, clicks into the error and segments again, seven times.
 
     Returns:
@@ -149,7 +159,7 @@ def _interact(segment, compare, prompt, truth, is_corrected, key, interaction, l
     """
     points, labels, num_points = prompt
     n, size = truth.shape[0], truth.shape[-1] // 4
-    first = Prompt(points, labels, jnp.zeros((n, size, size)), jnp.zeros(n, bool))
+    first = Prompt(points, labels, _tie(jnp.zeros((n, size, size)), params), jnp.zeros(n, bool))
 
     def one_step(state, xs):
         step, key = xs
@@ -177,9 +187,10 @@ def _interact(segment, compare, prompt, truth, is_corrected, key, interaction, l
     answer = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), (answer.masks, answer.scores, answer.pointers)
     )
+    answer = _tie(answer, params)
     steps = jnp.arange(1 + interaction.num_corrections)
     keys = jax.random.split(key, len(steps))
-    (_, _, answer), losses = jax.lax.scan(one_step, (first.replace(mask_logits=live(first.mask_logits)), num_points, live(answer)), (steps, keys))
+    (_, _, answer), losses = jax.lax.scan(one_step, (first, num_points, answer), (steps, keys))
     return answer, jax.tree.map(lambda x: x.sum(0), losses)
 
 

@@ -23,10 +23,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sam2_jax.config import HieraConfig, Sam2Config, get_config
 from sam2_jax.experiment import Experiment
 from sam2_jax.model.sam2 import Sam2, init_params, param_shapes
-from sam2_jax.parallel.mesh import BATCH_AXES, batch_sharding
+from sam2_jax.parallel.mesh import batch_sharding
 from sam2_jax.parallel.rules import shardings
+from sam2_jax.parallel.spread import over_clips
 from sam2_jax.train import lora
-from sam2_jax.train.clicks import draw_plan
+from sam2_jax.train.clicks import Plan, draw_plan
 from sam2_jax.train.optimizer import make_optimizer, schedule
 from sam2_jax.train.rollout import LOSSES, rollout, training_config
 
@@ -153,10 +154,12 @@ class Learner:
 
     def trained(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the part of nested parameters that is trained."""
+        return self._part(params, wanted=True)
+
+    def _part(self, params, wanted):
         flat = flatten_dict(params, sep="/")
-        return unflatten_dict(
-            {p: x for p, x in flat.items() if is_trained(self.experiment, p)}, sep="/"
-        )
+        chosen = lambda path: is_trained(self.experiment, path) == wanted
+        return unflatten_dict({path: x for path, x in flat.items() if chosen(path)}, sep="/")
 
     def _combined(self, params, trained):
         """Parameters with the trained ones replaced."""
@@ -227,63 +230,74 @@ class Learner:
         put = functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
         return Batch(put(batch["images"]), put(batch["masks"]), put(batch["is_object"]))
 
-    def loss(self, params: Mapping[str, Any], batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """Sums over a batch; what is minimised is `loss / num_objects` over all of a step's objects.
+    def loss(
+        self, params: Mapping[str, Any], batch: Batch, plan: Plan, keys: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Sums of the losses over the objects of some clips.
+
+        Args:
+          params: of the model.
+          batch: B clips.
+          plan: what happens on their frames.
+          keys: (B,) random keys.
 
         Returns:
-          () float32 each: the `LOSSES`, `true_iou`, `present`.
+          () float32 each: the `LOSSES`, `true_iou`, `present`; see `rollout`.
         """
         experiment = self.experiment
-        plan_key, key = jax.random.split(key)
-        num_clips, num_frames = batch.images.shape[:2]
-        plan = draw_plan(plan_key, num_frames, experiment.interaction)
         one_clip = lambda images, masks, key: rollout(
-            self.sam2,
-            params,
-            images,
-            masks,
-            plan,
-            key,
-            experiment.interaction,
-            experiment.loss,
+            self.sam2, params, images, masks, plan, key, experiment.interaction, experiment.loss
         )
-        keys = jax.random.split(key, num_clips)
-        sums = jax.vmap(one_clip, spmd_axis_name=BATCH_AXES)(batch.images, batch.masks, keys)
+        sums = jax.vmap(one_clip)(batch.images, batch.masks, keys)
         return jax.tree.map(lambda x: (x * batch.is_object).sum(), sums)
 
     def gradient(
-        self, params: Mapping[str, Any], batch: Batch, key: jax.Array
+        self, mesh: jax.sharding.Mesh, params: Mapping[str, Any], batch: Batch, key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        """Gradient with respect to the trained parameters, and the loss and its parts, by object.
+        """Gradient with respect to the trained parameters of the mean loss of an object, and its parts.
 
         A batch that is cut into parts (`Optimizer.accumulate`) has the gradient of the whole one.
         """
-        trained, parts = self.trained(params), self.experiment.optimizer.accumulate
+        interaction, parts = self.experiment.interaction, self.experiment.optimizer.accumulate
+        num_clips, num_frames = batch.images.shape[:2]
+        plan_key, key = jax.random.split(key)
+        plans = jax.vmap(lambda key: draw_plan(key, num_frames, interaction))(
+            jax.random.split(plan_key, parts)
+        )
         num_objects = jnp.maximum(batch.is_object.sum(), 1)
 
-        def objective(trained, batch, key):
-            sums = self.loss(self._effective(self._combined(params, trained)), batch, key)
-            return sums["loss"] / num_objects, sums
+        def of_clips(trained, frozen, clips, shared):
+            plans, num_objects = shared
 
-        differentiate = jax.grad(objective, has_aux=True)
-        if parts == 1:
-            gradient, sums = differentiate(trained, batch, key)
-        else:
-            # Every device's clips go into all parts, so that none waits.
-            cut = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-            zero = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), tree)
+            def objective(trained, batch, keys, plan):
+                params = self._effective(self._combined(frozen, trained))
+                sums = self.loss(params, batch, plan, keys)
+                return sums["loss"] / num_objects, sums
+
+            differentiate = jax.grad(objective, has_aux=True)
+            xs = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), clips)
+            if parts == 1:
+                return differentiate(trained, *jax.tree.map(lambda x: x[0], (*xs, plans)))
 
             def add(total, xs):
                 return jax.tree.map(jnp.add, total, differentiate(trained, *xs)), None
 
-            totals = zero(jax.eval_shape(differentiate, trained, batch, key))
-            xs = (jax.tree.map(cut, batch), jax.random.split(key, parts))
-            (gradient, sums), _ = jax.lax.scan(add, totals, xs)
+            first = jax.tree.map(lambda x: x[0], (*xs, plans))
+            shapes = jax.eval_shape(differentiate, trained, *first)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return jax.lax.scan(add, zeros, (*xs, plans))[0]
+
+        trained, frozen = self.trained(params), self._part(params, wanted=False)
+        clips = (batch, jax.random.split(key, num_clips))
+        shared = (plans, num_objects)
+        gradient, sums = over_clips(mesh, of_clips)(trained, frozen, clips, shared)
         metrics = {name: sums[name] / num_objects for name in LOSSES}
         metrics["true_iou"] = sums["true_iou"] / jnp.maximum(sums["present"], 1)
         return gradient, metrics
 
-    def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def update(
+        self, mesh: jax.sharding.Mesh, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step, pure; `step` compiles it.
 
         Returns:
@@ -292,7 +306,7 @@ class Learner:
         """
         experiment = self.experiment
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        gradient, metrics = self.gradient(state.params, batch, key)
+        gradient, metrics = self.gradient(mesh, state.params, batch, key)
         norm = optax.tree.norm(gradient)
         is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
@@ -330,7 +344,7 @@ class Learner:
         state = jax.tree.map(lambda x: x.sharding, self.abstract_state(mesh))
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         return jax.jit(
-            self.update,
+            functools.partial(self.update, mesh),
             in_shardings=(state, batch_sharding(mesh)),
             out_shardings=(state, whole),
             donate_argnums=0,

@@ -1,3 +1,4 @@
+import gc
 import logging
 import resource
 import shutil
@@ -16,6 +17,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _drop_it_here():
+    yield
+    gc.collect()
 
 
 @struct.dataclass

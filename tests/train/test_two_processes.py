@@ -15,7 +15,6 @@ from sam2_jax.train.metrics import read_metrics
 from tests.train import toy_run
 from tests.train.test_never_lost import finish, newest_step, wait_for
 
-NUM_STEPS = 60
 MESH_A = ("--config.mesh.data=1", "--config.mesh.fsdp=8")
 MESH_B = ("--config.mesh.data=2", "--config.mesh.fsdp=4")
 MESH_C = ("--config.mesh.data=4", "--config.mesh.fsdp=1", "--config.mesh.model=2")
@@ -25,7 +24,7 @@ MESH_C = ("--config.mesh.data=4", "--config.mesh.fsdp=1", "--config.mesh.model=2
 def config(tmp_path_factory) -> Path:
     return toy_run.write_config(
         tmp_path_factory.mktemp("config"),
-        num_steps=NUM_STEPS,
+        num_steps=10_000,
         checkpoint_every=5,
         optimizer=Optimizer(learning_rate=1e-2, schedule="constant"),
         datasets={"drawn": Dataset(num_frames=2, max_objects=2, batch_size=8)},
@@ -74,13 +73,17 @@ def preempted(tmp_path_factory, config) -> Path:
     return workdir
 
 
+def until(workdir: Path) -> str:
+    """The flag by which a run goes a few steps farther."""
+    return f"--config.num_steps={newest_step(workdir) + 6}"
+
+
 def test_resumes_on_another_mesh_with_the_same_losses(tmp_path, config, preempted):
     one, two = tmp_path / "one", shutil.copytree(preempted, tmp_path / "two")
-    assert 6 <= newest_step(two) < NUM_STEPS
-    log = finish_two(start_two(config, two, *MESH_B))
+    log = finish_two(start_two(config, two, *MESH_B, until(preempted)))
     assert f"resumed after step {newest_step(preempted)} of" in log
 
-    status, log = finish(toy_run.start(config, one, *MESH_C, num_devices=8))
+    status, log = finish(toy_run.start(config, one, *MESH_C, until(preempted), num_devices=8))
     assert status == 0, log
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
     name, params = load_params(two / "export")
@@ -95,6 +98,6 @@ def test_both_processes_pass_over_a_corrupted_checkpoint(tmp_path, config, preem
     newest = workdir / "checkpoints" / str(newest_step(workdir))
     for path in newest.glob("state/ocdbt.process_1/d/*"):
         path.write_bytes(bytes(path.stat().st_size))
-    log = finish_two(start_two(config, workdir, *MESH_A))
+    log = finish_two(start_two(config, workdir, *MESH_A, until(workdir)))
     assert f"The checkpoint of step {newest.name} is damaged and set aside" in log
-    assert len(losses(workdir)) == NUM_STEPS
+    assert len(losses(workdir)) == int(newest.name) + 6

@@ -6,9 +6,7 @@ Everything but the model and its loss is what users run: the command line, proce
 compiled and sharded step, checkpoints and metrics.
 """
 
-import dataclasses
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,9 +48,10 @@ class ToyLearner(Learner):
     def init(self, mesh, params=None):
         return super().init(mesh, self._host if params is None else params)
 
-    def loss(self, params, batch, key):
+    def loss(self, params, batch, plan, keys):
         decoder = params["mask_decoder"]
-        x = batch.images[:, :, ::8, ::8] / 255 + 0.1 * jax.random.normal(key, (3,))
+        noise = jax.vmap(lambda key: jax.random.normal(key, (1, 1, 1, 3)))(keys)
+        x = batch.images[:, :, ::8, ::8] / 255 + 0.1 * noise
         x = jnp.tanh(x @ decoder["hidden"]["kernel"] + decoder["hidden"]["bias"])
         logits = (x @ decoder["out"]["kernel"] + decoder["out"]["bias"])[..., 0]
         truth = batch.masks[..., ::8, ::8].astype(jnp.float32)

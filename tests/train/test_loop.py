@@ -1,0 +1,329 @@
+"""The run in this process, around the toy learner; `test_never_lost` has it in processes of its own."""
+
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam2_jax.checkpoint import load_params
+from sam2_jax.commands import train as command
+from sam2_jax.experiment import Dataset, Optimizer, Validation
+from sam2_jax.train import loop
+from sam2_jax.train.loop import train
+from sam2_jax.train.metrics import read_metrics
+from tests.train import toy_run
+
+
+@pytest.fixture(autouse=True)
+def _toy_learner(monkeypatch):
+    toy_run.use_toy_learner(monkeypatch.setattr)
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """`at_step(n, action)`: calls `action(batch)` when the batch of step n is read."""
+
+    def install(step, action):
+        class Loader:
+            def __init__(self, *args):
+                self.inner, self.count = make_loader(*args), 0
+
+            def __getattr__(self, name):
+                return getattr(self.inner, name)
+
+            def __next__(self):
+                dataset, batch = next(self.inner)
+                self.count += 1
+                if self.count == step:
+                    action(batch)
+                return dataset, batch
+
+        make_loader = loop.make_loader
+        monkeypatch.setattr(loop, "make_loader", Loader)
+
+    return install
+
+
+def toy(**changes):
+    return toy_run.experiment(**({"num_steps": 6, "checkpoint_every": 3} | changes))
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in read_metrics(workdir)}
+
+
+def test_the_folder_of_a_run(tmp_path, caplog):
+    workdir = tmp_path / "runs" / "toy"
+    with caplog.at_level(logging.INFO, "sam2_jax"):
+        train(toy(), workdir)
+    assert json.loads((workdir / "config.json").read_text())["num_steps"] == 6
+    lines = read_metrics(workdir)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    expected = {"loss", "grad_norm", "learning_rate", "skipped", "replaced", "dataset", "memory_gb"}
+    assert expected <= set(lines[0])
+    assert "frames_per_s" not in lines[0]  # that step was compiled
+    assert lines[1]["frames_per_s"] > 0
+    assert "mfu" not in lines[1]  # a CPU's peak is not known
+    assert checkpoint_steps(workdir) == [3, 6]
+    assert list(workdir.glob("events.out.tfevents.*"))
+    name, params = load_params(workdir / "export")
+    assert name == "sam2.1_hiera_tiny"
+    assert params["mask_decoder"]["hidden"]["kernel"].shape == (3, toy_run.HIDDEN)
+    assert "is started at step 0 of 6" in caplog.text
+    assert "step 6/6: loss" in caplog.text
+
+
+def test_a_finished_run_says_so_and_does_nothing(tmp_path, caplog):
+    train(toy(), tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    with caplog.at_level(logging.INFO, "sam2_jax"):
+        train(toy(), tmp_path)
+    assert "is finished at step 6 of 6" in caplog.text
+    after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    del before[tmp_path / ".lock"], after[tmp_path / ".lock"]
+    assert after == before
+
+
+def test_a_finished_run_without_its_export_gets_one(tmp_path):
+    train(toy(), tmp_path)
+    (tmp_path / "export" / "model.json").unlink()
+    for path in sorted((tmp_path / "export").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    train(toy(), tmp_path)
+    assert load_params(tmp_path / "export")[0] == "sam2.1_hiera_tiny"
+    assert len(losses(tmp_path)) == 6
+
+
+def test_lines_and_checkpoints_come_when_they_are_due(tmp_path):
+    train(toy(num_steps=11, log_every=4, checkpoint_every=5, keep_last=9), tmp_path)
+    assert list(losses(tmp_path)) == [1, 4, 8, 11]
+    assert checkpoint_steps(tmp_path) == [5, 10, 11]
+
+
+def test_more_steps_go_on_from_the_end(tmp_path, caplog):
+    constant = Optimizer(learning_rate=1e-2, schedule="constant")
+    train(toy(optimizer=constant), tmp_path / "two")
+    with caplog.at_level(logging.INFO, "sam2_jax"):
+        train(toy(optimizer=constant, num_steps=9), tmp_path / "two")
+    assert "is resumed after step 6 of 9" in caplog.text
+    assert "num_steps has changed: 6 -> 9" in caplog.text
+    train(toy(optimizer=constant, num_steps=9), tmp_path / "one")
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model": "sam2.1_hiera_small"}, {"model_overrides": {"hidden_dim": 128}}]
+)
+def test_another_model_in_the_same_folder_is_one_clear_error(tmp_path, changes):
+    train(toy(num_steps=1), tmp_path)
+    with pytest.raises(ValueError, match=rf"a run of another model \({next(iter(changes))}: "):
+        train(toy(**changes), tmp_path)
+
+
+def test_two_runs_in_one_folder_are_one_too_many(tmp_path, at_step):
+    """The lock is the system's, so that it takes another process to meet it."""
+    config = toy_run.write_config(tmp_path)
+    logs = []
+
+    def start_another(_):
+        process = toy_run.start(config, tmp_path / "run")
+        logs.append(process.communicate(timeout=60)[1])
+        assert process.returncode == 2
+
+    at_step(2, start_another)
+    train(toy(num_steps=3), tmp_path / "run")
+    assert "another run is at work in" in logs[0]
+
+
+def test_sigterm_ends_the_run_after_the_step(tmp_path, at_step):
+    train(toy(num_steps=12), tmp_path / "one")
+    at_step(5, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    train(toy(num_steps=12), tmp_path / "two")
+    assert checkpoint_steps(tmp_path / "two") == [3, 5]
+    assert list(losses(tmp_path / "two")) == [1, 2, 3, 4, 5]
+    assert not (tmp_path / "two" / "export").exists()
+    train(toy(num_steps=12), tmp_path / "two")  # is told to end again
+    train(toy(num_steps=12), tmp_path / "two")
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+    ours, theirs = (load_params(tmp_path / run / "export") for run in ("two", "one"))
+    np.testing.assert_equal(ours, theirs)
+
+
+def test_ctrl_c_saves_and_is_a_keyboard_interrupt(tmp_path, at_step):
+    before = signal.getsignal(signal.SIGINT)
+    at_step(5, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(toy(), tmp_path)
+    assert checkpoint_steps(tmp_path) == [3, 5]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_is_met_at_once(tmp_path, at_step):
+    def twice(_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_step(5, twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(toy(), tmp_path)
+    assert checkpoint_steps(tmp_path) == [3]
+
+
+class Diverging(toy_run.ToyLearner):
+    """Has no finite loss on batches whose first pixel is marked."""
+
+    def loss(self, params, batch, plan, keys):
+        is_marked = (batch.images[:, 0, :2, :2] == 255).all()
+        sums = super().loss(params, batch, plan, keys)
+        return {name: value / (1 - is_marked) for name, value in sums.items()}
+
+
+def mark(batch):
+    batch["images"][:, 0, :2, :2] = 255
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(
+    tmp_path, at_step, monkeypatch, caplog
+):
+    monkeypatch.setattr(loop, "Learner", Diverging)
+    at_step(2, mark)
+    train(toy(num_steps=4), tmp_path)
+    assert losses(tmp_path)[2] is None
+    assert [line["skipped"] for line in read_metrics(tmp_path)] == [0, 1, 1, 1]
+    assert "Step 2 is skipped, its loss is not finite: drawn/" in caplog.text
+
+
+def test_too_many_skipped_steps_end_the_run_and_the_batch_is_saved(tmp_path, at_step, monkeypatch):
+    monkeypatch.setattr(loop, "Learner", Diverging)
+    for step in (4, 5, 6):
+        at_step(step, mark)
+    with pytest.raises(ValueError, match=r"3 steps in a row had no finite loss .* drawn/"):
+        train(toy(num_steps=20, max_skipped=3), tmp_path)
+    (path,) = (tmp_path / "bad_batches").iterdir()
+    assert path.name == "step_0000006_process_0.npz"
+    saved = np.load(path)
+    assert (saved["images"][:, 0, :2, :2] == 255).all()
+    assert len(saved["names"]) == 2
+    assert checkpoint_steps(tmp_path) == [3]
+
+
+def test_replaced_samples_are_counted_also_across_a_restart(tmp_path, at_step):
+    at_step(2, lambda batch: batch.update(replaced=3))
+    train(toy(num_steps=4), tmp_path)
+    train(toy(num_steps=8), tmp_path)
+    assert [line["replaced"] for line in read_metrics(tmp_path)] == [0, 3, 3, 3, 3, 6, 6, 6]
+
+
+@pytest.fixture
+def drawn_scores(monkeypatch):
+    """Validation of which one only sees the parameters: predictions are the truth, cut off at the right."""
+    widths = iter([32, 64, 40])
+
+    def predict(sam2, params, clip, num_objects):
+        masks = clip.masks.copy()
+        masks[1:, ..., width[0] :] = False
+        return masks
+
+    width = [0]
+    validate = loop._Run._validate
+
+    def next_width(run, params):
+        width[0] = next(widths)
+        return validate(run, params)
+
+    monkeypatch.setattr(loop, "predict_masks", predict)
+    monkeypatch.setattr(loop._Run, "_validate", next_width)
+
+
+VALIDATION = Validation(
+    every=2, dataset=Dataset(num_frames=2, max_objects=2, count=2, seed=1, batch_size=1)
+)
+
+
+def test_validation_scores_are_in_the_lines_and_the_best_checkpoint_stays(tmp_path, drawn_scores):
+    changes = {"validation": VALIDATION, "checkpoint_every": 100, "keep_last": 1, "log_every": 100}
+    train(toy(**changes), tmp_path)
+    lines = {line["step"]: line for line in read_metrics(tmp_path)}
+    assert list(lines) == [1, 2, 4, 6]
+    scores = {step: lines[step]["validation/J&F"] for step in (2, 4, 6)}
+    assert scores[4] == 1
+    assert max(scores[2], scores[6]) < 1
+    assert {"validation/J", "validation/F", "loss"} <= set(lines[2])
+    assert checkpoint_steps(tmp_path) == [4, 6]
+
+
+def test_images_are_validated_by_one_click(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "predict_masks", lambda sam2, params, clip, num_objects: clip.masks)
+    images = Validation(every=3, dataset=Dataset(num_frames=1, count=1, seed=1))
+    train(toy(num_steps=3, validation=images), tmp_path)
+    assert read_metrics(tmp_path)[-1]["validation/iou"] == 1
+
+
+def test_predictions_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "predict_masks", lambda sam2, params, clip, num_objects: clip.masks)
+    train(toy(draw_every=4, validation=Validation(dataset=VALIDATION.dataset)), tmp_path)
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert [path.name for path in pictures] == ["step_0000004.png", "step_0000006.png"]
+    assert Image.open(pictures[0]).size[0] > 2 * 64
+
+
+def run_command(*arguments: str) -> int:
+    return command.main([str(argument) for argument in arguments])
+
+
+def test_the_command_trains_in_a_folder_named_after_the_config(tmp_path, monkeypatch):
+    config = toy_run.write_config(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run_command(f"--config={config}", "--config.num_steps=2") == 0
+    assert list(losses(tmp_path / "runs" / "toy")) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing"),
+        (["--config=nowhere.py"], "nowhere.py"),
+        (["--config={}", "--config.num_stepz=2"], 'Did you mean "num_steps"'),
+        (["--config={}", "--config.num_steps=x"], "config.num_steps=x"),
+        (["--config={}", "--config.remat=some"], "remat is 'some'"),
+        (["--config={}", "--config.mesh.fsdp=3"], "does not fit"),
+        (["--config={}", "--config.wandb_project=mine"], "wandb is not installed"),
+        (["--config={}", "--workdir={}"], "File exists"),
+        (["--config={}", "--frequency=3"], "frequency"),
+        (["--config={}", "now"], "'now' is no flag"),
+    ],
+)
+def test_errors_of_users_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    config = toy_run.write_config(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.chdir(tmp_path)
+    assert run_command(*[argument.format(config) for argument in arguments]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("sam2-jax train: error: ")
+    assert line.count("\n") == 1
+    assert message in line
+
+
+def test_help(capsys):
+    assert run_command("--help") == 0
+    assert "--config.field=value" in capsys.readouterr().out
+
+
+def test_a_dry_run_tells_what_would_be_trained(tmp_path, capsys):
+    config = toy_run.write_config(tmp_path)
+    flags = (f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.dry_run")
+    assert run_command(*flags) == 0
+    text = capsys.readouterr().out
+    assert f"mask_decoder/hidden/kernel  (3, {toy_run.HIDDEN})" in text
+    assert "images    (2, 2, 64, 64, 3)" in text
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["first_batch.png"]
