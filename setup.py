@@ -19,10 +19,13 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "av>=18.0",
+        "array-record>=0.8.1",
         "chex>=0.1.90",
         "einops>=0.8",
         "flax>=0.12.8",
+        "grain>=0.2.12",
         "jax>=0.10.2,<0.13",
+        "ml-collections>=1.1",
         "numpy>=2.2",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
@@ -30,6 +33,8 @@ setup(
         "pycocotools>=2.0.8",
         "safetensors>=0.5",
         "scipy>=1.15",
+        "tensorboardx>=2.6",
+        "tensorflow-datasets>=4.9.9",
         "tqdm>=4.66",
     ],
     extras_require={

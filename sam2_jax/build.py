@@ -87,6 +87,25 @@ def _hydra_overrides(entries: list[str] | tuple[str, ...]) -> dict[str, Any]:
     return overrides
 
 
+def load_weights(checkpoint: str | os.PathLike, model: str | None = None) -> tuple[str, dict]:
+    """Loads the parameters of a model, on the host.
+
+    Args:
+      checkpoint: as for `build_sam2`.
+      model: what it must be, in any spelling; None recognises it.
+
+    Returns:
+      The name of the model, and nested dicts of float32 arrays.
+
+    Raises:
+      ValueError: an unknown model, or a checkpoint that does not fit.
+      FileNotFoundError: there is no such checkpoint.
+    """
+    from checkpoints_convert.convert import load_checkpoint  # the one way out of the package
+
+    return load_checkpoint(checkpoint, resolve_model_name(model) if model else None)
+
+
 def build_model(
     model: str | None,
     checkpoint: str | os.PathLike | None,
@@ -122,10 +141,7 @@ def build_model(
         )
         return Model(name, config, init_params(config, jax.random.key(0)))
 
-    from checkpoints_convert.convert import load_checkpoint  # the one way out of the package
-
-    wanted = resolve_model_name(model) if model else None
-    name, params = load_checkpoint(checkpoint, wanted)
+    name, params = load_weights(checkpoint, model)
     return Model(name, get_config(name, **overrides), jax.device_put(params))
 
 

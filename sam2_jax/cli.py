@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sam2_jax.commands import everything, image, track
+from sam2_jax.commands import everything, image, track, train
 
 _COMMANDS = {"image": image, "everything": everything, "track": track}
 _CONVERT_EXAMPLES = """examples:
@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_arguments(add(name, command.HELP, command.EXAMPLES))
     convert = add("convert", "Convert checkpoints.", _CONVERT_EXAMPLES)
     convert.add_argument("arguments", nargs=argparse.REMAINDER)
+    training = add("train", train.HELP, train.USAGE.format(program="sam2-jax train"))
+    training.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser
 
 
@@ -54,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         from checkpoints_convert.convert import main as convert
 
         return convert(argv[1:])
+    if argv[:1] == ["train"]:  # and so has training
+        return train.main(argv[1:])
     args = _parser().parse_args(argv)
     try:
         with warnings.catch_warnings():

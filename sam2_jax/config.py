@@ -91,7 +91,9 @@ class Sam2Config:
 
     # Training
     memory_attention_dropout: float = 0.1
-    remat: str = "none"  # what the backward pass recomputes: none, dots (all but matrix products), full
+    remat: str = (
+        "none"  # what the backward pass recomputes: none, dots (all but matrix products), full
+    )
 
     # Video session
     fill_hole_area: int = 0  # background specks up to this many cells of the S/4 map are filled

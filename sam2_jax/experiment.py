@@ -33,7 +33,9 @@ class Augment:
     frame_brightness: float = 0.0  # the same three, drawn anew for every frame
     frame_contrast: float = 0.0
     frame_saturation: float = 0.0
-    mosaic: float = 0.0  # chance that the clip fills every cell of a 2 x 2 grid; one keeps its masks
+    mosaic: float = (
+        0.0  # chance that the clip fills every cell of a 2 x 2 grid; one keeps its masks
+    )
     reverse: float = 0.0  # chance that time runs backwards
 
 
@@ -192,7 +194,7 @@ def from_config_dict(config: Mapping[str, Any]) -> Experiment:
       ValueError: for a field that does not exist, a value of the wrong type, or one that is not allowed;
         the message gives the field's full name.
     """
-    return _build(Experiment, config, "config")
+    return _build(Experiment, _plain(config), "config")
 
 
 def _build(kind: Any, value: Any, name: str) -> Any:
@@ -217,7 +219,7 @@ def _build(kind: Any, value: Any, name: str) -> Any:
             raise ValueError(f"{name} is {value!r}; {len(arguments)} values are expected.")
         return tuple(_build(a, v, name) for a, v in zip(arguments, items, strict=True))
     if kind is Any:
-        return _plain(value)
+        return value
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -226,9 +228,7 @@ def _build(kind: Any, value: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings become dicts, all the way down."""
-    if isinstance(value, Mapping):
+    """Mappings and `ConfigDict`, which is none, become dicts, all the way down."""
+    if hasattr(value, "items"):
         return {k: _plain(v) for k, v in value.items()}
     return value
-
-

@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sam2_jax", "checkpoints_convert")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BASE = {"structs", "config"}
+BASE = {"structs", "config", "experiment"}
 AROUND = {"data", "parallel", "checkpoint"}  # know nothing of the model
 # What each part of sam2_jax may import of the house, itself apart; None = anything.
 ALLOWED = {
     "structs": BASE,
     "config": BASE,
+    "experiment": BASE,
     "data": BASE | AROUND,
     "parallel": BASE | AROUND,
     "checkpoint": BASE | AROUND,

@@ -104,7 +104,7 @@ def test_a_model_has_the_config_of_its_name(spelling, name):
     with pytest.warns(UserWarning, match="RANDOM weights"):
         model = build_sam2(spelling, apply_postprocessing=False)
     assert (model.name, model.config) == (name, get_config(name))
-    assert model.config.image_size == 1024
+    assert model.config.image_size == (256 if name == "sam2_nano" else 1024)
 
 
 def test_random_weights_are_announced_and_real():

@@ -36,6 +36,7 @@ def describe(experiment: Experiment, folder: str | os.PathLike) -> str:
       FileNotFoundError: data are missing.
     """
     learner, mesh = Learner(experiment), make_mesh(experiment.mesh)
+    check_batch_sizes(experiment, mesh)
     loader = make_loader(
         experiment.datasets,
         learner.config.image_size,
@@ -62,6 +63,18 @@ def describe(experiment: Experiment, folder: str | os.PathLike) -> str:
         *(f"  {clip}" for clip in batch["names"]),
     ]
     return "\n".join(lines)
+
+
+def check_batch_sizes(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """Raises a ValueError if the clips of a batch do not spread evenly over the devices."""
+    parts = experiment.optimizer.accumulate
+    multiple = mesh.shape["data"] * mesh.shape["fsdp"] * parts
+    for name, dataset in experiment.datasets.items():
+        if dataset.batch_size % multiple:
+            raise ValueError(
+                f"datasets.{name}.batch_size is {dataset.batch_size}; it must be a multiple of {multiple}: "
+                f"mesh.data {mesh.shape['data']} x mesh.fsdp {mesh.shape['fsdp']} x accumulate {parts}."
+            )
 
 
 def parameter_table(learner: Learner, mesh: jax.sharding.Mesh) -> list[str]:

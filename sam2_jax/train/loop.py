@@ -33,6 +33,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sam2_jax.build import load_weights
 from sam2_jax.checkpoint import is_params_folder, save_params
 from sam2_jax.config import resolve_model_name
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
@@ -43,7 +44,7 @@ from sam2_jax.experiment import Experiment
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.parallel.mesh import batch_share, make_mesh
 from sam2_jax.train.checkpoints import Checkpoints
-from sam2_jax.train.describe import write_png
+from sam2_jax.train.describe import check_batch_sizes, write_png
 from sam2_jax.train.metrics import (
     MetricWriter,
     Speed,
@@ -81,6 +82,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> None:
     """
     workdir = Path(workdir).absolute()
     learner, mesh = Learner(experiment), make_mesh(experiment.mesh)
+    check_batch_sizes(experiment, mesh)
     with contextlib.ExitStack() as stack:
         interruptions = stack.enter_context(_Interruptions())
         stack.enter_context(_only_run_in(workdir))
@@ -438,6 +440,4 @@ def _initial_params(experiment: Experiment) -> dict[str, Any] | None:
     """The parameters to start from; None for random ones."""
     if not experiment.init_from:
         return None
-    from checkpoints_convert.convert import load_checkpoint
-
-    return load_checkpoint(experiment.init_from, experiment.model)[1]
+    return load_weights(experiment.init_from, experiment.model)[1]

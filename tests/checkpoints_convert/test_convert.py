@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from checkpoints_convert import names
 from checkpoints_convert.convert import load_checkpoint, main, save_checkpoint
 from checkpoints_convert.torch_file import read_torch_file, write_torch_file
-from sam2_jax.config import MODELS
+from sam2_jax.config import RELEASED
 from sam2_jax.model import sam2
 
 
@@ -34,9 +34,9 @@ def refused(capsys, *argv):
     return captured.err
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", RELEASED)
 def test_model_has_the_official_tensors(model, shapes):
-    assert names.official_shapes(sam2.param_shapes(MODELS[model])) == shapes(model)
+    assert names.official_shapes(sam2.param_shapes(RELEASED[model])) == shapes(model)
 
 
 def test_torch_to_folder_to_torch_is_bit_identical(official, tmp_path, capsys):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from checkpoints_convert import names
-from sam2_jax.config import MODELS
+from sam2_jax.config import RELEASED
 
 
 def blank(shapes):
@@ -56,7 +56,7 @@ def flatten(tree):
     return dict(names._leaves(tree))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", RELEASED)
 def test_every_official_name_and_shape_goes_there_and_back(model, shapes):
     official = shapes(model)
     paths = {name: names.flax_path(name, len(shape)) for name, shape in official.items()}
@@ -130,7 +130,7 @@ def test_parameters_are_checked_too():
         names.to_state_dict({k: v for k, v in params.items() if k != "obj_ptr_proj"}, params)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", RELEASED)
 def test_recognises_every_model(model, shapes):
     assert names.recognise(shapes(model)) == model
 
@@ -141,7 +141,7 @@ def test_unknown_models_list_the_known_ones(shapes_):
         names.recognise(shapes_)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", RELEASED)
 def test_hugging_face_names_go_there_and_back(model, shapes):
     official = blank(shapes(model))
     renamed = names.to_hugging_face(official)

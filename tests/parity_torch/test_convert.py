@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from checkpoints_convert import names
 from checkpoints_convert.convert import load_checkpoint, save_checkpoint
 from checkpoints_convert.torch_file import CheckpointError, read_torch_file, write_torch_file
-from sam2_jax.config import MODELS
+from sam2_jax.config import RELEASED
 
 PARITY = Path(__file__).parents[1] / "parity"
 REFERENCE = runpy.run_path(str(PARITY / "reference_weights.py"))
@@ -115,7 +115,7 @@ def test_official_file_there_and_back(tmp_path, tiny):
 
 
 def video_config(model):
-    hiera = MODELS[model].hiera
+    hiera = RELEASED[model].hiera
     backbone = transformers.Sam2HieraDetConfig(
         hidden_size=hiera.embed_dim,
         num_attention_heads=hiera.num_heads,
@@ -129,7 +129,7 @@ def video_config(model):
     vision = transformers.Sam2VisionConfig(
         backbone_config=backbone, backbone_channel_list=list(hiera.widths[::-1])
     )
-    is_new = MODELS[model].no_obj_embed_spatial
+    is_new = RELEASED[model].no_obj_embed_spatial
     return transformers.Sam2VideoConfig(
         vision_config=vision,
         enable_occlusion_spatial_embedding=is_new,
@@ -137,7 +137,7 @@ def video_config(model):
     )
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", RELEASED)
 def test_hugging_face_names_are_those_of_transformers(model):
     shapes = REFERENCE["read_shapes"](PARITY / "names" / f"{model}.tsv")
     blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}

@@ -4,25 +4,50 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from sam2_jax.checkpoint import load_params
 from sam2_jax.commands import train as command
+from sam2_jax.data.media import read_image
 from sam2_jax.experiment import Dataset, Optimizer, Validation
-from sam2_jax.train import loop
+from sam2_jax.parallel.mesh import make_mesh
+from sam2_jax.train import describe, loop
 from sam2_jax.train.loop import train
 from sam2_jax.train.metrics import read_metrics
 from tests.train import toy_run
 
+# ml_collections loads files in an old way.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
 
 @pytest.fixture(autouse=True)
-def _toy_learner(monkeypatch):
+def _toy_learner_on_one_device(monkeypatch):
     toy_run.use_toy_learner(monkeypatch.setattr)
+    for module in (loop, describe):
+        monkeypatch.setattr(module, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_programs():
+    """Runs with the same step share its program, which takes longer to compile than to run."""
+    compile_step, programs = loop._Run._compile, {}
+
+    def compile_once(run, batch):
+        experiment = run.experiment
+        key = (type(run.learner), experiment.optimizer, experiment.num_steps, batch.masks.shape)
+        if key not in programs:
+            programs[key] = compile_step(run, batch)
+        return programs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "_compile", compile_once)
+        yield
 
 
 @pytest.fixture
@@ -130,19 +155,19 @@ def test_another_model_in_the_same_folder_is_one_clear_error(tmp_path, changes):
         train(toy(**changes), tmp_path)
 
 
-def test_two_runs_in_one_folder_are_one_too_many(tmp_path, at_step):
-    """The lock is the system's, so that it takes another process to meet it."""
-    config = toy_run.write_config(tmp_path)
-    logs = []
-
-    def start_another(_):
-        process = toy_run.start(config, tmp_path / "run")
-        logs.append(process.communicate(timeout=60)[1])
-        assert process.returncode == 2
-
-    at_step(2, start_another)
-    train(toy(num_steps=3), tmp_path / "run")
-    assert "another run is at work in" in logs[0]
+def test_two_runs_in_one_folder_are_one_too_many(tmp_path):
+    hold = (
+        f"import fcntl; f = open({str(tmp_path / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX)"
+    )
+    command = [sys.executable, "-c", f"{hold}; print('held', flush=True); input()"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another run is at work in"):
+            train(toy(num_steps=1), tmp_path)
+        other.communicate("\n")
+    train(toy(num_steps=1), tmp_path)
 
 
 def test_sigterm_ends_the_run_after_the_step(tmp_path, at_step):
@@ -274,7 +299,7 @@ def test_predictions_are_drawn(tmp_path, monkeypatch):
     train(toy(draw_every=4, validation=Validation(dataset=VALIDATION.dataset)), tmp_path)
     pictures = sorted((tmp_path / "pictures").iterdir())
     assert [path.name for path in pictures] == ["step_0000004.png", "step_0000006.png"]
-    assert Image.open(pictures[0]).size[0] > 2 * 64
+    assert read_image(pictures[0]).shape[1] > 2 * 64
 
 
 def run_command(*arguments: str) -> int:
@@ -297,6 +322,7 @@ def test_the_command_trains_in_a_folder_named_after_the_config(tmp_path, monkeyp
         (["--config={}", "--config.num_steps=x"], "config.num_steps=x"),
         (["--config={}", "--config.remat=some"], "remat is 'some'"),
         (["--config={}", "--config.mesh.fsdp=3"], "does not fit"),
+        (["--config={}", "--config.optimizer.accumulate=3"], "it must be a multiple of 3"),
         (["--config={}", "--config.wandb_project=mine"], "wandb is not installed"),
         (["--config={}", "--workdir={}"], "File exists"),
         (["--config={}", "--frequency=3"], "frequency"),
@@ -327,3 +353,12 @@ def test_a_dry_run_tells_what_would_be_trained(tmp_path, capsys):
     assert f"mask_decoder/hidden/kernel  (3, {toy_run.HIDDEN})" in text
     assert "images    (2, 2, 64, 64, 3)" in text
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["first_batch.png"]
+
+
+def test_the_script_is_the_command():
+    script = toy_run.ROOT / "scripts" / "train.py"
+    result = subprocess.run(
+        [sys.executable, script, "--config=nowhere.py"], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("scripts/train.py: error: ")

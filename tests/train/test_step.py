@@ -1,0 +1,234 @@
+"""The training step on a small model: what is learnt, on any mesh, and what is not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from sam2_jax.experiment import Experiment, Interaction, Mesh, Optimizer
+from sam2_jax.model.sam2 import init_params
+from sam2_jax.parallel.mesh import batch_sharding, make_mesh
+from sam2_jax.parallel.rules import shardings
+from sam2_jax.train.step import Learner
+from tests.parity.reference_scene import scene, scene_masks
+
+SIZE, CLIPS, FRAMES = 64, 8, 3
+# Seven times faster to compile than the default.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+TOY = {
+    "image_size": SIZE,
+    "hidden_dim": 32,
+    "memory_dim": 8,
+    "memory_attention_layers": 1,
+    "hiera": {
+        "embed_dim": 8,
+        "stages": (1, 1, 3, 1),
+        "global_attention_blocks": (3,),
+        "window_sizes": (8, 4, 2, 2),
+    },
+}
+CLICKS = Interaction(
+    point_probability=1.0, box_probability=0.0, max_initial_frames=1, max_corrected_frames=1
+)
+
+
+def learner(**changes) -> Learner:
+    settings = {
+        "model_overrides": TOY,
+        "remat": "none",
+        "optimizer": Optimizer(
+            learning_rate=1e-3, encoder_learning_rate=1e-3, schedule="constant", gradient_clip=1.0
+        ),
+    }
+    return Learner(Experiment(**(settings | changes)))
+
+
+def clips(num_frames: int = FRAMES) -> dict[str, np.ndarray]:
+    """Eight cuts of a drawn video with two objects; of the last clip one is filling only."""
+    frames, masks = scene(CLIPS + num_frames), scene_masks(CLIPS + num_frames)
+    images = np.stack([frame[: 3 * SIZE : 3, : 3 * SIZE : 3] for frame in frames])
+    masks = np.stack([mask[:, : 3 * SIZE : 3, : 3 * SIZE : 3] for mask in masks])
+    cut = lambda x: np.stack([x[i : i + num_frames] for i in range(CLIPS)])
+    is_object = np.ones((CLIPS, 2), bool)
+    is_object[-1, -1] = False
+    return {"images": cut(images), "masks": cut(masks).astype(bool), "is_object": is_object}
+
+
+def start(learner: Learner, mesh: jax.sharding.Mesh):
+    """The first state, of a model that sees all objects: masks of absent ones would teach nothing."""
+    params = init_params(learner.sam2.config, jax.random.key(0))
+    params["mask_decoder"]["pred_obj_score_head"]["layers_2"]["bias"][:] = 5.0
+    return learner.init(mesh, params)
+
+
+def one_device() -> jax.sharding.Mesh:
+    return make_mesh(Mesh(), jax.devices()[:1])
+
+
+def gradient_on(learner: Learner, mesh: jax.sharding.Mesh, batch: dict):
+    params = start(learner, mesh).params
+    cut = shardings(mesh, learner.trained(params))
+    function = jax.jit(
+        functools.partial(learner.gradient, mesh),
+        in_shardings=(shardings(mesh, params), batch_sharding(mesh), None),
+        out_shardings=(cut, None),
+    )
+    arguments = (params, learner.put_batch(mesh, batch), jax.random.key(3))
+    gradient, metrics = function.lower(*arguments).compile(compiler_options=QUICK)(*arguments)
+    for x, sharding in zip(jax.tree.leaves(gradient), jax.tree.leaves(cut), strict=True):
+        assert x.sharding.is_equivalent_to(sharding, x.ndim)
+    return jax.device_get((gradient, metrics))
+
+
+def assert_same(ours, theirs, tolerance=1e-4):
+    ours, theirs = (flatten_dict(x, sep="/") for x in (ours, theirs))
+    assert ours.keys() == theirs.keys()
+    largest = max(np.abs(x).max() for x in theirs.values())
+    for path, x in theirs.items():
+        np.testing.assert_allclose(ours[path], x, rtol=0, atol=tolerance * largest, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return gradient_on(learner(), one_device(), clips())
+
+
+def test_the_gradient_reaches_every_trained_part(alone):
+    gradient, metrics = alone
+    assert all(np.isfinite(x) for x in metrics.values())
+    flat = flatten_dict(gradient, sep="/")
+    silent = {path for path, x in flat.items() if not np.abs(x).any()}
+    # Candidates that were not the best get none, biases that shift all keys alike neither.
+    allowed = ("hypernetworks", "k_proj/bias", "mask_downsample", "point_embeddings")
+    assert not {path for path in silent if not any(part in path for part in allowed)}
+    assert "no_mem_pos_enc" not in flat
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+def test_loss_and_gradient_are_those_of_one_device(alone, shape):
+    gradient, metrics = gradient_on(learner(), make_mesh(Mesh(*shape)), clips())
+    assert metrics["loss"] == pytest.approx(alone[1]["loss"], rel=1e-4)
+    assert_same(gradient, alone[0])
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole():
+    """With clicks only, all parts have the same plan."""
+    batch = clips(1)
+    whole, parts = (
+        gradient_on(
+            learner(interaction=CLICKS, optimizer=Optimizer(accumulate=n)), one_device(), batch
+        )
+        for n in (1, 4)
+    )
+    assert parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-5)
+    assert_same(parts[0], whole[0])
+
+
+class Program:
+    """A compiled step on one device."""
+
+    def __init__(self, learner: Learner, num_frames: int = 1):
+        self.learner, self.mesh = learner, one_device()
+        self.batch = learner.put_batch(self.mesh, clips(num_frames))
+        step = learner.step(self.mesh).lower(learner.abstract_state(self.mesh), self.batch)
+        self.step = step.compile(compiler_options=QUICK)
+
+    def run(self, num_steps: int, state=None):
+        state = start(self.learner, self.mesh) if state is None else state
+        metrics = []
+        for _ in range(num_steps):
+            state, values = self.step(state, self.batch)
+            metrics.append(jax.device_get(values))
+        return state, metrics
+
+
+@pytest.fixture(scope="module")
+def program():
+    return Program(learner(interaction=CLICKS, ema_decay=0.5))
+
+
+def test_steps_learn(program):
+    _, metrics = program.run(40)
+    losses = [x["loss"] for x in metrics]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_the_same_steps_give_the_same_bits(program):
+    first, second = (program.run(3)[0] for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(first), jax.device_get(second))
+
+
+def test_the_state_is_given_up(program):
+    state = start(program.learner, program.mesh)
+    kernel = state.params["mask_decoder"]["conv_s0"]["kernel"]
+    program.step(state, program.batch)
+    assert kernel.is_deleted()
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(program):
+    state = start(program.learner, program.mesh)
+    broken = jax.tree.map(jnp.copy, state)
+    nan = jnp.full_like(broken.params["mask_decoder"]["iou_token"], jnp.nan)
+    broken.params["mask_decoder"]["iou_token"] = nan
+    before = jax.device_get(broken)
+    after, metrics = program.run(2, broken)
+    assert [x["is_finite"] for x in metrics] == [0.0, 0.0]
+    assert (int(after.step), int(after.skipped), int(after.skipped_in_a_row)) == (2, 2, 2)
+    for name in ("params", "opt_state", "ema"):
+        same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+        same(jax.device_get(getattr(after, name)), getattr(before, name))
+    good, _ = program.run(1, state)
+    assert (int(good.skipped), int(good.skipped_in_a_row)) == (0, 0)
+
+
+def test_the_average_follows_the_parameters_and_is_exported(program):
+    start = jax.device_get(start(program.learner, program.mesh).params)
+    state, _ = program.run(1)
+    old, new = (
+        p["mask_decoder"]["conv_s0"]["kernel"] for p in (start, jax.device_get(state.params))
+    )
+    average = program.learner.export_params(state)["mask_decoder"]["conv_s0"]["kernel"]
+    np.testing.assert_allclose(average, 0.5 * (old + new), atol=1e-7)
+
+
+def test_what_is_frozen_stays_and_low_rank_updates_are_merged():
+    program = Program(learner(interaction=CLICKS, trainable="decoder", lora_rank=2))
+    start = jax.device_get(start(program.learner, program.mesh).params)
+    state, metrics = program.run(3)
+    assert all(np.isfinite(x["loss"]) for x in metrics)
+    end = flatten_dict(jax.device_get(state.params), sep="/")
+    moved = {p for p, x in flatten_dict(start, sep="/").items() if (end[p] != x).any()}
+    assert moved
+    assert all(path.startswith(("mask_decoder/", "lora/")) for path in moved)
+    # The decoder's own projections are trained, so they have no updates.
+    assert not any(path.startswith("lora/mask_decoder") for path in end)
+    exported = flatten_dict(program.learner.export_params(state), sep="/")
+    qkv = "image_encoder/trunk/blocks_0/attn/qkv/kernel"
+    update = end[f"lora/{qkv}/a"] @ end[f"lora/{qkv}/b"]
+    np.testing.assert_allclose(exported[qkv], end[qkv] + update, atol=1e-6)
+    assert np.abs(update).max() > 0
+    assert not any(path.startswith("lora/") for path in exported)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "inside", "outside"),
+    [
+        ("all", "image_encoder/trunk/patch_embed/kernel", "no_mem_pos_enc"),
+        ("no_encoder", "memory_attention/norm/scale", "image_encoder/neck/convs_0/kernel"),
+        ("decoder", "mask_decoder/iou_token", "memory_attention/norm/scale"),
+        ("memory", "maskmem_tpos_enc", "mask_decoder/iou_token"),
+    ],
+)
+def test_parts_are_trained_by_name(trainable, inside, outside):
+    subject = learner(trainable=trainable)
+    paths = flatten_dict(subject.trained(subject._shapes), sep="/")
+    assert inside in paths
+    assert outside not in paths
+
+
+def test_unknown_fields_of_the_trunk_are_named():
+    with pytest.raises(ValueError, match=r"model_overrides\.hiera has no field depth"):
+        learner(model_overrides={"hiera": {"depth": 3}})
