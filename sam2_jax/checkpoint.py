@@ -46,8 +46,15 @@ def save_params(folder: str | os.PathLike, model_name: str, params: Mapping[str,
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     description = {"format": _FORMAT, "version": _FORMAT_VERSION, "model": model_name}
+    # Where several processes train, one saves: the others are not waited for.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="save_params",
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(temporary / _PARAMS, args=ocp.args.PyTreeSave(dict(params)))
         (temporary / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
         if folder.exists():

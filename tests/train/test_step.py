@@ -185,10 +185,10 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(program):
 
 
 def test_the_average_follows_the_parameters_and_is_exported(program):
-    start = jax.device_get(start(program.learner, program.mesh).params)
+    before = jax.device_get(start(program.learner, program.mesh).params)
     state, _ = program.run(1)
     old, new = (
-        p["mask_decoder"]["conv_s0"]["kernel"] for p in (start, jax.device_get(state.params))
+        p["mask_decoder"]["conv_s0"]["kernel"] for p in (before, jax.device_get(state.params))
     )
     average = program.learner.export_params(state)["mask_decoder"]["conv_s0"]["kernel"]
     np.testing.assert_allclose(average, 0.5 * (old + new), atol=1e-7)
@@ -196,11 +196,11 @@ def test_the_average_follows_the_parameters_and_is_exported(program):
 
 def test_what_is_frozen_stays_and_low_rank_updates_are_merged():
     program = Program(learner(interaction=CLICKS, trainable="decoder", lora_rank=2))
-    start = jax.device_get(start(program.learner, program.mesh).params)
+    before = jax.device_get(start(program.learner, program.mesh).params)
     state, metrics = program.run(3)
     assert all(np.isfinite(x["loss"]) for x in metrics)
     end = flatten_dict(jax.device_get(state.params), sep="/")
-    moved = {p for p, x in flatten_dict(start, sep="/").items() if (end[p] != x).any()}
+    moved = {p for p, x in flatten_dict(before, sep="/").items() if (end[p] != x).any()}
     assert moved
     assert all(path.startswith(("mask_decoder/", "lora/")) for path in moved)
     # The decoder's own projections are trained, so they have no updates.
