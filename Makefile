@@ -5,12 +5,14 @@ PYTHON_PARITY ?= python3.11
 
 VENV := .venv
 VENV_PARITY := .venv-parity
+VENV_TPU := .venv-tpu
 BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 PARITY := $(VENV_PARITY)/.parity
+TPU := $(VENV_TPU)/.tpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity lint format bench clean
+.PHONY: help demo test parity pods lint format bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -24,6 +26,9 @@ test: $(DEV)  ## run the tests, warnings as errors
 parity: $(PARITY)  ## compare with PyTorch in an environment of its own (Python 3.11)
 	$(VENV_PARITY)/bin/python -m pytest tests/parity_torch
 
+pods: $(TPU)  ## compile a small training step for TPUs that need not be there
+	JAX_PLATFORMS=cpu $(VENV_TPU)/bin/python -m pytest tests/test_compile_for.py
+
 lint: $(DEV)  ## check style and formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -36,7 +41,7 @@ bench: $(PARITY)  ## measure speed and memory on this machine
 	$(VENV_PARITY)/bin/python scripts/benchmark.py
 
 clean:  ## remove environments, caches and build products
-	rm -rf $(VENV) $(VENV_PARITY) .cache .pytest_cache .ruff_cache .hypothesis build dist out *.egg-info
+	rm -rf $(VENV) $(VENV_PARITY) $(VENV_TPU) .cache .pytest_cache .ruff_cache .hypothesis build dist out *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BASE): setup.py pyproject.toml
@@ -51,4 +56,9 @@ $(DEV): $(BASE)
 $(PARITY): setup.py pyproject.toml
 	test -x $(VENV_PARITY)/bin/python || $(PYTHON_PARITY) -m venv $(VENV_PARITY)
 	$(VENV_PARITY)/bin/python -m pip install --quiet --editable '.[parity]'
+	touch $@
+
+$(TPU): setup.py pyproject.toml
+	test -x $(VENV_TPU)/bin/python || $(PYTHON) -m venv $(VENV_TPU)
+	$(VENV_TPU)/bin/python -m pip install --quiet --editable '.[dev,tpu]'
 	touch $@

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +68,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         for step in self.steps:
             try:
-                score = self.read_record(step)["score"]
+                score = _read_record(self.folder / str(step))["score"]
             except ValueError:  # matters only if it is to be restored
                 continue
             if score is not None:
@@ -151,11 +151,11 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
-            reason = ""
+            reason, path = "", self.folder / str(step)
             try:
-                record = self.read_record(step)
+                record = _read_record(path)
                 difference = _difference(record["arrays"], target)
-                arrays = {} if difference else self._read_arrays(step, target)
+                arrays = {} if difference else _read_arrays(path, target)
             except Exception as error:  # a damaged file can raise anything
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             # From here on processes exchange arrays, which must not begin in only some of them.
@@ -164,12 +164,12 @@ class Checkpoints:
                 continue
             if difference:
                 raise ValueError(
-                    f"the checkpoint {self.folder / str(step)} is of another state: {difference}. Go back "
-                    "to the settings of the run, or choose another folder."
+                    f"the checkpoint {path} is of another state: {difference}. Go back to the settings of the "
+                    "run, or choose another folder."
                 )
-            wrong = [p for (p, _), c in _with_checksums(arrays) if c != record["arrays"][p][2]]
+            wrong = _wrong_array(record, arrays)
             if wrong:
-                damaged[step] = f"the checksum of {wrong[0]} is wrong"
+                damaged[step] = f"the checksum of {wrong} is wrong"
                 continue
             for number, reason in damaged.items():
                 logger.warning(
@@ -185,36 +185,6 @@ class Checkpoints:
                 "start in another folder."
             )
         return None
-
-    def _read_arrays(self, step: int, target: Any) -> dict[str, jax.Array]:
-        import orbax.checkpoint as ocp
-        from etils import epath
-
-        # The handler itself: a CheckpointManager would wait for processes that have failed.
-        path, wanted = epath.Path(self.folder / str(step) / _STATE), _by_path(target)
-        arrays = ocp.StandardCheckpointHandler().restore(
-            path, args=ocp.args.StandardRestore(wanted)
-        )
-        return {path: arrays[path] for path in wanted}
-
-    def read_record(self, step: int) -> dict[str, Any]:
-        """Reads what was saved beside the arrays of a checkpoint.
-
-        Raises:
-          ValueError: it is damaged.
-        """
-        import orbax.checkpoint as ocp
-        from etils import epath
-
-        path = epath.Path(self.folder / str(step) / _RECORD)
-        try:
-            record = ocp.JsonCheckpointHandler().restore(path)
-            checksum = record.pop("checksum")
-        except Exception as error:  # a damaged file can raise anything
-            raise ValueError(f"the record is damaged: {type(error).__name__}") from error
-        if checksum != _json_checksum(record):
-            raise ValueError("the checksum of the record is wrong")
-        return record
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
@@ -241,6 +211,37 @@ class Checkpoints:
             self._manager.close()
 
 
+def read_newest(
+    folder: str | os.PathLike, target: Callable[[dict[str, Any]], Any]
+) -> Restored | None:
+    """Reads the newest whole checkpoint, changing nothing, so that a run may be at work in the folder.
+
+    Args:
+      folder: of the checkpoints; one process reads.
+      target: makes the target, as `Checkpoints.restore` takes it, from the record of a checkpoint.
+
+    Returns:
+      None if there is no checkpoint that is whole.
+    """
+    import orbax.checkpoint as ocp
+
+    for step in sorted(ocp.utils.checkpoint_steps(folder), reverse=True):
+        path = Path(folder).absolute() / str(step)
+        try:
+            record = _read_record(path)
+            wanted = target(record["record"])
+            arrays = _read_arrays(path, wanted)
+        except Exception as error:  # a damaged file can raise anything
+            logger.warning("%s cannot be read: %s", path, " ".join(str(error).split())[:200])
+            continue
+        wrong = _wrong_array(record, arrays)
+        if not wrong:
+            state = jax.tree.unflatten(jax.tree.structure(wanted), arrays.values())
+            return Restored(step, state, record["record"])
+        logger.warning("%s is damaged: the checksum of %s is wrong", path, wrong)
+    return None
+
+
 class _LastAndBest:
     """Which checkpoints are kept: Orbax's `PreservationPolicy`."""
 
@@ -253,6 +254,40 @@ class _LastAndBest:
         scored = sorted((self._scores[step], step) for step in steps if step in self._scores)
         kept = {*steps[-self._last :], *(step for _, step in scored[::-1][: self._best])}
         return [step in kept for step in steps]
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Reads what lies beside the arrays of a checkpoint; a ValueError if it is damaged."""
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    try:
+        record = ocp.JsonCheckpointHandler().restore(epath.Path(path / _RECORD))
+        checksum = record.pop("checksum")
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"the record is damaged: {type(error).__name__}") from error
+    if checksum != _json_checksum(record):
+        raise ValueError("the checksum of the record is wrong")
+    return record
+
+
+def _read_arrays(path: Path, target: Any) -> dict[str, jax.Array]:
+    """Reads the arrays of a checkpoint, by their paths, in the order of the target."""
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    wanted = _by_path(target)
+    # The handler itself: a CheckpointManager would wait for processes that have failed.
+    arrays = ocp.StandardCheckpointHandler().restore(
+        epath.Path(path / _STATE), args=ocp.args.StandardRestore(wanted)
+    )
+    return {name: arrays[name] for name in wanted}
+
+
+def _wrong_array(record: Mapping[str, Any], arrays: Mapping[str, jax.Array]) -> str | None:
+    """The path of an array that is not as it was saved."""
+    wrong = (p for (p, _), sum in _with_checksums(arrays) if sum != record["arrays"][p][2])
+    return next(wrong, None)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

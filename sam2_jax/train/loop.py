@@ -40,10 +40,10 @@ from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
 from sam2_jax.data.files import write_file
 from sam2_jax.data.loader import Loader, make_loader
 from sam2_jax.evaluate.clips import clip_scores, held_out_clips, predict_masks, score_names
-from sam2_jax.experiment import Experiment
+from sam2_jax.experiment import Experiment, Mesh, from_config_dict
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.parallel.mesh import batch_share, make_mesh
-from sam2_jax.train.checkpoints import Checkpoints
+from sam2_jax.train.checkpoints import Checkpoints, read_newest
 from sam2_jax.train.describe import check_batch_sizes, write_png
 from sam2_jax.train.metrics import (
     MetricWriter,
@@ -130,6 +130,29 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> None:
             step=step,
             replaced=record.get("replaced", 0),
         ).finish()
+
+
+def newest_params(workdir: str | os.PathLike) -> tuple[str, dict[str, Any]]:
+    """Returns what a run has learned up to its newest checkpoint; it may still be at work.
+
+    Returns:
+      The name of the model, and its parameters on the host as `export/` has them at the end.
+
+    Raises:
+      ValueError: there is no checkpoint that is whole.
+    """
+    learners = []
+    mesh = make_mesh(Mesh(), jax.local_devices()[:1])
+
+    def target(record):
+        learners.append(Learner(from_config_dict(record["experiment"])))
+        return learners[-1].abstract_state(mesh)
+
+    restored = read_newest(Path(workdir) / CHECKPOINTS, target)
+    if restored is None:
+        raise ValueError(f"{workdir} holds no checkpoint that is whole.")
+    learner = learners[-1]
+    return resolve_model_name(learner.experiment.model), learner.export_params(restored.state)
 
 
 class _Dispatched(NamedTuple):

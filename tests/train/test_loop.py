@@ -129,6 +129,14 @@ def test_a_finished_run_without_its_export_gets_one(tmp_path):
     assert len(losses(tmp_path)) == 6
 
 
+def test_parameters_of_a_run_that_is_at_work(tmp_path, at_step):
+    found = []
+    at_step(5, lambda _: found.append(loop.newest_params(tmp_path)))
+    train(toy(num_steps=4, checkpoint_every=2), tmp_path)
+    train(toy(num_steps=7, checkpoint_every=2), tmp_path)
+    ...
+
+
 def test_lines_and_checkpoints_come_when_they_are_due(tmp_path):
     train(toy(num_steps=11, log_every=4, checkpoint_every=5, keep_last=9), tmp_path)
     assert list(losses(tmp_path)) == [1, 4, 8, 11]
