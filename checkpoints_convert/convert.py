@@ -33,7 +33,7 @@ def load_checkpoint(
 
     Args:
       path: a `.pt` file, a `.safetensors` file with official or Hugging Face names, a folder with
-        a `model.safetensors`, or a folder in this project's format.
+        a `model.safetensors`, a folder in this project's format, or that of a training run.
       model: name of the model, in any spelling; recognised from the tensors when None.
 
     Returns:
@@ -52,6 +52,14 @@ def load_checkpoint(
         saved, params = checkpoint.load_params(path)
         if name not in (None, saved):
             raise ValueError(f"{path} holds {saved}, not {name}.")
+        names.to_state_dict(params, _expected(saved))
+        return saved, params
+    if (path / "checkpoints").is_dir():
+        from sam2_jax.train.loop import newest_params
+
+        saved, params = newest_params(path)
+        if name not in (None, saved):
+            raise ValueError(f"{path} is a run of {saved}, not of {name}.")
         names.to_state_dict(params, _expected(saved))
         return saved, params
     state_dict = _read_tensors(path)

@@ -30,7 +30,7 @@ ALLOWED = {
     "train": BASE | AROUND | {"model", "track", "build"},
     "train.loop": BASE | AROUND | {"model", "track", "build", "evaluate"},
     "build": BASE | AROUND | {"model", "track", "predict", "checkpoints_convert"},
-    "checkpoints_convert": {"config", "model", "checkpoint"},
+    "checkpoints_convert": {"config", "model", "checkpoint", "train.loop"},
     # The command line and what is only reached from it.
     "__init__": None,
     "__main__": None,

@@ -30,7 +30,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 def _toy_learner_on_one_device(monkeypatch):
     toy_run.use_toy_learner(monkeypatch.setattr)
     for module in (loop, describe):
-        monkeypatch.setattr(module, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
+        monkeypatch.setattr(
+            module, "make_mesh", lambda mesh, *_: make_mesh(mesh, jax.devices()[:1])
+        )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -129,12 +131,24 @@ def test_a_finished_run_without_its_export_gets_one(tmp_path):
     assert len(losses(tmp_path)) == 6
 
 
-def test_parameters_of_a_run_that_is_at_work(tmp_path, at_step):
-    found = []
-    at_step(5, lambda _: found.append(loop.newest_params(tmp_path)))
-    train(toy(num_steps=4, checkpoint_every=2), tmp_path)
-    train(toy(num_steps=7, checkpoint_every=2), tmp_path)
-    ...
+def test_parameters_of_the_newest_checkpoint(tmp_path, caplog):
+    train(toy(), tmp_path)
+    half_written = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp"  # by a run that is at work
+    half_written.mkdir()
+    np.testing.assert_equal(loop.newest_params(tmp_path), load_params(tmp_path / "export"))
+    (tmp_path / "checkpoints" / "6" / "record" / "metadata").write_bytes(b"{}")
+    _, before = loop.newest_params(tmp_path)
+    assert "6 cannot be read" in caplog.text
+    kernel = before["mask_decoder"]["hidden"]["kernel"]
+    last = load_params(tmp_path / "export")[1]["mask_decoder"]["hidden"]["kernel"]
+    assert 0 < np.abs(kernel - last).max() < 0.1
+    assert sorted(path.name for path in half_written.parent.iterdir()) == [
+        "3",
+        "6",
+        half_written.name,
+    ]
+    with pytest.raises(ValueError, match="holds no checkpoint that is whole"):
+        loop.newest_params(tmp_path / "pictures")
 
 
 def test_lines_and_checkpoints_come_when_they_are_due(tmp_path):
