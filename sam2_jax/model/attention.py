@@ -54,7 +54,8 @@ def attend(
 def _by_query_chunks(q, k, v, bias, dropout, dropout_key):
     """`_softmax_attention` of (G, Tq, D), `QUERY_CHUNK` queries at a time when there are many."""
     _, t, d = q.shape
-    if t % QUERY_CHUNK or t < 4 * QUERY_CHUNK or k.shape[1] < QUERY_CHUNK:
+    has_few_keys = bias is not None and k.shape[1] < QUERY_CHUNK
+    if t % QUERY_CHUNK or t < 4 * QUERY_CHUNK or has_few_keys:
         return _softmax_attention(q, k, v, bias, dropout, dropout_key)
 
     def split(key, num):

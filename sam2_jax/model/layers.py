@@ -56,21 +56,6 @@ class MLP(nn.Module):
         return x
 
 
-class PointwiseConv(nn.Module):
-    """1 x 1 convolution as a matrix product: XLA's gradient of the former is ten times slower on CPU."""
-
-    width: int
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to (B, H, W, width)."""
-        shape = (1, 1, x.shape[-1], self.width)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)[0, 0]
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
-
-
 class Upsample2x2(nn.Module):
     """Transposed 2 x 2 convolution with stride 2: every cell becomes four, as one matrix product."""
 

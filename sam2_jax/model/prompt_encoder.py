@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.model import encodings
-from sam2_jax.model.layers import LayerNorm, PointwiseConv, gelu
+from sam2_jax.model.layers import LayerNorm, gelu
 from sam2_jax.structs import Prompt
 
 
@@ -46,7 +46,7 @@ class PromptEncoder(nn.Module):
         self.mask_downscaling_1 = LayerNorm(1e-6, dtype)
         self.mask_downscaling_3 = nn.Conv(16, (2, 2), 2, dtype=dtype)
         self.mask_downscaling_4 = LayerNorm(1e-6, dtype)
-        self.mask_downscaling_6 = PointwiseConv(c, dtype=dtype)
+        self.mask_downscaling_6 = nn.Conv(c, (1, 1), dtype=dtype)
 
     def __call__(self, prompt: Prompt) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Encodes prompts.
