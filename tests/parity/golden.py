@@ -41,8 +41,9 @@ _AREA = 5e-3  # of pixels, as mask IoU 0.995
 _OUTLIERS = 1e-2  # share of low-resolution logits that may be further than 1e-2 of the largest
 _IOU = 5e-3  # 1 - mask IoU
 _MEMORY = 6e-3  # bfloat16 steps
-_SCORE = 2e-2  # absolute
-_POINTER = 1e-2
+# The processor moves these: unchanged code exceeded 2e-2 and 1e-2 on one kind of it (docs/parity.md).
+_SCORE = 3e-2  # absolute
+_POINTER = 1.5e-2
 
 
 class Row(NamedTuple):
