@@ -4,13 +4,12 @@ Errors are one line on standard error and exit status 2.
 """
 
 import argparse
-import os
 import sys
 import warnings
-from pathlib import Path
 from typing import Any, NoReturn
 
 from sam2_jax.commands import everything, image, track, train
+from sam2_jax.commands.common import cache_compiled_programs
 
 _COMMANDS = {"image": image, "everything": everything, "track": track}
 _CONVERT_EXAMPLES = """examples:
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
-            _cache_compiled_programs()
+            cache_compiled_programs()
             _COMMANDS[args.command].run(args)
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
@@ -76,12 +75,3 @@ def main(argv: list[str] | None = None) -> int:
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)
-
-
-def _cache_compiled_programs() -> None:
-    """Keeps compiled programs on disk, so that only the first run of a size waits for the compiler."""
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "sam2_jax" / "xla"))

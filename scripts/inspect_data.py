@@ -1,6 +1,6 @@
 """Draws what a model will be fed: batches of clips as training reads, changes and prompts them.
 
-    python scripts/inspect_data.py --config=configs/smoke.py --out=/tmp/batches --num_batches=2
+    python scripts/inspect_data.py --config=configs/smoke.py --out=batches --num_batches=2
 
 For every dataset its first batches become pictures: the frames of the clips with the masks of their objects and
 the first clicks or boxes of the simulated annotator, under the clips' names. Printed is how many videos there

@@ -1,6 +1,7 @@
 """What several commands share: the model's options, checks of output paths, prompts in pictures."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,12 @@ def drawn_prompts(groups: Groups, frame: int) -> dict[str, np.ndarray]:
     points = np.array([p for group in here for p in group["point"]]).reshape(-1, 3)
     boxes = [box for group in here for box in group["box"]]
     return {"points": points[:, :2], "labels": points[:, 2], "boxes": np.array(boxes)}
+
+
+def cache_compiled_programs() -> None:
+    """Keeps compiled programs on disk, so that only the first run of a size waits for the compiler."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "sam2_jax" / "xla"))

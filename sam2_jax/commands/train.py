@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from sam2_jax.commands.common import cache_compiled_programs
+
 HELP = "Train a model."
 USAGE = """usage: {program} --config=configs/<experiment>.py [--config.field=value ...] [--workdir=DIR]
 
@@ -56,7 +58,7 @@ def _quieten_orbax() -> None:
 
 def _run(argv: list[str], program: str) -> None:
     flags = _parse(argv, program)
-    _cache_compiled_programs()
+    cache_compiled_programs()
     if flags.distributed:
         import jax
 
@@ -97,12 +99,3 @@ def _parse(argv: list[str], program: str):
     if values.config is None:
         raise ValueError(f"--config is missing (see {program} --help)")
     return values
-
-
-def _cache_compiled_programs() -> None:
-    """Keeps compiled programs on disk, so that a run that is resumed does not wait for the compiler."""
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "sam2_jax" / "xla"))
