@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from checkpoints_convert import download, names, torch_file
+from checkpoints_convert import download, hiera, names, torch_file
 from sam2_jax import checkpoint, config
 from sam2_jax.model import sam2
 
@@ -63,11 +63,40 @@ def load_checkpoint(
         names.to_state_dict(params, _expected(saved))
         return saved, params
     state_dict = _read_tensors(path)
+    if hiera.is_hiera(state_dict):
+        raise ValueError(
+            f"{path} holds a Hiera, which is only the trunk of a SAM 2: training can begin with it "
+            "(--config.init_from)."
+        )
     try:
         name = name or names.recognise({key: array.shape for key, array in state_dict.items()})
         return name, names.to_params(state_dict, _expected(name))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def load_start(path: str | os.PathLike, model: str, drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """Loads parameters to begin training with: those of a checkpoint, or of a Hiera as its trunk.
+
+    Args:
+      path: as for `load_checkpoint`, or a file with released Hiera weights.
+      model: name of the model, in any spelling.
+      drawn: random parameters of it, for what a Hiera does not have.
+
+    Raises:
+      FileNotFoundError: when there is no such file or folder.
+      ValueError: when it is damaged, of no known kind, or does not fit the model.
+    """
+    path = Path(path)
+    if path.is_file():
+        tensors = _read_tensors(path)
+        if hiera.is_hiera(tensors):
+            try:
+                trunk = hiera.trunk_tensors(tensors, names.official_shapes(drawn))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            return names.to_params(names.to_state_dict(drawn, drawn) | trunk, drawn)
+    return load_checkpoint(path, model)[1]
 
 
 def save_checkpoint(path: str | os.PathLike, model: str, params: Mapping[str, Any]) -> None:

@@ -51,8 +51,8 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the tensors of a checkpoint written by `torch.save`.
 
     Args:
-      path: a `.pt` file whose top level is a state dict, or a dict with one under "model"; what
-        lies beside "model" (optimizer state, epoch, ...) is checked and dropped.
+      path: a `.pt` file whose top level is a state dict, or a dict with one under "model" or
+        "model_state"; what lies beside it (optimizer state, epoch, ...) is checked and dropped.
 
     Returns:
       {name: read-only array in the stored type}, in file order. The arrays are views of the
@@ -458,8 +458,10 @@ def _view(storage: np.ndarray, offset: Any, size: Any, stride: Any) -> np.ndarra
 
 
 def _state_dict(top: Any) -> dict[str, np.ndarray]:
-    """Returns the state dict under "model", or at the top level."""
-    tensors = top["model"] if isinstance(top, dict) and "model" in top else top
+    """Returns the state dict under "model" (SAM 2) or "model_state" (Hiera), or at the top level."""
+    tensors = top
+    if isinstance(top, dict):
+        tensors = next((top[name] for name in ("model", "model_state") if name in top), top)
     if not isinstance(tensors, dict):
         raise CheckpointError(f"it holds a {_kind(tensors)}, not a state dict.")
     for name, tensor in tensors.items():

@@ -101,9 +101,26 @@ def load_weights(checkpoint: str | os.PathLike, model: str | None = None) -> tup
       ValueError: an unknown model, or a checkpoint that does not fit.
       FileNotFoundError: there is no such checkpoint.
     """
-    from checkpoints_convert.convert import load_checkpoint  # the one way out of the package
+    from checkpoints_convert.convert import load_checkpoint
 
     return load_checkpoint(checkpoint, resolve_model_name(model) if model else None)
+
+
+def load_start(checkpoint: str | os.PathLike, model: str, drawn: dict) -> dict:
+    """Loads parameters to begin training with, on the host.
+
+    Args:
+      checkpoint: as for `build_sam2`, or a file with released Hiera weights, which become the trunk.
+      model: what it must be, in any spelling.
+      drawn: random parameters of the model, for what a Hiera does not have.
+
+    Raises:
+      ValueError: a checkpoint that does not fit.
+      FileNotFoundError: there is no such checkpoint.
+    """
+    from checkpoints_convert import convert
+
+    return convert.load_start(checkpoint, model, drawn)
 
 
 def build_model(

@@ -33,7 +33,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sam2_jax.build import load_weights
+from sam2_jax.build import load_start
 from sam2_jax.checkpoint import is_params_folder, save_params
 from sam2_jax.config import resolve_model_name
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
@@ -41,7 +41,7 @@ from sam2_jax.data.files import write_file
 from sam2_jax.data.loader import Loader, make_loader
 from sam2_jax.evaluate.clips import clip_scores, held_out_clips, predict_masks, score_names
 from sam2_jax.experiment import Experiment, Mesh, from_config_dict
-from sam2_jax.model.sam2 import Sam2
+from sam2_jax.model.sam2 import Sam2, init_params
 from sam2_jax.parallel.mesh import batch_share, make_mesh
 from sam2_jax.train.checkpoints import Checkpoints, read_newest
 from sam2_jax.train.describe import check_batch_sizes, write_png
@@ -102,7 +102,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> None:
 
         restored = checkpoints.restore(learner.abstract_state(mesh))
         if restored is None:
-            step, state, record = 0, learner.init(mesh, _initial_params(experiment)), {}
+            step, state, record = 0, learner.init(mesh, _initial_params(learner)), {}
         else:
             step, state, record = restored
             loader.set_state(record["data"].encode())
@@ -459,8 +459,10 @@ def _check_settings(path: Path, experiment: Experiment) -> None:
         logger.info("Since the run was started, %s has changed: %s", name, change)
 
 
-def _initial_params(experiment: Experiment) -> dict[str, Any] | None:
+def _initial_params(learner: Learner) -> dict[str, Any] | None:
     """The parameters to start from; None for random ones."""
+    experiment = learner.experiment
     if not experiment.init_from:
         return None
-    return load_weights(experiment.init_from, experiment.model)[1]
+    drawn = init_params(learner.config, jax.random.key(experiment.seed))
+    return load_start(experiment.init_from, experiment.model, drawn)

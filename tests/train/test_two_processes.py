@@ -3,6 +3,7 @@
 import shutil
 import socket
 import subprocess
+from concurrent import futures
 from pathlib import Path
 
 import jax
@@ -44,8 +45,11 @@ def start_two(config: Path, workdir: Path, *flags: str) -> list[subprocess.Popen
 
 def finish_two(processes: list[subprocess.Popen]) -> str:
     """The log of the first of them."""
+    # Both at once: a process whose standard error nobody reads waits, and the other one for it.
+    with futures.ThreadPoolExecutor() as readers:
+        reading = [readers.submit(process.communicate, timeout=60) for process in processes]
     try:
-        logs = [process.communicate(timeout=60)[1] for process in processes]
+        logs = [future.result()[1] for future in reading]
     except subprocess.TimeoutExpired:
         for process in processes:
             process.kill()
