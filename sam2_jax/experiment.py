@@ -65,6 +65,7 @@ class Dataset:
     annotated_every: int = 4  # sav: frames of the video between annotations
     max_area: float = 0.9  # sa1b, coco, masks: masks that cover more of the image are left out
     seed: int = 0  # of procedural: which videos
+    is_plain: bool = False  # procedural: a few large shapes of one colour each, nothing else
     augment: Augment = Augment()
 
 

@@ -1,7 +1,9 @@
 """What several commands share: the model's options, checks of output paths, prompts in pictures."""
 
 import argparse
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,3 +61,21 @@ def cache_compiled_programs() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "sam2_jax" / "xla"))
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep what a step frees for the next one.
+
+    The temporaries of a step on CPU are large; by default they go back to the system and are mapped and zeroed
+    again, which took a quarter of the time of a training step (docs/performance.md).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # a C library without these settings
+        return
+    most = 2**31 - 1
+    trim_threshold, mmap_threshold, max_arenas = -1, -3, -8
+    for setting, value in ((max_arenas, 1), (mmap_threshold, most), (trim_threshold, most)):
+        mallopt(setting, value)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from sam2_jax.commands.common import cache_compiled_programs
+from sam2_jax.commands.common import cache_compiled_programs, keep_freed_memory
 
 HELP = "Train a model."
 USAGE = """usage: {program} --config=configs/<experiment>.py [--config.field=value ...] [--workdir=DIR]
@@ -59,6 +59,7 @@ def _quieten_orbax() -> None:
 def _run(argv: list[str], program: str) -> None:
     flags = _parse(argv, program)
     cache_compiled_programs()
+    keep_freed_memory()
     if flags.distributed:
         import jax
 

@@ -35,7 +35,7 @@ _Rng = np.random.Generator
 class ProceduralVideos(Sequence):
     """A source of drawn videos, each determined by the seed, its index, its length and its size."""
 
-    def __init__(self, seed: int, count: int, num_frames: int, size: int):
+    def __init__(self, seed: int, count: int, num_frames: int, size: int, is_plain: bool = False):
         """Opens the source; nothing is drawn yet.
 
         Args:
@@ -43,6 +43,7 @@ class ProceduralVideos(Sequence):
             count: how many; -1 is a million.
             num_frames: of every video.
             size: side of the square frames in pixels.
+            is_plain: a few large shapes of one colour each over a smooth background, and nothing else.
 
         Raises:
             ValueError: an argument is out of range.
@@ -53,6 +54,7 @@ class ProceduralVideos(Sequence):
                 "count >= -1, num_frames >= 1 and size >= 16 are expected"
             )
         self._seed, self._num_frames, self._size = seed, num_frames, size
+        self._is_plain = is_plain
         self._count = _ENDLESS if count == -1 else count
 
     def __len__(self) -> int:
@@ -61,16 +63,17 @@ class ProceduralVideos(Sequence):
     def __getitem__(self, index: int) -> "ProceduralVideo":
         if not 0 <= index < self._count:
             raise IndexError(f"there is no video {index}; the source has {self._count}")
-        return ProceduralVideo(self._seed, index, self._num_frames, self._size)
+        return ProceduralVideo(self._seed, index, self._num_frames, self._size, self._is_plain)
 
 
 class ProceduralVideo(Video):
     """A drawn video. Its scene is made when it is first read, a frame whenever it is read."""
 
-    def __init__(self, seed: int, index: int, num_frames: int, size: int):
+    def __init__(self, seed: int, index: int, num_frames: int, size: int, is_plain: bool):
         self.name = f"procedural {seed}/{index}"
         self.num_frames = num_frames
         self._key, self._size = (seed, index), size
+        self._make = _make_plain_scene if is_plain else _make_scene
 
     def read(self, indices: Sequence[int]) -> tuple[list[np.ndarray], list[dict[int, np.ndarray]]]:
         """Draws frames, each of them independently of the others.
@@ -107,7 +110,7 @@ class ProceduralVideo(Video):
 
     @functools.cached_property
     def _scene(self) -> "_Scene":
-        return _make_scene(np.random.default_rng(self._key), self.num_frames, self._size)
+        return self._make(np.random.default_rng(self._key), self.num_frames, self._size)
 
 
 def _log_uniform(rng: _Rng, low: float, high: float) -> float:
@@ -795,6 +798,28 @@ def _make_scene(rng: _Rng, num_frames: int, size: int) -> _Scene:
     side = _FINER * canvas.width
     canvas = canvas.resize((side, side), Image.Resampling.BILINEAR)
     return _Scene(size, canvas, camera, things, _make_look(rng, size))
+
+
+def _make_plain_scene(rng: _Rng, num_frames: int, size: int) -> _Scene:
+    colors = [rng.uniform(20, 235, 3)]  # of the background, then of the shapes, all far apart
+    for _ in range(rng.integers(1, 4)):
+        others = rng.uniform(0, 255, (50, 3))
+        distances = np.linalg.norm(others[:, None] - np.array(colors), axis=2).min(1)
+        colors.append(others[rng.choice(np.flatnonzero(distances >= np.median(distances)))])
+    pace = _log_uniform(rng, 0.12, 0.5)
+    things = []
+    for i, color in enumerate(colors[1:], 1):
+        shape = _Shape(tuple(_simple(rng, lambda c=color: tuple(c.astype(int).tolist()))[:1]))
+        motion = _motion(rng, rng.uniform(0.15, 0.3), pace, num_frames)
+        things.append(_Thing(i, shape, motion, Image.new("L", (size, size), 128), 0.0))
+    side = int(size * _CANVAS)
+    shade = 15 * _noise(rng, side, 2.5)
+    canvas = np.clip(colors[0] + shade[..., None], 0, 255).astype(np.uint8)
+    canvas = Image.fromarray(canvas).resize((_FINER * side, _FINER * side))
+    look = _Look(
+        _curve(rng, 2, 0.0, 0.1), 1, 0.0, 0.0, rng.uniform(0, 5), 0, None, _curve(rng, 2, 0, 1)
+    )
+    return _Scene(size, canvas, _make_camera(rng), things, look)
 
 
 def _make_things(rng: _Rng, scheme: _Scheme, num_frames: int, size: int) -> list[_Thing]:

@@ -69,7 +69,7 @@ def _open_procedural(dataset: Dataset, image_size: int) -> VideoList:
 
     stop = dataset.first + (ENDLESS if dataset.count < 0 else dataset.count)
     num_frames = dataset.num_frames * dataset.stride
-    videos = ProceduralVideos(dataset.seed, stop, num_frames, image_size)
+    videos = ProceduralVideos(dataset.seed, stop, num_frames, image_size, dataset.is_plain)
     return VideoList(range(dataset.first, stop), videos.__getitem__)
 
 

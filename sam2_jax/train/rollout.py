@@ -90,7 +90,15 @@ def rollout(
             compare = functools.partial(_compare, sam2.config, weights, truth, is_initial)
             prompt = _first_prompt(click_key, truth, is_initial, is_box, interaction)
             return _interact(
-                params, segment, compare, prompt, truth, is_corrected, click_key, interaction
+                sam2.config,
+                params,
+                segment,
+                compare,
+                prompt,
+                truth,
+                is_corrected,
+                click_key,
+                interaction,
             )
 
         def by_masks(_):
@@ -151,7 +159,7 @@ def _first_prompt(key, truth, is_initial, is_box, interaction):
     return points, labels, jnp.where(is_initial, jnp.where(is_box, 2, 1), 0)
 
 
-def _interact(params, segment, compare, prompt, truth, is_corrected, key, interaction):
+def _interact(config, params, segment, compare, prompt, truth, is_corrected, key, interaction):
     """Segments a frame; if it is to be corrected, clicks into the error and segments again, seven times.
 
     Returns:
@@ -190,6 +198,7 @@ def _interact(params, segment, compare, prompt, truth, is_corrected, key, intera
     answer = _tie(answer, params)
     steps = jnp.arange(1 + interaction.num_corrections)
     keys = jax.random.split(key, len(steps))
+    one_step = rematerialise(one_step, config.remat)
     (_, _, answer), losses = jax.lax.scan(one_step, (first, num_points, answer), (steps, keys))
     return answer, jax.tree.map(lambda x: x.sum(0), losses)
 

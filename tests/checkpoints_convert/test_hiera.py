@@ -28,7 +28,9 @@ def released(official):
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.standard_normal(shape, np.float32)
     tensors = {
-        name.removeprefix(TRUNK).replace("layers.0", "fc1").replace("layers.1", "fc2"): draw(*x.shape)
+        name.removeprefix(TRUNK).replace("layers.0", "fc1").replace("layers.1", "fc2"): draw(
+            *x.shape
+        )
         for name, x in official.items()
         if name.startswith(f"{TRUNK}blocks") or name.startswith(f"{TRUNK}patch_embed")
     }

@@ -189,3 +189,16 @@ def test_clips_can_be_cut_out_of_long_videos():
         clip = sample_clip(video, 4, 3, rng)
         assert clip.frames.shape == (4, 32, 32, 3)
         assert clip.masks[0].any((1, 2)).all()
+
+
+def test_plain_videos_show_a_few_shapes_of_one_colour():
+    for video in ProceduralVideos(0, 20, 4, 64, is_plain=True):
+        frames, masks = video.read(range(4))
+        assert 1 <= len(masks[0]) <= 3
+        ground = frames[0][~np.any(list(masks[0].values()), axis=0)].mean(0)
+        for mask in masks[0].values():
+            if mask.sum() < 100:  # mostly edge
+                continue
+            pixels = frames[0][mask]
+            assert np.median(np.abs(pixels - np.median(pixels, 0))) < 10
+            assert np.abs(np.median(pixels, 0) - ground).max() > 25
