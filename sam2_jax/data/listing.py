@@ -85,7 +85,7 @@ def select(names: Collection[str], dataset: Dataset, found: str) -> list[str]:
             if (value := getattr(dataset, field)) != getattr(Dataset, field)
         ]
         raise ValueError(
-            f"nothing to train on: there are {len(names)} {found}"
+            f"nothing to use: there are {len(names)} {found}"
             + (f", and none is left by {', '.join(limits)}" if names and limits else "")
         )
     return chosen

@@ -31,7 +31,7 @@ from sam2_jax.data.masks import (
     read_palette_png,
 )
 from sam2_jax.data.sources import masks_of_labels
-from sam2_jax.data.videos import FrameList, Frames, ImageFolder, open_frames
+from sam2_jax.data.videos import FirstFrames, FrameList, Frames, ImageFolder, open_frames
 from sam2_jax.experiment import Dataset
 
 CATALOGUE = "tfds:"
@@ -284,6 +284,12 @@ def frame_stems(frames: Frames) -> list[str]:
     if isinstance(frames, ImageFolder):
         return [os.path.splitext(name)[0] for name in frames.names]
     return [f"{index:05d}" for index in range(len(frames))]
+
+
+def first_frames(source: Frames, count: int | None) -> tuple[Frames, list[str]]:
+    """Returns the first frames of a video, all if `count` is None, and their names."""
+    stems = frame_stems(source)
+    return (source, stems) if count is None else (FirstFrames(source, count), stems[:count])
 
 
 def choose(found: Videos, others: Videos, video_list: str | None) -> list[str]:

@@ -6,6 +6,7 @@ rows, worst frames, charts  ->  page: HTML
 
 import base64
 import csv
+import dataclasses
 import html
 import io
 import json
@@ -18,6 +19,7 @@ from PIL import Image
 from sam2_jax.data.masks import check_masks
 from sam2_jax.data.overlay import draw_overlay
 from sam2_jax.evaluate.charts import line_chart
+from sam2_jax.evaluate.interactive import Game
 from sam2_jax.evaluate.layouts import Videos, frame_stems
 from sam2_jax.evaluate.score import ObjectScores
 
@@ -90,6 +92,12 @@ def results_json(
         for scored in scores
     ]
     return json.dumps({**facts, "total": total, "objects": objects}, indent=1)
+
+
+def games_json(rows: Sequence[Row], games: Mapping[str, Sequence[Game]], facts: Row) -> str:
+    """Returns facts, the mean scores after each round, and every game of each protocol as JSON."""
+    plain = {protocol: list(map(dataclasses.asdict, played)) for protocol, played in games.items()}
+    return json.dumps({**facts, "rounds": rows, "objects": plain}, indent=1)
 
 
 def score_charts(scores: Sequence[ObjectScores]) -> dict[str, str]:

@@ -1,0 +1,154 @@
+"""Interactive segmentation of images: IoU after clicks and with boxes, as the papers evaluate it.
+
+    images with masks  ->  score_image: IoU (N,) of every prompt  ->  summarise: mIoU over all masks
+
+The first click is on the centre of an object and the best of three candidates by the model's own judgement is
+taken; each further one is on the centre of the error, with the mask so far as another prompt.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from sam2_jax.data.clips import Video
+from sam2_jax.data.listing import check_folder, list_files
+from sam2_jax.data.sources import open_source
+from sam2_jax.evaluate.annotator import box_around, next_click
+from sam2_jax.evaluate.metrics import iou
+from sam2_jax.experiment import Dataset
+from sam2_jax.predict.image import SAM2ImagePredictor
+
+CLICKS = 5
+BOX = "box"
+_MASKS_AT_ONCE = 32
+
+
+def open_images(
+    images: str, annotations: str | None = None, count: int | None = None
+) -> Sequence[Video]:
+    """Opens images with masks, whatever the layout.
+
+    Args:
+        images: a folder.
+        annotations: an instance file of COCO; or a folder of label PNGs whose values are instances, or of
+            JSONs of SA-1B; None is JSONs of SA-1B beside the images.
+        count: only the first images; None is all.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing.
+        ValueError: there are no annotations of a known layout, or none that belongs to an image.
+    """
+    if annotations is not None and os.path.isfile(annotations):
+        kind = "coco"
+    else:
+        folder = check_folder(annotations or check_folder(images, "images"), "annotations")
+        kinds = {"sa1b": (".json",), "masks": (".png",)}
+        kind = next(
+            (k for k, ends in kinds.items() if list_files(folder, ends, recursive=True)), None
+        )
+        if kind is None or (kind == "masks" and annotations is None):
+            raise ValueError(
+                f"{folder} holds no annotations; expected are a JSON of SA-1B for every image, or with "
+                "--annotations a folder of those, a folder of label PNGs, or an instance file of COCO"
+            )
+    dataset = Dataset(
+        kind=kind,
+        frames=images,
+        annotations=annotations or "",
+        num_frames=1,
+        max_area=1.0,
+        count=-1 if count is None else count,
+    )
+    return open_source(dataset, 0)
+
+
+def score_image(
+    predictor: SAM2ImagePredictor, image: np.ndarray, masks: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Segments the objects of an image by clicks, and by boxes.
+
+    Args:
+        predictor: segments.
+        image: (H, W, 3) uint8.
+        masks: (N, H, W) bool, none empty.
+
+    Returns:
+        (N,) IoU with the truth, by prompt: "1 click" to "5 clicks" and "box".
+
+    Raises:
+        ValueError: image and masks differ in size.
+    """
+    if masks.shape[1:] != image.shape[:2]:
+        raise ValueError(
+            f"the masks are {masks.shape[2]}x{masks.shape[1]}, but the image is "
+            f"{image.shape[1]}x{image.shape[0]}"
+        )
+    predictor.set_image(image)
+    parts = [
+        _by_clicks(predictor, masks[n : n + _MASKS_AT_ONCE])
+        | _by_boxes(predictor, masks[n : n + _MASKS_AT_ONCE])
+        for n in range(0, len(masks), _MASKS_AT_ONCE)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def click_name(count: int) -> str:
+    """Names the prompt of so many clicks."""
+    return f"{count} click{'s' if count > 1 else ''}"
+
+
+def _by_clicks(predictor: SAM2ImagePredictor, truths: np.ndarray) -> dict[str, np.ndarray]:
+    n = len(truths)
+    predictions, low_res = np.zeros_like(truths), None
+    points, labels = np.zeros((n, 0, 2)), np.zeros((n, 0), int)
+    scores = {}
+    for count in range(1, CLICKS + 1):
+        clicks = [next_click(*pair) for pair in zip(predictions, truths, strict=True)]
+        # An object without error is clicked on once more where it was; its mask stays as it is.
+        is_done = np.array([click is None for click in clicks])
+        new = [
+            (points[i, -1], labels[i, -1]) if click is None else click
+            for i, click in enumerate(clicks)
+        ]
+        points = np.concatenate([points, np.array([p for p, _ in new])[:, None]], 1)
+        labels = np.concatenate([labels, np.array([x for _, x in new])[:, None]], 1)
+        answer = _answer(predictor, points, labels, mask_input=low_res, multimask_output=count == 1)
+        predictions = np.where(is_done[:, None, None], predictions, answer[0])
+        low_res = answer[1]
+        scores[click_name(count)] = _ious(predictions, truths)
+    return scores
+
+
+def _by_boxes(predictor: SAM2ImagePredictor, truths: np.ndarray) -> dict[str, np.ndarray]:
+    boxes = np.stack([box_around(mask) for mask in truths])
+    predictions, _ = _answer(predictor, box=boxes, multimask_output=False)
+    return {BOX: _ious(predictions, truths)}
+
+
+def _answer(predictor: SAM2ImagePredictor, *args, **kwargs) -> tuple[np.ndarray, np.ndarray]:
+    """The mask (N, H, W) bool of each prompt that the model thinks best, and its logits (N, 1, S/4, S/4)."""
+    masks, ious, low_res = predictor.predict(*args, **kwargs)
+    if masks.ndim == 3:  # a single prompt has no axis of its own
+        masks, ious, low_res = masks[None], ious[None], low_res[None]
+    best = np.arange(len(masks)), ious.argmax(1)
+    return masks[best], low_res[best][:, None]
+
+
+def _ious(predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    return np.array([iou(*pair) for pair in zip(predictions, truths, strict=True)])
+
+
+def read_image_masks(video: Video) -> tuple[np.ndarray, np.ndarray]:
+    """Reads an image of `open_images`: (H, W, 3) uint8, and masks (N, H, W) bool, none empty."""
+    (image,), (by_id,) = video.read([0])
+    masks = [mask for mask in by_id.values() if mask.any()]
+    return image, np.array(masks, bool).reshape(-1, *(masks[0].shape if masks else image.shape[:2]))
+
+
+def summarise(scores: Sequence[dict[str, np.ndarray]]) -> list[dict[str, float | str]]:
+    """Returns the mIoU in percent over all masks of all images, a row a prompt."""
+    return [
+        {"prompt": name, "mIoU": 100 * float(np.concatenate([s[name] for s in scores]).mean())}
+        for name in scores[0]
+    ]
