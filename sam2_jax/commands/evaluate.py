@@ -3,10 +3,13 @@
 import argparse
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sam2_jax.commands.common import add_model, build
+from sam2_jax.commands.common import build
+from sam2_jax.commands.evaluate_options import add_arguments
+
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "Score masks, or let a model predict those of a benchmark."
 EXAMPLES = """examples:
@@ -16,167 +19,6 @@ EXAMPLES = """examples:
   sam2-jax evaluate images --images val2017 --annotations instances_val2017.json --checkpoint tiny/
 
 docs/evaluation.md has a command for every published benchmark."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the kinds of evaluation with their options."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="kind")
-
-    def add(name: str, help: str) -> argparse.ArgumentParser:
-        return kinds.add_parser(name, help=help, description=help)
-
-    _add_score(add("score", "Score predicted masks of videos: J, F and J&F.").add_argument)
-    _add_vos(add("vos", "Track the objects of first-frame masks through videos; write PNGs."))
-    _add_interactive(add("interactive", "Let a simulated annotator correct tracked objects."))
-    _add_images(add("images", "Segment objects in images by simulated clicks and by boxes."))
-
-
-def _add_score(add: Callable) -> None:
-    add(
-        "--truth",
-        required=True,
-        metavar="DIR",
-        help="true masks: a folder a video, or a benchmark's folder",
-    )
-    add("--predictions", required=True, metavar="DIR", help="predicted masks, likewise")
-    add("--convention", choices=("sav", "davis"), default="sav", help="whose rules (default: sav)")
-    add(
-        "--out",
-        metavar="DIR",
-        help="folder of results.csv, .json and .html (default: the predictions)",
-    )
-    add(
-        "--videos",
-        metavar="DIR",
-        help="frames for the pictures of results.html (default: the truth's)",
-    )
-    add("--video-list", metavar="FILE", help="text file that names the videos to score")
-    add(
-        "--strict", action="store_true", help="a video of the truth without predictions is an error"
-    )
-    add(
-        "--do-not-skip-first-and-last-frame",
-        dest="keep_ends",
-        action="store_true",
-        help="score the first and the last annotated frame as well",
-    )
-    add(
-        "--train-meta",
-        metavar="FILE",
-        help="YouTube-VOS: meta.json of the training set, whose categories are the seen ones "
-        "(default: ../train/meta.json beside the truth)",
-    )
-    _add_split(add)
-
-
-def _add_split(add: Callable) -> None:
-    add(
-        "--split",
-        default="validation",
-        help="of a dataset given as tfds:NAME (default: validation)",
-    )
-
-
-def _add_videos(add: Callable) -> None:
-    add(
-        "--videos",
-        "--base_video_dir",
-        required=True,
-        metavar="DIR",
-        help="a folder of frames or an mp4 a video, a benchmark's folder, or tfds:NAME",
-    )
-    add(
-        "--masks",
-        "--input_mask_dir",
-        required=True,
-        metavar="DIR",
-        help="masks: a folder a video, a benchmark's folder, or tfds:NAME",
-    )
-    add("--out", "--output_mask_dir", required=True, metavar="DIR", help="folder of the results")
-    add("--video-list", "--video_list_file", metavar="FILE", help="text file that names the videos")
-    add("--num-frames", type=int, metavar="N", help="only the first N frames of every video")
-    _add_split(add)
-
-
-def _add_vos(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _add_videos(add)
-    add(
-        "--prompt",
-        choices=("mask", "box", "1-click", "3-click", "5-click"),
-        default="mask",
-        help="what is made of a mask to prompt with (default: mask)",
-    )
-    add(
-        "--score-threshold",
-        "--score_thresh",
-        type=float,
-        default=0.0,
-        help="logits above it are the object (default: 0)",
-    )
-    add(
-        "--use-all-masks",
-        "--use_all_masks",
-        action="store_true",
-        help="prompt on all frames that have masks, not only on the first one",
-    )
-    add(
-        "--per-obj-png-file",
-        "--per_obj_png_file",
-        action="store_true",
-        help="write a folder of PNGs for every object (default: as the masks are)",
-    )
-    add(
-        "--track-object-appearing-later-in-video",
-        "--track_object_appearing_later_in_video",
-        dest="later_objects",
-        action="store_true",
-        help="start an object that appears later where it has its first mask",
-    )
-    add(
-        "--apply-postprocessing",
-        "--apply_postprocessing",
-        action="store_true",
-        help="fill small holes, which published scores do without",
-    )
-    add_model(parser)
-    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-    add("--sam2_cfg", dest="model", **hidden)
-    add("--sam2_checkpoint", dest="checkpoint", **hidden)
-    add("--use_vos_optimized_video_predictor", action="store_true", **hidden)  # always compiled
-
-
-def _add_interactive(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _add_videos(add)
-    add(
-        "--protocol",
-        choices=("offline", "online", "both"),
-        default="both",
-        help="correct the worst frame and track anew, or correct while watching once (default: both)",
-    )
-    add("--rounds", type=int, default=8, help="frames that get clicks, at most (default: 8)")
-    add("--clicks", type=int, default=3, help="clicks on each of them (default: 3)")
-    add(
-        "--threshold",
-        type=float,
-        default=0.75,
-        help="online: a frame of lower IoU gets clicks (default: 0.75)",
-    )
-    add_model(parser)
-
-
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--images", required=True, metavar="DIR", help="folder of images")
-    add(
-        "--annotations",
-        metavar="PATH",
-        help="JSON of COCO; folder of label PNGs; folder of JSONs of SA-1B (default: --images)",
-    )
-    add("--out", required=True, metavar="DIR", help="folder of the results")
-    add("--num-images", type=int, metavar="N", help="only the first N images")
-    add_model(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -218,8 +60,7 @@ def _run_score(args: argparse.Namespace) -> None:
     num_frames = len({(s.video, stem) for s in scores for stem in s.stems})
     seconds = time.monotonic() - start
     total = summarise(scores, args.convention)
-    rows = report.score_rows(scores, total, args.convention)
-    print(f"\n{report.table(rows)}\n")
+    print(f"\n{report.table(report.score_rows(scores, total, args.convention))}\n")
     print(f"{num_frames} frames in {seconds:.1f} s, {num_frames / seconds:.0f} frames/s")
     facts = {
         "truth": truth.where,
@@ -232,18 +73,9 @@ def _run_score(args: argparse.Namespace) -> None:
         print(report.table([of_kinds]))
         facts |= {name: f"{value:.1f}" for name, value in of_kinds.items()}
 
-    out = args.out or args.predictions
     pictures = report.worst_frames(scores, truth, predictions, _videos_of_truth(args))
-    files = {
-        "results.csv": report.results_csv(scores, total),
-        "results.json": report.results_json(scores, total | of_kinds, args.convention, facts),
-        "results.html": report.page(
-            f"J&F {total['J&F']:.1f}", facts, rows, report.score_charts(scores), pictures
-        ),
-    }
-    if args.convention == "davis":
-        files["results_davis.csv"] = report.rows_csv(rows)
-    _write(out, files)
+    files = report.score_files(scores, total | of_kinds, args.convention, facts, pictures)
+    _write(args.out or args.predictions, files)
 
 
 def _seen_and_unseen(args: argparse.Namespace, scores: Sequence[Any]) -> dict[str, float]:
@@ -331,10 +163,14 @@ def _run_vos(args: argparse.Namespace) -> None:
     lengths = {name: _length(videos, name, args.num_frames) for name in left}
     # Videos of like length share the devices best.
     left.sort(key=lengths.get, reverse=True)
+    start = time.monotonic()
     with tqdm(total=sum(lengths.values()), desc="propagate in video", unit="frame") as bar:
         vos.predict(predictor, videos, masks, left, args.out, options, bar.update)
-        rate = bar.format_dict["rate"] or bar.n / max(bar.format_dict["elapsed"], 1e-9)
-    print(f"{len(left)} videos, {bar.n} frames, {rate:.1f} frames/s with what was compiled")
+    if left:
+        seconds = time.monotonic() - start
+        print(
+            f"{len(left)} videos, {bar.n} frames in {seconds:.1f} s, {bar.n / seconds:.1f} frames/s"
+        )
     print(f"masks:  {args.out}")
     print(f"next:   sam2-jax evaluate score --truth {args.masks} --predictions {args.out}")
 
@@ -350,7 +186,7 @@ def _run_interactive(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from sam2_jax import build_sam2_video_predictor
-    from sam2_jax.evaluate import charts, interactive, report
+    from sam2_jax.evaluate import interactive, report
     from sam2_jax.evaluate.layouts import first_frames
 
     protocols = interactive.PROTOCOLS if args.protocol == "both" else (args.protocol,)
@@ -376,44 +212,17 @@ def _run_interactive(args: argparse.Namespace) -> None:
                             args.threshold,
                         )
                         games[protocol].append(game)
-    rows = [
-        {"protocol": protocol, **row}
-        for protocol in protocols
-        for row in interactive.curves(games[protocol])
-    ]
+    rows = interactive.curves(games)
     print(f"\n{report.table(rows)}\n")
-    lines = {
-        protocol: tuple(
-            [r[key] for r in rows if r["protocol"] == protocol] for key in ("rounds", "J&F")
-        )
-        for protocol in protocols
-    }
-    chart = charts.line_chart(lines, "frames clicked on", "J&F")
-    facts = {
-        "videos": videos.where,
-        "masks": masks.where,
-        **{name: str(value) for name, value in _settings(args, predictor.model).items()},
-    }
-    _write(
-        args.out,
-        {
-            "interactive.csv": report.rows_csv(rows),
-            "interactive.json": report.games_json(rows, games, facts),
-            "curve.svg": chart,
-            "interactive.html": report.page(
-                "Interactive segmentation", facts, rows, {"J&F": chart}
-            ),
-        },
-    )
+    facts = {"videos": videos.where, "masks": masks.where, **_settings(args, predictor.model)}
+    _write(args.out, report.game_files(games, rows, facts))
 
 
 def _run_images(args: argparse.Namespace) -> None:
-    import json
-
     from tqdm import tqdm
 
     from sam2_jax import SAM2ImagePredictor, build_sam2
-    from sam2_jax.evaluate import charts, images, report
+    from sam2_jax.evaluate import images, report
 
     videos = images.open_images(args.images, args.annotations, args.num_images)
     print(f"images: {args.images} ({len(videos)} with annotations)")
@@ -428,24 +237,9 @@ def _run_images(args: argparse.Namespace) -> None:
         raise ValueError(f"no image in {args.images} has a mask that is not empty")
     rows = images.summarise(list(scores.values()))
     print(f"\n{report.table(rows)}\n")
-    clicks = [row["mIoU"] for row in rows if row["prompt"] != images.BOX]
-    chart = charts.line_chart({"mIoU": (range(1, len(clicks) + 1), clicks)}, "clicks", "mIoU")
     num_masks = sum(len(of_image[images.BOX]) for of_image in scores.values())
     facts = {"images": f"{args.images}, {len(scores)} images, {num_masks} masks"}
-    facts |= {name: str(value) for name, value in _settings(args, predictor.model).items()}
-    of_images = {
-        name: {prompt: ious.round(4).tolist() for prompt, ious in of_image.items()}
-        for name, of_image in scores.items()
-    }
-    _write(
-        args.out,
-        {
-            "images.csv": report.rows_csv(rows),
-            "images.json": json.dumps({**facts, "mIoU": rows, "IoU": of_images}, indent=1),
-            "curve.svg": chart,
-            "images.html": report.page("Images", facts, rows, {"mIoU": chart}),
-        },
-    )
+    _write(args.out, report.image_files(scores, rows, facts | _settings(args, predictor.model)))
 
 
 def _write(out: str, files: Mapping[str, str]) -> None:

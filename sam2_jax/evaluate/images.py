@@ -75,15 +75,7 @@ def score_image(
 
     Returns:
         (N,) IoU with the truth, by prompt: "1 click" to "5 clicks" and "box".
-
-    Raises:
-        ValueError: image and masks differ in size.
     """
-    if masks.shape[1:] != image.shape[:2]:
-        raise ValueError(
-            f"the masks are {masks.shape[2]}x{masks.shape[1]}, but the image is "
-            f"{image.shape[1]}x{image.shape[0]}"
-        )
     predictor.set_image(image)
     parts = [
         _by_clicks(predictor, masks[n : n + _MASKS_AT_ONCE])
@@ -140,10 +132,25 @@ def _ious(predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:
 
 
 def read_image_masks(video: Video) -> tuple[np.ndarray, np.ndarray]:
-    """Reads an image of `open_images`: (H, W, 3) uint8, and masks (N, H, W) bool, none empty."""
+    """Reads an image of `open_images`.
+
+    Returns:
+        image (H, W, 3) uint8, and masks (N, H, W) bool, none empty.
+
+    Raises:
+        FileNotFoundError: the image is missing.
+        ValueError: a file is damaged, or image and masks differ in size.
+    """
     (image,), (by_id,) = video.read([0])
+    size = image.shape[:2]
     masks = [mask for mask in by_id.values() if mask.any()]
-    return image, np.array(masks, bool).reshape(-1, *(masks[0].shape if masks else image.shape[:2]))
+    for mask in masks:
+        if mask.shape != size:
+            raise ValueError(
+                f"the masks of {video.name} are {mask.shape[1]}x{mask.shape[0]}, but the image is "
+                f"{size[1]}x{size[0]}"
+            )
+    return image, np.array(masks, bool).reshape(-1, *size)
 
 
 def summarise(scores: Sequence[dict[str, np.ndarray]]) -> list[dict[str, float | str]]:

@@ -8,7 +8,7 @@ threshold, that frame gets clicks, and tracking goes on from there.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -130,19 +130,13 @@ def play(
     return game
 
 
-def curves(games: Sequence[Game]) -> list[dict[str, float]]:
-    """Returns J&F, J and F in percent, means over objects, after each round."""
-    rows = []
-    for n in range(1, max(len(game.j) for game in games) + 1):
-        j, f = np.mean([game.after(n) for game in games], 0) * 100
-        prompted = np.mean([min(n, len(game.j)) for game in games])
-        rows.append(
-            {
-                "rounds": n,
-                "J&F": (j + f) / 2,
-                "J": float(j),
-                "F": float(f),
-                "frames clicked on": float(prompted),
-            }
-        )
+def curves(games: Mapping[str, Sequence[Game]]) -> list[dict[str, str | int | float]]:
+    """Returns J&F, J and F in percent, means over objects, of each protocol after each round."""
+    rows: list[dict[str, str | int | float]] = []
+    for protocol, played in games.items():
+        for n in range(1, max(len(game.j) for game in played) + 1):
+            j, f = (100 * float(mean) for mean in np.mean([game.after(n) for game in played], 0))
+            prompted = float(np.mean([min(n, len(game.j)) for game in played]))
+            row = {"protocol": protocol, "round": n, "J&F": (j + f) / 2, "J": j, "F": f}
+            rows.append(row | {"frames clicked on": prompted})
     return rows

@@ -43,7 +43,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:.1f}"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def score_rows(scores: Sequence[ObjectScores], total: Row, convention: str) -> list[dict[str, Any]]:
@@ -67,19 +67,25 @@ def results_csv(scores: Sequence[ObjectScores], total: Row) -> str:
     return text
 
 
-def rows_csv(rows: Sequence[Row]) -> str:
-    """Returns rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def score_files(
+    scores: Sequence[ObjectScores],
+    total: Row,
+    convention: str,
+    facts: Row,
+    pictures: Sequence[tuple[str, np.ndarray]],
+) -> dict[str, str]:
+    """Makes the files of `sam2-jax evaluate score`.
 
+    Args:
+        scores: of objects.
+        total: means of all, in percent.
+        convention: whose.
+        facts: what was scored and how, by name.
+        pictures: from `worst_frames`.
 
-def results_json(
-    scores: Sequence[ObjectScores], total: Row, convention: str, facts: Mapping[str, str]
-) -> str:
-    """Returns facts and all scores as JSON; those of frames are within 0..1."""
+    Returns:
+        Their texts by name. In the JSON, scores of frames are within 0..1.
+    """
     objects = [
         {
             "sequence": scored.video,
@@ -91,13 +97,74 @@ def results_json(
         }
         for scored in scores
     ]
-    return json.dumps({**facts, "total": total, "objects": objects}, indent=1)
+    rows = score_rows(scores, total, convention)
+    worst_first = [rows[0], *sorted(rows[1:], key=lambda row: row["J&F"])]
+    files = {
+        "results.csv": results_csv(scores, total),
+        "results.json": _json({**facts, "total": total, "objects": objects}),
+        "results.html": page(
+            f"J&F {total['J&F']:.1f}", facts, worst_first, score_charts(scores), pictures
+        ),
+    }
+    return files | ({"results_davis.csv": _csv(rows)} if convention == "davis" else {})
 
 
-def games_json(rows: Sequence[Row], games: Mapping[str, Sequence[Game]], facts: Row) -> str:
-    """Returns facts, the mean scores after each round, and every game of each protocol as JSON."""
+def game_files(
+    games: Mapping[str, Sequence[Game]], rows: Sequence[Row], facts: Row
+) -> dict[str, str]:
+    """Makes the files of `sam2-jax evaluate interactive`: texts by name.
+
+    Args:
+        games: of each protocol.
+        rows: from `interactive.curves`.
+        facts: what was played and how, by name.
+    """
+    of = lambda protocol, key: [row[key] for row in rows if row["protocol"] == protocol]
+    lines = {protocol: (of(protocol, "round"), of(protocol, "J&F")) for protocol in games}
+    chart = line_chart(lines, "frames clicked on", "J&F")
     plain = {protocol: list(map(dataclasses.asdict, played)) for protocol, played in games.items()}
-    return json.dumps({**facts, "rounds": rows, "objects": plain}, indent=1)
+    return {
+        "interactive.csv": _csv(rows),
+        "interactive.json": _json({**facts, "rounds": rows, "objects": plain}),
+        "interactive.html": page("Interactive segmentation", facts, rows, {"J&F": chart}),
+        "curve.svg": chart,
+    }
+
+
+def image_files(
+    scores: Mapping[str, Mapping[str, np.ndarray]], rows: Sequence[Row], facts: Row
+) -> dict[str, str]:
+    """Makes the files of `sam2-jax evaluate images`: texts by name.
+
+    Args:
+        scores: IoU (N,) of every prompt, by image.
+        rows: from `images.summarise`.
+        facts: what was segmented and how, by name.
+    """
+    clicks = [row["mIoU"] for row in rows if "click" in row["prompt"]]
+    chart = line_chart({"mIoU": (range(1, len(clicks) + 1), clicks)}, "clicks", "mIoU")
+    of_images = {
+        name: {prompt: ious.round(4).tolist() for prompt, ious in of_image.items()}
+        for name, of_image in scores.items()
+    }
+    return {
+        "images.csv": _csv(rows),
+        "images.json": _json({**facts, "mIoU": rows, "IoU of images": of_images}),
+        "images.html": page("Segmentation of images", facts, rows, {"mIoU": chart}),
+        "curve.svg": chart,
+    }
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _json(document: Row) -> str:
+    return json.dumps(document, indent=1) + "\n"
 
 
 def score_charts(scores: Sequence[ObjectScores]) -> dict[str, str]:
@@ -153,7 +220,7 @@ def _frame(videos: Videos | None, name: str, stem: str, size: tuple[int, int]) -
 
 def page(
     title: str,
-    facts: Mapping[str, str],
+    facts: Row,
     rows: Sequence[Row],
     charts: Mapping[str, str],
     pictures: Sequence[tuple[str, np.ndarray]] = (),
@@ -163,17 +230,15 @@ def page(
     Args:
         title: of the page.
         facts: what was scored and how, by name.
-        rows: of the table of scores, the first one the total; the others are shown worst first.
+        rows: of the table.
         charts: SVG by caption.
         pictures: captions and pictures (H, W, 3) uint8.
     """
     escape = lambda text: html.escape(str(text))
-    name = next(key for key, value in rows[0].items() if not isinstance(value, str))
-    ordered = [rows[0], *sorted(rows[1:], key=lambda row: row[name])]
     head = "".join(f"<th>{escape(column)}</th>" for column in rows[0])
     lines = "".join(
         f"<tr>{''.join(f'<td>{escape(_cell(value))}</td>' for value in row.values())}</tr>"
-        for row in ordered
+        for row in rows
     )
     said = "".join(
         f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items()
@@ -211,7 +276,6 @@ dt { opacity: .65 } dd { margin: 0; overflow-wrap: anywhere }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #8884 }
 td:first-child, th:first-child { text-align: left }
-tr:nth-child(2) { font-weight: 600 }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
 figure { margin: 0 } img, svg { width: 100%; height: auto; display: block }
 figcaption { font-size: .85rem; opacity: .75 }
