@@ -107,8 +107,9 @@ def play(
     state = predictor.init_state(frames)
     game = Game(truth.name, object_id, [], [], [])
     j, f = {}, {}
-    t, prediction = start, empty
-    while len(game.j) < rounds:
+    t = start
+    for n in range(rounds):
+        prediction = video_masks(predictor.model.config, state, t)[0, 0] > 0 if n else empty
         click_on_frame(predictor, state, t, object_id, prediction, true_mask(t), clicks)
         game.prompted.append(stems[t])
         first = start if protocol == "offline" else t
@@ -126,7 +127,6 @@ def play(
             is_over = t is None
         if is_over:
             break
-        prediction = video_masks(predictor.model.config, state, t)[0, 0] > 0
     return game
 
 

@@ -106,7 +106,7 @@ def test_a_missing_object_folder_is_an_error(tmp_path):
         drawn.write_objects(tmp_path / place / "a")
     for path in (tmp_path / "out" / "a" / "002").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match="3 of the masks to score .* frame 00001 of object 2"):
+    with pytest.raises(ValueError, match=r"3 of the masks to score .* frame 00001 of object 2"):
         scores_of(tmp_path / "truth", tmp_path / "out")
 
 
