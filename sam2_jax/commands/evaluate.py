@@ -7,18 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sam2_jax.commands.common import build
-from sam2_jax.commands.evaluate_options import add_arguments
+from sam2_jax.commands.evaluate_options import EXAMPLES, add_arguments
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "Score masks, or let a model predict those of a benchmark."
-EXAMPLES = """examples:
-  sam2-jax evaluate vos --videos DAVIS --masks DAVIS --video-list DAVIS/ImageSets/2017/val.txt --out davis_out
-  sam2-jax evaluate score --truth DAVIS --predictions davis_out --convention davis
-  sam2-jax evaluate interactive --videos DAVIS --masks DAVIS --protocol offline --out clicks --checkpoint tiny/
-  sam2-jax evaluate images --images val2017 --annotations instances_val2017.json --checkpoint tiny/
-
-docs/evaluation.md has a command for every published benchmark."""
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,12 +6,34 @@ from collections.abc import Callable
 from sam2_jax.commands.common import add_model
 
 
+_EXAMPLES = {
+    "vos": """
+  sam2-jax evaluate vos --videos DAVIS --masks DAVIS --video-list DAVIS/ImageSets/2017/val.txt --out davis_out
+  sam2-jax evaluate vos --videos sav_val --masks sav_val --out sav_out --checkpoint sam2.1_hiera_tiny.pt""",
+    "score": """
+  sam2-jax evaluate score --truth DAVIS --predictions davis_out --convention davis""",
+    "interactive": """
+  sam2-jax evaluate interactive --videos DAVIS --masks DAVIS --protocol offline --out clicks --checkpoint tiny/""",
+    "images": """
+  sam2-jax evaluate images --images val2017 --annotations instances.json --out coco_out --checkpoint tiny/""",
+}
+EXAMPLES = f"""examples:{"".join(_EXAMPLES.values())}
+
+docs/evaluation.md has a command for every published benchmark."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the kinds of evaluation with their options."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="kind")
 
     def add(name: str, help: str) -> argparse.ArgumentParser:
-        return kinds.add_parser(name, help=help, description=help)
+        return kinds.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=f"examples:{_EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     _add_score(add("score", "Score predicted masks of videos: J, F and J&F.").add_argument)
     _add_vos(add("vos", "Track the objects of first-frame masks through videos; write PNGs."))

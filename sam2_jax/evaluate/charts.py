@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 COLORS = ("#3b82f6", "#e0793b", "#2f9e6e", "#b565c9", "#d1495b", "#8a8f3c", "#5b8c9e", "#a0764f")
 _WIDTH, _HEIGHT = 640, 260  # of the picture
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 44  # around the plot
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 26, 44  # around the plot
 _ROW = 18  # height of a line of the legend
 _COLUMNS = 3  # of the legend
 
@@ -40,7 +40,7 @@ def line_chart(lines: Mapping[str, Points], x_label: str, y_label: str, y_max: f
     for x in dict.fromkeys([low, high]):
         parts.append(_text(to_x(x), bottom + 16, f"{x:g}", "middle"))
     parts.append(_text((_LEFT + right) / 2, bottom + 16, x_label, "middle"))
-    parts.append(_text(_LEFT + 4, _TOP + 10, y_label, "start"))
+    parts.append(_text(_LEFT, _TOP - 10, y_label, "start"))
     for n, (name, (xs, ys)) in enumerate(lines.items()):
         color = COLORS[n % len(COLORS)]
         places = [f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in zip(xs, ys, strict=True)]

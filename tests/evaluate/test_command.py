@@ -216,4 +216,6 @@ def test_help_of_every_kind(kind, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", kind, "--help"])
     assert stop.value.code == 0
-    assert "--out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--out" in said
+    assert f"  sam2-jax evaluate {kind} --" in said
