@@ -165,7 +165,8 @@ def _run_vos(args: argparse.Namespace) -> None:
             f"{len(left)} videos, {bar.n} frames in {seconds:.1f} s, {bar.n / seconds:.1f} frames/s"
         )
     print(f"masks:  {args.out}")
-    print(f"next:   sam2-jax evaluate score --truth {args.masks} --predictions {args.out}")
+    if args.num_frames is None:
+        print(f"next:   sam2-jax evaluate score --truth {args.masks} --predictions {args.out}")
 
 
 def _length(videos: Any, name: str, num_frames: int | None) -> int:
@@ -186,12 +187,12 @@ def _run_interactive(args: argparse.Namespace) -> None:
     videos, masks, names = _open_both(args)
     predictor = build(args, build_sam2_video_predictor, apply_postprocessing=False)
     games: dict[str, list[Any]] = {protocol: [] for protocol in protocols}
-    with tqdm(names, desc="interactive", unit="video") as bar:
-        for name in bar:
+    with tqdm(desc="interactive", unit="frame") as bar:
+        for n, name in enumerate(names, start=1):
             with videos[name] as source:
                 frames, stems = first_frames(source, args.num_frames)
                 for object_id in interactive.object_ids(masks[name], stems):
-                    bar.set_postfix_str(f"{name}, object {object_id}")
+                    bar.set_postfix_str(f"{name}, video {n} of {len(names)}, object {object_id}")
                     for protocol in protocols:
                         game = interactive.play(
                             predictor,
@@ -203,8 +204,11 @@ def _run_interactive(args: argparse.Namespace) -> None:
                             args.rounds,
                             args.clicks,
                             args.threshold,
+                            bar.update,
                         )
                         games[protocol].append(game)
+    if not any(games.values()):
+        raise ValueError(f"no mask in {masks.where} shows an object")
     rows = interactive.curves(games)
     print(f"\n{report.table(rows)}\n")
     facts = {"videos": videos.where, "masks": masks.where, **_settings(args, predictor.model)}

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from sam2_jax.commands.common import add_model
 
-
 _EXAMPLES = {
     "vos": """
   sam2-jax evaluate vos --videos DAVIS --masks DAVIS --video-list DAVIS/ImageSets/2017/val.txt --out davis_out
@@ -13,7 +12,7 @@ _EXAMPLES = {
     "score": """
   sam2-jax evaluate score --truth DAVIS --predictions davis_out --convention davis""",
     "interactive": """
-  sam2-jax evaluate interactive --videos DAVIS --masks DAVIS --protocol offline --out clicks --checkpoint tiny/""",
+  sam2-jax evaluate interactive --videos DAVIS --masks DAVIS --out clicks --checkpoint tiny/""",
     "images": """
   sam2-jax evaluate images --images val2017 --annotations instances.json --out coco_out --checkpoint tiny/""",
 }

@@ -18,6 +18,14 @@ from sam2_jax.evaluate.annotator import box_around, next_click
 from sam2_jax.evaluate.metrics import iou
 from sam2_jax.experiment import Dataset
 from sam2_jax.predict.image import SAM2ImagePredictor
+from sam2_jax.predict.transforms import (
+    LOGIT_LIMIT,
+    join_padded,
+    join_prompts,
+    pad_points,
+    resize_weights,
+    scale_points,
+)
 
 CLICKS = 5
 BOX = "box"
@@ -103,28 +111,54 @@ def _by_clicks(predictor: SAM2ImagePredictor, truths: np.ndarray) -> dict[str, n
             (points[i, -1], labels[i, -1]) if click is None else click
             for i, click in enumerate(clicks)
         ]
-        points = np.concatenate([points, np.array([p for p, _ in new])[:, None]], 1)
-        labels = np.concatenate([labels, np.array([x for _, x in new])[:, None]], 1)
-        answer = _answer(predictor, points, labels, mask_input=low_res, multimask_output=count == 1)
-        predictions = np.where(is_done[:, None, None], predictions, answer[0])
-        low_res = answer[1]
+        points = np.concatenate([points, np.array([point for point, _ in new])[:, None]], 1)
+        labels = np.concatenate([labels, np.array([label for _, label in new])[:, None]], 1)
+        answers, low_res = answer(
+            predictor, truths.shape[1:], points, labels, low_res, is_multimask=count == 1
+        )
+        predictions = np.where(is_done[:, None, None], predictions, answers)
         scores[click_name(count)] = _ious(predictions, truths)
     return scores
 
 
 def _by_boxes(predictor: SAM2ImagePredictor, truths: np.ndarray) -> dict[str, np.ndarray]:
-    boxes = np.stack([box_around(mask) for mask in truths])
-    predictions, _ = _answer(predictor, box=boxes, multimask_output=False)
+    corners, labels = join_prompts(None, None, np.stack([box_around(mask) for mask in truths]))
+    predictions, _ = answer(predictor, truths.shape[1:], corners, labels, None, is_multimask=False)
     return {BOX: _ious(predictions, truths)}
 
 
-def _answer(predictor: SAM2ImagePredictor, *args, **kwargs) -> tuple[np.ndarray, np.ndarray]:
-    """The mask (N, H, W) bool of each prompt that the model thinks best, and its logits (N, 1, S/4, S/4)."""
-    masks, ious, low_res = predictor.predict(*args, **kwargs)
-    if masks.ndim == 3:  # a single prompt has no axis of its own
-        masks, ious, low_res = masks[None], ious[None], low_res[None]
-    best = np.arange(len(masks)), ious.argmax(1)
-    return masks[best], low_res[best][:, None]
+def answer(
+    predictor: SAM2ImagePredictor,
+    size: tuple[int, int],
+    points: np.ndarray,
+    labels: np.ndarray,
+    low_res: np.ndarray | None,
+    is_multimask: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Segments what is pointed at, as `SAM2ImagePredictor.predict` does.
+
+    Masks are enlarged on the host, since every other size of an image would be another program to compile.
+
+    Args:
+        predictor: to which one image is set.
+        size: height and width of the image.
+        points: (N, P, 2) points (x, y) in pixels.
+        labels: (N, P) int.
+        low_res: (N, S/4, S/4) logits of earlier masks, or None.
+        is_multimask: takes the best of three masks, by the model's judgement.
+
+    Returns:
+        (N, H, W) bool masks, and their (N, S/4, S/4) logits.
+    """
+    config, n = predictor.model.config, len(points)
+    prompt = pad_points(scale_points(points, *size, config.image_size, is_pixels=True), labels)
+    if low_res is not None:
+        prompt = prompt.replace(mask_logits=low_res)
+    masks, ious = predictor.decode(join_padded([prompt]), np.zeros(n, np.int32), is_multimask)
+    best = np.arange(n), np.asarray(ious)[:n].argmax(1)
+    masks = np.asarray(masks, np.float32)[:n][best]
+    height, width = (resize_weights(config.mask_size, side) for side in size)
+    return height @ masks @ width.T > 0, np.clip(masks, -LOGIT_LIMIT, LOGIT_LIMIT)
 
 
 def _ious(predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:

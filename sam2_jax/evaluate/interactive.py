@@ -8,7 +8,7 @@ threshold, that frame gets clicks, and tracking goes on from there.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -65,6 +65,7 @@ def play(
     rounds: int = 8,
     clicks: int = 3,
     threshold: float = 0.75,
+    progress: Callable[[], None] = lambda: None,
 ) -> Game:
     """Lets the annotator correct an object. Frames from its first one on are scored.
 
@@ -78,6 +79,7 @@ def play(
         rounds: frames that get clicks, at most; the first one is the first on which the object is seen.
         clicks: on each of them.
         threshold: of `online`: a frame of lower IoU gets clicks.
+        progress: is called after every frame that is tracked.
 
     Raises:
         ValueError: the object is on no frame, or masks are not as large as the video.
@@ -117,6 +119,7 @@ def play(
             if s >= start and truth.has(stems[s]):
                 pair = logits[0, 0] > 0, true_mask(s)
                 j[s], f[s] = region_similarity(*pair), boundary_accuracy(*pair)
+            progress()
         game.j.append(float(np.mean([j[s] for s in scored])))
         game.f.append(float(np.mean([f[s] for s in scored])))
         if protocol == "offline":

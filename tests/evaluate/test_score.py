@@ -1,5 +1,6 @@
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from sam2_jax.evaluate.score import (
     summarise_seen_and_unseen,
 )
 from tests.evaluate import drawn
+
+DAVIS = Path(__file__).resolve().parents[3] / "shared" / "data" / "davis2016"
 
 
 @pytest.fixture
@@ -165,3 +168,19 @@ def test_seen_and_unseen_categories(tmp_path):
     meta.write_text('{"videos": []}')
     with pytest.raises(ValueError, match=r"meta.json is no meta.json of YouTube-VOS"):
         read_categories(str(meta))
+
+
+@pytest.mark.skipif(not DAVIS.is_dir(), reason=f"no real data in {DAVIS}")
+def test_published_predictions_get_the_scores_of_the_original_evaluator():
+    truth = open_masks(str(DAVIS))
+    found = score(truth, open_masks(str(DAVIS / "predictions_osvos")), truth.names)
+    rows = {s.video: [s.row("sav")[name] for name in ("J&F", "J", "F")] for s in found}
+    expected = {
+        "blackswan": [95.9, 94.3, 97.4],
+        "car-shadow": [92.3, 92.8, 91.7],
+        "drift-straight": [68.6, 66.5, 70.7],
+        "horsejump-high": [82.3, 77.4, 87.2],
+    }
+    assert rows.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(rows[name], values, atol=0.1)

@@ -8,6 +8,7 @@ from PIL import Image
 from sam2_jax.data.masks import davis_palette, read_object_mask, write_palette_png
 from sam2_jax.evaluate import vos
 from sam2_jax.evaluate.layouts import open_masks, open_videos
+from sam2_jax.evaluate.metrics import iou
 from sam2_jax.predict.video import SAM2VideoPredictor
 from tests import toy
 from tests.evaluate import drawn
@@ -80,6 +81,18 @@ def test_objects_that_appear_later_need_the_option(tmp_path):
         0: {1: [0, 1, 2, 3, 4]},
         2: {2: [2, 3, 4]},
     }
+
+
+def test_all_masks_may_prompt(tmp_path, predictor):
+    """Also those of an object that starts later, ahead of the frame that is tracked."""
+    drawn.davis(tmp_path, ["a"], first=(0, 2))
+    options = vos.Options(use_all_masks=True, later_objects=True)
+    with open_videos(str(tmp_path))["a"] as frames:
+        video = frames, stems(), open_masks(str(tmp_path))["a"]
+        for _, t, ids, found in vos.track(predictor, [video], options):
+            for object_id, mask in zip(ids, found, strict=True):
+                truth = drawn.labels(t, (0, 2)) == object_id
+                assert iou(mask, truth) > 0.7
 
 
 def test_masks_that_do_not_fit_the_video_are_errors(tmp_path, predictor):
