@@ -168,14 +168,19 @@ def _json(document: Row) -> str:
 
 
 def score_charts(scores: Sequence[ObjectScores]) -> dict[str, str]:
-    """Draws J&F over time, a chart a video with a line an object."""
+    """Draws J&F over time, by video; a line an object, of many the first ones."""
     by_video: dict[str, dict[str, tuple]] = {}
     for scored in scores:
-        j_and_f = 50 * (scored.j + scored.f)
-        line = np.arange(len(j_and_f)), j_and_f
+        is_numbered = all(stem.isdecimal() for stem in scored.stems)
+        frames = list(map(int, scored.stems)) if is_numbered else range(len(scored.stems))
+        line = frames, 50 * (scored.j + scored.f)
         by_video.setdefault(scored.video, {})[f"object {scored.object_id}"] = line
-    draw = lambda lines: line_chart(dict(list(lines.items())[:_LINES]), "scored frame", "J&F")
-    return {video: draw(lines) for video, lines in by_video.items()}
+    charts = {}
+    for video, lines in by_video.items():
+        left_out = len(lines) - _LINES
+        caption = f"{video} (without {left_out} more objects)" if left_out > 0 else video
+        charts[caption] = line_chart(dict(list(lines.items())[:_LINES]), "frame", "J&F")
+    return charts
 
 
 def worst_frames(

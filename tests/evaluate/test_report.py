@@ -75,6 +75,18 @@ def test_a_page_is_whole_and_needs_no_other_file():
     assert files["results_davis.csv"].splitlines()[0].startswith("sequence,obj,J&F,J,F,J recall")
 
 
+def test_charts_show_the_first_objects_over_the_frames_of_the_video():
+    many = [made("bear", n, [0.5, 1.0]) for n in range(1, 11)]
+    (caption,) = charts = report.score_charts([*many, made("bear", 11, [1.0])])
+    assert caption == "bear (without 3 more objects)"
+    assert "object 8" in charts[caption]
+    assert "object 9" not in charts[caption]
+    late = ObjectScores("cow", 1, ["00040", "00044"], np.array([0.5, 1]), np.array([0.5, 1]))
+    assert ">40</text>" in report.score_charts([late])["cow"]
+    unnumbered = ObjectScores("cow", 1, ["a", "b"], np.array([0.5, 1]), np.array([0.5, 1]))
+    assert ">1</text>" in report.score_charts([unnumbered])["cow"]
+
+
 def test_charts_are_pictures():
     chart = line_chart({"a & b": ([0, 1, 2], [0, 50, 100]), "c": ([1], [120])}, "frame", "J&F")
     root = ElementTree.fromstring(chart)
