@@ -111,6 +111,9 @@ def _open_both(args: argparse.Namespace) -> tuple[Any, Any, list[str]]:
     masks = layouts.open_masks(args.masks, args.split)
     print(f"videos: {videos.where}\nmasks:  {masks.where}")
     names = layouts.choose(videos, masks, args.video_list)
+    benchmark = layouts.find_benchmark(args.videos)
+    if benchmark and benchmark.lists and not args.video_list:
+        print(f"lists:  {layouts.shorten(benchmark.lists)} (--video-list takes one)")
     if len(names) < len(videos.names) and not args.video_list:
         print(f"{len(names)} videos have masks")
     return videos, masks, names

@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Callable
 
 from sam2_jax.commands.common import add_model
+from sam2_jax.evaluate.interactive import PROTOCOLS
+from sam2_jax.evaluate.score import CONVENTIONS
+from sam2_jax.evaluate.vos import PROMPTS
 
 _EXAMPLES = {
     "vos": """
@@ -48,7 +51,7 @@ def _add_score(add: Callable) -> None:
         help="true masks: a folder a video, or a benchmark's folder",
     )
     add("--predictions", required=True, metavar="DIR", help="predicted masks, likewise")
-    add("--convention", choices=("sav", "davis"), default="sav", help="whose rules (default: sav)")
+    add("--convention", choices=CONVENTIONS, default="sav", help="whose rules (default: sav)")
     add(
         "--out",
         metavar="DIR",
@@ -112,7 +115,7 @@ def _add_vos(parser: argparse.ArgumentParser) -> None:
     _add_videos(add)
     add(
         "--prompt",
-        choices=("mask", "box", "1-click", "3-click", "5-click"),
+        choices=PROMPTS,
         default="mask",
         help="what is made of a mask to prompt with (default: mask)",
     )
@@ -160,7 +163,7 @@ def _add_interactive(parser: argparse.ArgumentParser) -> None:
     _add_videos(add)
     add(
         "--protocol",
-        choices=("offline", "online", "both"),
+        choices=(*PROTOCOLS, "both"),
         default="both",
         help="correct the worst frame and track anew, or correct while watching once (default: both)",
     )

@@ -211,7 +211,7 @@ def _benchmark_name(root: str, frames: str | None, masks: str | None) -> str:
         return "YouTube-VOS"
     if any(name.endswith("_meta") for name in list_files(root, (".json",))):
         return "LVOS"
-    return "MOSE, or another dataset of its layout,"
+    return "MOSE, or another dataset of its layout"
 
 
 def open_masks(path: str, split: str = "validation") -> Videos:
@@ -338,7 +338,7 @@ def _find(path: str, what: str) -> tuple[Benchmark | None, str]:
         if folder is None:
             there = benchmark.frames or benchmark.masks
             raise ValueError(
-                f"{path} is {benchmark.name} and has {os.path.relpath(there, path)}, but its {what} are "
+                f"{path} is {benchmark.name}, and has {os.path.relpath(there, path)}, but its {what} are "
                 f"missing: none of {', '.join(_MASKS if what == 'masks' else _FRAMES)} is there"
             )
         return benchmark, folder
@@ -349,7 +349,7 @@ def _find(path: str, what: str) -> tuple[Benchmark | None, str]:
 def _where(benchmark: Benchmark | None, folder: str, what: str) -> str:
     if benchmark is None:
         return f"{folder} ({what})"
-    return f"{folder} ({benchmark.name} {what})"
+    return f"{folder} ({benchmark.name}: {what})"
 
 
 def _contents(folder: str) -> str:

@@ -50,7 +50,7 @@ def test_scores_are_printed_and_written(folders, capsys):
     truth, out = folders
     run("score", "--truth", truth, "--predictions", out, "--convention", "davis")
     said = capsys.readouterr().out
-    assert "DAVIS 2017 masks of 2 videos" in said
+    assert "DAVIS 2017: masks of 2 videos" in said
     assert "Global score       100.0" in said
     assert "frames/s" in said
     assert sorted(p.name for p in Path(out).iterdir() if p.is_file()) == [
@@ -107,6 +107,7 @@ def test_vos_writes_masks_and_goes_on(folders, tmp_path, toy_models, capsys):
     run("vos", *options)
     said = capsys.readouterr()
     assert "1 of 2 videos are in" in said.out
+    assert "val.txt (--video-list takes one)" in said.out
     assert "propagate in video" in said.err
     assert toy_models[0] == {"postprocessing": False, "non_overlap": True}
     for name in ("bear", "camel"):
