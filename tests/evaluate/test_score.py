@@ -1,3 +1,4 @@
+import importlib
 import json
 import logging
 from pathlib import Path
@@ -184,3 +185,17 @@ def test_published_predictions_get_the_scores_of_the_original_evaluator():
     assert rows.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(rows[name], values, atol=0.1)
+
+
+def test_the_official_algorithm_agrees(folders):
+    """The one that `scripts/benchmark_scores.py` times, with OpenCV."""
+    pytest.importorskip("cv2")
+    script = importlib.import_module("scripts.benchmark_scores")
+    truth, predictions = folders
+    for t in (1, 2):
+        change(predictions / "bear", t, lambda ids, t=t: np.roll(ids, 3 * t, 1))
+    found = scores_of(truth, predictions)
+    for name in ("bear", "camel"):
+        expected = script.score_video(str(truth / "Annotations" / "480p"), str(predictions), name)
+        rows = [s.row("sav") for s in found if s.video == name]
+        np.testing.assert_allclose([(row["J"], row["F"]) for row in rows], expected)
