@@ -71,11 +71,11 @@ def select(names: Collection[str], dataset: Dataset, found: str) -> list[str]:
     """
     used = set(names)
     if dataset.file_list:
-        wanted = _read_list(dataset.file_list)
+        wanted = read_list(dataset.file_list)
         used &= wanted
         warn_if_fewer(len(used), len(wanted), f"names in {dataset.file_list}", "video or image")
     if dataset.excluded_list:
-        used -= _read_list(dataset.excluded_list)
+        used -= read_list(dataset.excluded_list)
     stop = None if dataset.count < 0 else dataset.first + dataset.count
     chosen = sorted(used)[dataset.first : stop]
     if not chosen:
@@ -85,14 +85,18 @@ def select(names: Collection[str], dataset: Dataset, found: str) -> list[str]:
             if (value := getattr(dataset, field)) != getattr(Dataset, field)
         ]
         raise ValueError(
-            f"nothing to train on: there are {len(names)} {found}"
+            f"nothing to use: there are {len(names)} {found}"
             + (f", and none is left by {', '.join(limits)}" if names and limits else "")
         )
     return chosen
 
 
-def _read_list(path: str) -> set[str]:
-    """Names in a text file, one a line, without the suffixes of pictures, videos and annotations."""
+def read_list(path: str) -> set[str]:
+    """Returns the names in a text file, one a line, without suffixes of pictures, videos, annotations.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no such list of names: {path}")
     with open(path, encoding="utf-8-sig") as file:

@@ -235,19 +235,35 @@ def read_object_masks(path: str | os.PathLike, frame_idx: int) -> tuple[list[int
         raise FileNotFoundError(f"no object folder in {os.fspath(path)} holds {name}")
     masks: list[np.ndarray] = []
     for file in paths.values():
-        values = read_mask_png(file)
-        present = np.unique(values[values > 0])
-        if len(present) > 1:
+        mask = read_object_mask(file)
+        if masks and mask.shape != masks[0].shape:
             raise ValueError(
-                f"{file} holds the values {present[:5].tolist()}; the mask of one object is expected"
-            )
-        if masks and values.shape != masks[0].shape:
-            raise ValueError(
-                f"{file} is {values.shape[1]}x{values.shape[0]}, but the mask of object "
+                f"{file} is {mask.shape[1]}x{mask.shape[0]}, but the mask of object "
                 f"{min(paths)} is {masks[0].shape[1]}x{masks[0].shape[0]}"
             )
-        masks.append(values > 0)
+        masks.append(mask)
     return list(paths), np.stack(masks)
+
+
+def read_object_mask(path: str | os.PathLike) -> np.ndarray:
+    """Reads the mask of a single object; every value but 0 is the object.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or holds several objects.
+    """
+    values = read_mask_png(path)
+    mask = values > 0
+    present = np.unique(values[mask])
+    if len(present) > 1:
+        raise ValueError(
+            f"{os.fspath(path)} holds the values {present[:5].tolist()}; the mask of one object is "
+            "expected"
+        )
+    return mask
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from scipy import ndimage
 
 from sam2_jax.data.clips import Clip, sample_clip
 from sam2_jax.data.sources import open_source
+from sam2_jax.evaluate.annotator import next_click
 from sam2_jax.evaluate.metrics import iou, video_scores
 from sam2_jax.experiment import Dataset
 from sam2_jax.model.layers import upsample_4x
@@ -90,16 +90,10 @@ def _masks(masks: np.ndarray) -> Prompt:
 
 def _clicks(masks: np.ndarray) -> Prompt:
     """A click where each object is thickest; none on one that is empty."""
-    points = np.stack([_thickest(mask) for mask in masks])
+    clicks = [next_click(np.zeros_like(mask), mask) for mask in masks]
+    points = np.array([click[0] if click else (0, 0) for click in clicks])
     labels = np.where(masks.any((1, 2)), 1, -2)
     return pad_points(points[:, None], labels[:, None])
-
-
-def _thickest(mask: np.ndarray) -> np.ndarray:
-    """(2,) x, y of the pixel that is farthest from the outline of a mask (H, W)."""
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return np.array([x, y])
 
 
 @functools.partial(jax.jit, static_argnums=0)

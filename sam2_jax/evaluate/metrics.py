@@ -1,10 +1,12 @@
-"""Scores of masks, as the evaluator of SA-V defines them.
+"""Scores of masks, as the evaluators of SA-V and of DAVIS define them.
 
 prediction, truth (H, W)     ->  J, the overlap of regions; F, the agreement of contours; within 0..1
 predictions, truths (T, H, W)  ->  J and F of one object, means over the frames that count
+scores (T,)                  ->  mean, recall and decay over time
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -89,6 +91,38 @@ def video_scores(
     return (
         float(np.mean([region_similarity(*pair) for pair in pairs])),
         float(np.mean([boundary_accuracy(*pair) for pair in pairs])),
+    )
+
+
+class Statistics(NamedTuple):
+    """What DAVIS says of the scores of an object over time, all within 0..1.
+
+    Attributes:
+        mean: of all frames.
+        recall: the part of the frames that score more than 0.5.
+        decay: how much the first quarter of the frames is better than the last one.
+    """
+
+    mean: float
+    recall: float
+    decay: float
+
+
+def statistics(scores: np.ndarray) -> Statistics:
+    """Returns the `Statistics` of scores (T,) in the order of time, as the DAVIS evaluator does.
+
+    Quarters share their first and last frames, so that very short videos have four as well.
+
+    Raises:
+        ValueError: there is no score.
+    """
+    scores = np.asarray(scores, float)
+    if scores.ndim != 1 or not len(scores):
+        raise ValueError(f"the scores are {scores.shape}; (T,), at least one, is expected")
+    edges = np.round(np.linspace(1, len(scores), 5) + 1e-10).astype(int) - 1
+    first, last = scores[: edges[1] + 1], scores[edges[3] :]
+    return Statistics(
+        float(scores.mean()), float((scores > 0.5).mean()), float(first.mean() - last.mean())
     )
 
 

@@ -119,7 +119,7 @@ def test_folders_that_do_not_serve(tmp_path, kind):
         sources.open_source(Dataset(kind), 64)
     with pytest.raises(FileNotFoundError, match=r"no such folder, which should hold .*: /nowhere"):
         sources.open_source(Dataset(kind, "/nowhere", "/nowhere"), 64)
-    with pytest.raises(ValueError, match=rf"nothing to train on: there are 0 .*{tmp_path}"):
+    with pytest.raises(ValueError, match=rf"nothing to use: there are 0 .*{tmp_path}"):
         sources.open_source(Dataset(kind, str(tmp_path), str(tmp_path)), 64)
 
 

@@ -140,3 +140,15 @@ def test_scores_of_the_original_evaluator(sequence, j_and_f, j, f):
     )
     scores = np.array(metrics.video_scores(predictions, truths)) * 100
     np.testing.assert_allclose([scores.mean(), *scores], [j_and_f, j, f], atol=0.1)
+
+
+def test_statistics_of_davis():
+    """Quarters of eight frames are 0..2, 2..4, 4..5 and 5..7: edges at 1, 2.75, 4.5, 6.25 and 8, rounded."""
+    scores = np.array([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+    found = metrics.statistics(scores)
+    assert found.mean == pytest.approx(0.65)
+    assert found.recall == 5 / 8  # 0.5 is not more than 0.5
+    assert found.decay == pytest.approx(0.9 - 0.4)
+    assert metrics.statistics(np.array([0.5])) == (0.5, 0, 0)
+    with pytest.raises(ValueError, match=r"scores are \(0,\); \(T,\), at least one"):
+        metrics.statistics(np.array([]))

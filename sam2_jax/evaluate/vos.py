@@ -1,0 +1,286 @@
+"""Semi-supervised video object segmentation: masks of first frames in, masks of all frames out.
+
+    videos, masks  ->  predict: PNGs as the official tool writes them
+
+Every video gets its folder when all its frames are there, so that the same call again goes on with the first
+video that is missing.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from sam2_jax.data.files import write_file
+from sam2_jax.data.masks import pack_masks, write_palette_png
+from sam2_jax.data.videos import Frames
+from sam2_jax.evaluate.annotator import box_around, click_on_frame
+from sam2_jax.evaluate.layouts import MaskVideo, Videos, first_frames, shorten
+from sam2_jax.model.memory_bank import FULL_CODE_LENGTH
+from sam2_jax.predict.answers import video_masks
+from sam2_jax.predict.session import InferenceState
+from sam2_jax.predict.video import SAM2VideoPredictor
+
+PROMPTS = ("mask", "box", "1-click", "3-click", "5-click")
+SETTINGS = "settings.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is prompted and what is written.
+
+    Attributes:
+        prompt: one of `PROMPTS`; boxes and clicks come from the masks.
+        use_all_masks: prompts on all frames that have masks instead of the first one.
+        later_objects: an object that appears after the first frame starts where it has its first mask.
+        score_threshold: logits above it are the object.
+        object_folders: a folder of PNGs for each object, which may overlap, instead of one PNG a frame.
+        num_frames: only the first frames of each video; None is all.
+    """
+
+    prompt: str = "mask"
+    use_all_masks: bool = False
+    later_objects: bool = False
+    score_threshold: float = 0.0
+    object_folders: bool = False
+    num_frames: int | None = None
+
+
+def plan_prompts(
+    masks: MaskVideo, stems: Sequence[str], options: Options
+) -> dict[int, dict[int, list[int]]]:
+    """Says which objects are prompted on which frames.
+
+    Args:
+        masks: of a video.
+        stems: names of the video's frames.
+        options: see `Options`.
+
+    Returns:
+        By the frame on which they start: objects, each with the frames on which it is prompted, ascending.
+
+    Raises:
+        ValueError: there is no object to track, or one that appears later though that is not expected.
+    """
+    given = [(t, stem) for t, stem in enumerate(stems) if masks.has(stem)]
+    if not given:
+        raise ValueError(
+            f"no mask of {masks.name} belongs to one of its frames: frames are {shorten(stems)}; masks are "
+            f"{shorten(masks.stems)}"
+        )
+    if not options.later_objects:
+        if given[0][0] > 0:
+            raise ValueError(
+                f"{masks.name} has no mask of its first frame, {stems[0]}; objects that appear later are "
+                "tracked with --track-object-appearing-later-in-video"
+            )
+        given = given if options.use_all_masks else given[:1]
+    prompted: dict[int, list[int]] = {}
+    for t, stem in given:
+        for object_id, mask in masks.read(stem)[1].items():
+            if object_id in prompted:
+                prompted[object_id] += [t] if options.use_all_masks else []
+            elif mask.any():
+                if t > 0 and not options.later_objects:
+                    raise ValueError(
+                        f"object {object_id} of {masks.name} has its first mask on frame {stem}, not on the "
+                        f"first one, {stems[0]}; such objects are tracked with "
+                        "--track-object-appearing-later-in-video"
+                    )
+                prompted[object_id] = [t]
+    if not prompted:
+        raise ValueError(
+            f"the masks of {masks.name} on frame {shorten([stem for _, stem in given])} are empty: there is "
+            "no object to track"
+        )
+    plan: dict[int, dict[int, list[int]]] = {}
+    for object_id, frames in sorted(prompted.items()):
+        plan.setdefault(frames[0], {})[object_id] = frames
+    return plan
+
+
+@dataclasses.dataclass
+class _Job:
+    """A video that is being tracked."""
+
+    frames: Frames
+    stems: Sequence[str]
+    masks: MaskVideo
+    plan: dict[int, dict[int, list[int]]]
+    state: InferenceState
+
+    def prompt(self, predictor: SAM2VideoPredictor, start: int, prompt: str) -> None:
+        """Gives the prompts of the objects that start on a frame."""
+        by_frame: dict[int, list[int]] = {}
+        for object_id, frames in self.plan[start].items():
+            for t in frames:
+                by_frame.setdefault(t, []).append(object_id)
+        for t in sorted(by_frame):
+            size, masks = self.masks.read(self.stems[t])
+            if size != (self.frames.height, self.frames.width):
+                raise ValueError(
+                    f"the masks of frame {self.stems[t]} of {self.masks.name} are {size[1]}x{size[0]}, but "
+                    f"the video is {self.frames.width}x{self.frames.height}"
+                )
+            for object_id in by_frame[t]:
+                _give(predictor, self.state, t, object_id, masks[object_id], prompt)
+
+
+def _give(
+    predictor: SAM2VideoPredictor,
+    state: InferenceState,
+    t: int,
+    object_id: int,
+    mask: np.ndarray,
+    prompt: str,
+) -> None:
+    if prompt == "mask" or not mask.any():
+        predictor.add_new_mask(state, t, object_id, mask)
+    elif prompt == "box":
+        predictor.add_new_points_or_box(state, t, object_id, box=box_around(mask))
+    else:
+        count = int(prompt.partition("-")[0])
+        click_on_frame(predictor, state, t, object_id, np.zeros_like(mask), mask, count)
+
+
+def track(
+    predictor: SAM2VideoPredictor,
+    videos: Sequence[tuple[Frames, Sequence[str], MaskVideo]],
+    options: Options,
+) -> Iterator[tuple[int, int, list[int], np.ndarray]]:
+    """Tracks the objects of several videos, which are spread over the devices of this process.
+
+    Args:
+        predictor: tracks; objects that may not overlap are its configuration's.
+        videos: frames of each, their names, and masks.
+        options: see `Options`.
+
+    Yields:
+        index of the video, frame index, the N ids of its objects, and (N, H, W) bool masks; of all frames, on
+        those before an object starts its mask is empty.
+
+    Raises:
+        ValueError: as `plan_prompts`, or masks that are not as large as the video.
+    """
+    jobs = []
+    for frames, stems, masks in videos:
+        plan = plan_prompts(masks, stems, options)
+        state = predictor.init_state(frames, keep_frames=FULL_CODE_LENGTH)
+        jobs.append(_Job(frames, stems, masks, plan, state))
+        jobs[-1].prompt(predictor, min(plan), options.prompt)
+    ids = [sorted(i for objects in job.plan.values() for i in objects) for job in jobs]
+    for v, job in enumerate(jobs):
+        empty = np.zeros((len(ids[v]), job.frames.height, job.frames.width), bool)
+        for t in range(min(job.plan)):
+            yield v, t, ids[v], empty
+    if len(jobs) == 1:
+        results = ((0, *result) for result in predictor.propagate_in_video(jobs[0].state))
+    else:
+        results = predictor.propagate_in_videos([job.state for job in jobs])
+    for v, t, obj_ids, logits in results:
+        job = jobs[v]
+        if t in job.plan and t > min(job.plan):
+            job.prompt(predictor, t, options.prompt)
+            obj_ids, logits = job.state.obj_ids, video_masks(predictor.model.config, job.state, t)
+        masks = np.zeros((len(ids[v]), *logits.shape[2:]), bool)
+        masks[[ids[v].index(i) for i in obj_ids]] = logits[:, 0] > options.score_threshold
+        yield v, t, ids[v], masks
+
+
+def predict(
+    predictor: SAM2VideoPredictor,
+    videos: Videos,
+    masks: Videos,
+    names: Sequence[str],
+    out: str,
+    options: Options,
+    progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Tracks videos and writes a folder of PNGs for each.
+
+    Args:
+        predictor: see `track`.
+        videos: the frames.
+        masks: the masks that prompt.
+        names: of the videos to do, such as `missing` returns.
+        out: folder for theirs.
+        options: see `Options`.
+        progress: is called after every frame.
+
+    Raises:
+        ValueError: as `track`.
+        OSError: a file cannot be written.
+    """
+    at_once = len(jax.local_devices())
+    for first in range(0, len(names), at_once):
+        group = names[first : first + at_once]
+        partial = [os.path.join(out, f".{name}.partial") for name in group]
+        with contextlib.ExitStack() as stack:
+            opened = []
+            for name, folder in zip(group, partial, strict=True):
+                shutil.rmtree(folder, ignore_errors=True)
+                os.makedirs(folder)
+                frames, stems = first_frames(stack.enter_context(videos[name]), options.num_frames)
+                opened.append((frames, stems, masks[name]))
+            palettes = [video.palette() for _, _, video in opened]
+            for v, t, ids, found in track(predictor, opened, options):
+                stem = opened[v][1][t]
+                _write(partial[v], stem, ids, found, palettes[v], options.object_folders)
+                progress()
+        for name, folder in zip(group, partial, strict=True):
+            os.rename(folder, os.path.join(out, name))
+
+
+def _write(
+    folder: str,
+    stem: str,
+    ids: Sequence[int],
+    masks: np.ndarray,
+    palette: np.ndarray | None,
+    object_folders: bool,
+) -> None:
+    if not object_folders:
+        write_palette_png(os.path.join(folder, f"{stem}.png"), pack_masks(masks, ids), palette)
+        return
+    for object_id, mask in zip(ids, masks, strict=True):
+        place = os.path.join(folder, f"{object_id:03d}")
+        os.makedirs(place, exist_ok=True)
+        write_palette_png(os.path.join(place, f"{stem}.png"), mask.astype(np.uint8), palette)
+
+
+def missing(out: str, names: Sequence[str], settings: dict) -> list[str]:
+    """Prepares a folder for predictions, and says which videos are not in it yet.
+
+    Args:
+        out: the folder; made where it is missing.
+        names: of all videos.
+        settings: what the masks depend on, for JSON; the folder remembers it.
+
+    Raises:
+        ValueError: the folder holds masks that were made with other settings.
+    """
+    os.makedirs(out, exist_ok=True)
+    path = os.path.join(out, SETTINGS)
+    left = [name for name in names if not os.path.isdir(os.path.join(out, name))]
+    text = json.dumps(settings, indent=1) + "\n"
+    if len(left) < len(names):
+        if not os.path.isfile(path):
+            raise ValueError(
+                f"{out} holds folders of the names of videos that were not made by this command; name another "
+                "folder"
+            )
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file)
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if changed:
+            said = ", ".join(f"{key} {before.get(key)!r}, now {settings[key]!r}" for key in changed)
+            raise ValueError(
+                f"{out} holds masks that were made with {said}; name another folder, or delete this one"
+            )
+    write_file(path, text.encode())
+    return left
