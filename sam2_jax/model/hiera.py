@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from sam2_jax.config import HieraConfig
 from sam2_jax.model.attention import attend
-from sam2_jax.model.layers import MLP, Dense, LayerNorm, cubic_weights, gelu
+from sam2_jax.model.layers import MLP, LayerNorm, cubic_weights, gelu
 from sam2_jax.model.remat import rematerialise
 
 _STRIP = 16  # rows: a block's temporaries then stay in the CPU's caches (docs/performance.md)
@@ -59,12 +59,12 @@ class WindowAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, h, w, C) to (B, h or h/2, w or w/2, width); every batch entry is one window."""
         b, h, w, _ = x.shape
-        q, k, v = jnp.split(Dense(3 * self.width, dtype=self.dtype, name="qkv")(x), 3, -1)
+        q, k, v = jnp.split(nn.Dense(3 * self.width, dtype=self.dtype, name="qkv")(x), 3, -1)
         if self.has_pooled_queries:
             q, h, w = _pool(q), h // 2, w // 2
         split_heads = lambda x: x.reshape(b, -1, self.heads, self.width // self.heads)
         x = attend(split_heads(q), split_heads(k), split_heads(v)).reshape(b, h, w, self.width)
-        return Dense(self.width, dtype=self.dtype, name="proj")(x)
+        return nn.Dense(self.width, dtype=self.dtype, name="proj")(x)
 
 
 class Block(nn.Module):
@@ -98,7 +98,7 @@ class Block(nn.Module):
         opens_stage = x.shape[-1] != self.width
         y = LayerNorm(1e-6, self.dtype, name="norm1")(x)
         if opens_stage:
-            x = _pool(Dense(self.width, dtype=self.dtype, name="proj")(y))
+            x = _pool(nn.Dense(self.width, dtype=self.dtype, name="proj")(y))
         _, height, width, _ = x.shape
 
         attention = WindowAttention(self.width, self.heads, opens_stage, self.dtype, name="attn")
