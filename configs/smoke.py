@@ -1,12 +1,19 @@
-"""A small model learns to segment drawn objects from clicks and boxes, from nothing, on a laptop.
+r"""A small model learns to segment drawn shapes from a click or a box, from nothing, on a laptop.
 
-python scripts/train.py --config=configs/smoke.py --workdir=runs/smoke
+    python scripts/train.py --config=configs/smoke.py --workdir=runs/smoke
+
+does 20 steps in under a minute on two cores, the compilation included: everything works. To see it learn,
+
+    python scripts/train.py --config=configs/smoke.py --workdir=runs/shapes --config.num_steps=5000
+
+docs/training.md has the curve of that run.
 """
 
 from sam2_jax.experiment import (
     Dataset,
     Experiment,
     Interaction,
+    LossWeights,
     Optimizer,
     Validation,
     to_config_dict,
@@ -15,27 +22,31 @@ from sam2_jax.experiment import (
 
 def get_config():
     """Returns the experiment."""
-    images = Dataset(num_frames=1, max_objects=3, batch_size=16)
+    shapes = Dataset(num_frames=1, max_objects=3, batch_size=32, is_plain=True)
     return to_config_dict(
         Experiment(
             model="sam2_nano",
-            model_overrides={"image_size": 128},
+            model_overrides={"image_size": 64},
             drop_path_rate=0.0,
-            datasets={"drawn": images},
-            interaction=Interaction(num_corrections=2),
+            datasets={"shapes": shapes},
+            interaction=Interaction(num_corrections=0),
+            # From nothing, the published weights teach empty masks first.
+            loss=LossWeights(mask=1.0, dice=3.0),
             optimizer=Optimizer(
                 learning_rate=1e-3,
                 encoder_learning_rate=1e-3,
                 layer_decay=1.0,
-                warmup_steps=50,
+                warmup_steps=100,
                 weight_decay=0.05,
                 gradient_clip=1.0,
+                b2=0.99,
             ),
             remat="none",
             num_steps=20,
-            checkpoint_every=100,
+            checkpoint_every=500,
             validation=Validation(
-                every=100, dataset=Dataset(num_frames=1, max_objects=3, seed=1, count=64)
+                every=500,
+                dataset=Dataset(num_frames=1, max_objects=3, seed=1, count=100, is_plain=True),
             ),
         )
     )
