@@ -30,14 +30,20 @@ TOY = {
         "window_sizes": (8, 4, 2, 2),
     },
 }
+FEW = Interaction(num_corrections=2)
 CLICKS = Interaction(
-    point_probability=1.0, box_probability=0.0, max_initial_frames=1, max_corrected_frames=1
+    point_probability=1.0,
+    box_probability=0.0,
+    max_initial_frames=1,
+    max_corrected_frames=1,
+    num_corrections=1,
 )
 
 
 def learner(**changes) -> Learner:
     settings = {
         "model_overrides": TOY,
+        "interaction": FEW,
         "remat": "none",
         "optimizer": Optimizer(
             learning_rate=1e-3, encoder_learning_rate=1e-3, schedule="constant", gradient_clip=1.0
