@@ -8,6 +8,7 @@ Cases, in float32 with random weights, on fixed random inputs:
 
     encode    one image to features, high-resolution projections included
     track     one frame with a full memory: encode, memory attention, decode, encode the memory
+    train     one step on images, a click an object: losses, gradient, clipping, AdamW; at 256 px
     memory    peak memory of SAM2VideoPredictor over clips of two lengths
     objects   one frame with a full memory and several objects: as a batch, and one after the other
     stream    resident memory of SAM2StreamPredictor over frames without end
@@ -40,32 +41,39 @@ import numpy as np
 from sam2_jax.build import Model
 from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config, get_config
 from sam2_jax.data.videos import Frames
+from sam2_jax.experiment import Experiment, Interaction, LossWeights, Optimizer
 from sam2_jax.model import memory_bank
 from sam2_jax.model.sam2 import Sam2, init_params, param_shapes
+from sam2_jax.parallel.mesh import make_mesh
 from sam2_jax.predict.image import encode_images
 from sam2_jax.predict.passes import _propagate
 from sam2_jax.predict.stream import SAM2StreamPredictor
 from sam2_jax.predict.video import SAM2VideoPredictor
 from sam2_jax.structs import Frame, MemoryBank
 from sam2_jax.track import encode, propagate_features
+from sam2_jax.train.step import Learner
 
-CASES = ("encode", "track", "objects", "memory", "stream", "compile")
+CASES = ("encode", "track", "train", "objects", "memory", "stream", "compile")
 TINY, BASE, LARGE = (f"sam2.1_hiera_{size}" for size in ("tiny", "base_plus", "large"))
 NOW = 20  # the frame that is tracked; frame 0 is prompted
 POINTER_TOKENS = 16 * 4  # a pointer is cut into four tokens
+BATCH = 4  # images of a training step
+RATE, DECAY, CLIP = 1e-4, 0.1, 0.1  # of its optimizer
 
 
 class Task(NamedTuple):
-    """One call to time: tracks `objects` objects, or encodes if there are none."""
+    """One call to time: tracks `objects` objects, or learns from them, or encodes if there are none."""
 
     model: str
     size: int
     objects: int
+    trains: bool = False
 
     @property
     def title(self) -> str:
         """As the table shows it."""
         what = f"track {self.objects}" if self.objects else "encode"
+        what = f"train on {BATCH} images with {self.objects} objects" if self.trains else what
         return f"{what}, {self.model}, {self.size} px"
 
     @property
@@ -81,6 +89,8 @@ def random_params(config: Sam2Config) -> dict:
 
 def ours(task: Task) -> Callable[[], Any]:
     """Returns the call to time on this project's side."""
+    if task.trains:
+        return our_training(task)
     config = get_config(task.model, image_size=task.size)
     params, module = random_params(config), Sam2(config)
     image = np.random.default_rng(0).standard_normal((1, task.size, task.size, 3), np.float32)
@@ -90,6 +100,50 @@ def ours(task: Task) -> Callable[[], Any]:
     frames = jax.device_put(Frame(image, np.array([NOW], np.int32)))
     bank = full_bank(config, task)
     return lambda: jax.block_until_ready(_propagate(module, params, bank, frames))
+
+
+def our_training(task: Task) -> Callable[[], Any]:
+    """Returns the training step on this project's side."""
+    optimizer = Optimizer(
+        learning_rate=RATE,
+        encoder_learning_rate=RATE,
+        layer_decay=1.0,
+        schedule="constant",
+        weight_decay=DECAY,
+        gradient_clip=CLIP,
+    )
+    experiment = Experiment(
+        model=task.model,
+        model_overrides={"image_size": task.size},
+        drop_path_rate=0.0,
+        interaction=Interaction(box_probability=0.0, num_corrections=0),
+        optimizer=optimizer,
+        remat="none",
+    )
+    learner, mesh = Learner(experiment), make_mesh(experiment.mesh)
+    images, masks = training_batch(task)
+    batch = {"images": images[:, None], "masks": masks[:, None]}
+    batch["is_object"] = np.ones(masks.shape[:2], bool)
+    batch = learner.put_batch(mesh, batch)
+    step, state = learner.step(mesh), learner.init(mesh)
+
+    def call():
+        nonlocal state
+        state, metrics = step(state, batch)
+        return jax.block_until_ready((state, metrics))
+
+    return call
+
+
+def training_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Returns uint8 images (B, S, S, 3) and bool masks (B, N, S, S) of one rectangle each."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (BATCH, task.size, task.size, 3), np.uint8)
+    masks = np.zeros((BATCH, task.objects, task.size, task.size), bool)
+    for mask in masks.reshape(-1, task.size, task.size):
+        y, x = rng.integers(0, task.size // 2, 2)
+        mask[y : y + task.size // 4, x : x + task.size // 3] = True
+    return images, masks
 
 
 def full_bank(config: Sam2Config, task: Task) -> MemoryBank:
@@ -142,6 +196,8 @@ def theirs(task: Task) -> Callable[[], Any]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     config = transformers_config(task)
+    if task.trains:
+        return their_training(task, config)
     pixels = torch.randn(3, task.size, task.size)
     if task.objects:
         model = transformers.Sam2VideoModel(config).eval()
@@ -160,6 +216,60 @@ def theirs(task: Task) -> Callable[[], Any]:
     check_attention(model)
     encode = torch.inference_mode()(model.get_image_embeddings)
     return lambda: encode(pixels[None])
+
+
+def their_training(task: Task, config: Any) -> Callable[[], Any]:
+    """Returns the training step on transformers' side, with the same losses and optimizer."""
+    import torch
+    import transformers
+    from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+
+    prompts = transformers.Sam2PromptEncoderConfig(image_size=task.size)
+    model = transformers.Sam2Model(
+        transformers.Sam2Config(vision_config=config.vision_config, prompt_encoder_config=prompts)
+    ).train()
+    check_attention(model)
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY)
+    images, masks = training_batch(task)
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
+    truth = torch.from_numpy(masks.astype(np.float32))[:, :, None]
+    weights, rng = LossWeights(), np.random.default_rng(1)
+
+    def clicks():
+        places = [np.argwhere(mask) for mask in masks.reshape(-1, task.size, task.size)]
+        points = [place[rng.integers(len(place))][::-1] for place in places]
+        return torch.from_numpy(np.float32(points)).reshape(BATCH, task.objects, 1, 2)
+
+    def call():
+        points = clicks()
+        out = model(
+            pixel_values=pixels,
+            input_points=points,
+            input_labels=torch.ones(points.shape[:3], dtype=torch.int32),
+            multimask_output=True,
+        )
+        logits = interpolate(out.pred_masks.flatten(0, 1), truth.shape[-2:], mode="bilinear")
+        logits = logits.unflatten(0, truth.shape[:2])
+        target = truth.expand_as(logits)
+        p = logits.sigmoid()
+        miss = p + target - 2 * p * target
+        focal = binary_cross_entropy_with_logits(logits, target, reduction="none") * miss**2
+        focal = ((0.75 - 0.5 * target) * focal).mean((-2, -1))
+        dice = 1 - (2 * (p * target).sum((-2, -1)) + 1) / ((p + target).sum((-2, -1)) + 1)
+        both, either = (logits > 0) & (target > 0), (logits > 0) | (target > 0)
+        iou = both.sum((-2, -1)) / either.sum((-2, -1)).clamp(min=1)
+        mask_loss = (weights.mask * focal + weights.dice * dice).min(-1).values
+        iou_loss = (out.iou_scores - iou).abs().mean(-1)
+        scores = out.object_score_logits.reshape(mask_loss.shape)
+        presence = binary_cross_entropy_with_logits(
+            scores, torch.ones_like(scores), reduction="none"
+        )
+        (mask_loss + weights.iou * iou_loss + weights.presence * presence).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return call
 
 
 def transformers_config(task: Task) -> Any:
@@ -495,6 +605,7 @@ def main() -> None:
     tasks = {
         "encode": [Task(model, args.size, 0) for model in (TINY, BASE)],
         "track": [Task(TINY, args.size, objects) for objects in (1, 4)],
+        "train": [Task(TINY, 256, 2, trains=True)],
     }
     for case in cases:
         print(f"\n## {case}\n")
