@@ -52,7 +52,7 @@ def load_checkpoint(
         saved, params = checkpoint.load_params(path)
         if name not in (None, saved):
             raise ValueError(f"{path} holds {saved}, not {name}.")
-        names.to_state_dict(params, _expected(saved))
+        names.to_state_dict(params, _shapes(saved, checkpoint.saved_overrides(path)))
         return saved, params
     if (path / "checkpoints").is_dir():
         from sam2_jax.train.loop import newest_params
@@ -60,7 +60,6 @@ def load_checkpoint(
         saved, params = newest_params(path)
         if name not in (None, saved):
             raise ValueError(f"{path} is a run of {saved}, not of {name}.")
-        names.to_state_dict(params, _expected(saved))
         return saved, params
     state_dict = _read_tensors(path)
     if hiera.is_hiera(state_dict):
@@ -99,20 +98,26 @@ def load_start(path: str | os.PathLike, model: str, drawn: Mapping[str, Any]) ->
     return load_checkpoint(path, model)[1]
 
 
-def save_checkpoint(path: str | os.PathLike, model: str, params: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: str | os.PathLike,
+    model: str,
+    params: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
     """Saves parameters as `.pt`, as `.safetensors` (both with official names) or as a folder.
 
     Args:
       path: its suffix decides; anything else than the two is a folder in this project's format.
       model: name of the model, in any spelling.
       params: nested dict of float32 arrays.
+      overrides: as `sam2_jax.checkpoint.save_params` takes them; only a folder remembers them.
 
     Raises:
       FileExistsError: when the folder exists and holds something else.
       ValueError: when the parameters do not fit the model.
     """
     name = config.resolve_model_name(model)
-    state_dict = names.to_state_dict(params, _expected(name))
+    state_dict = names.to_state_dict(params, _shapes(name, overrides or {}))
     match Path(path).suffix:
         case ".pt":
             torch_file.write_torch_file(path, state_dict)
@@ -124,7 +129,7 @@ def save_checkpoint(path: str | os.PathLike, model: str, params: Mapping[str, An
                 # Transformers refuses files that do not name a format.
                 save_file(contiguous, temporary, metadata={"format": "pt"})
         case _:
-            checkpoint.save_params(path, name, params)
+            checkpoint.save_params(path, name, params, overrides)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             source, output = _download(args.download, output, args.sha256)
         name, params = load_checkpoint(source, args.download or args.model)
         if source != output:
-            save_checkpoint(output, name, params)
+            save_checkpoint(output, name, params, checkpoint.saved_overrides(source))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -187,7 +192,11 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 @functools.cache
 def _expected(model: str) -> dict[str, Any]:
-    return sam2.param_shapes(config.get_config(model))
+    return _shapes(model, {})
+
+
+def _shapes(model: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return sam2.param_shapes(config.get_config(model, **overrides))
 
 
 class _Parser(argparse.ArgumentParser):

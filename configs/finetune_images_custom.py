@@ -19,7 +19,11 @@ def get_config():
     return to_config_dict(
         Experiment(
             model="sam2.1_hiera_tiny",
-            model_overrides={"dtype": "bfloat16"},
+            model_overrides={
+                "image_size": 1024,
+                "dtype": "bfloat16",
+                "multimask_output_in_sam": True,
+            },
             datasets={"mine": mine},
             trainable="no_encoder",
             optimizer=Optimizer(learning_rate=2e-5, warmup_steps=50),

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sam2_jax.checkpoint import saved_overrides
 from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config, get_config, resolve_model_name
 from sam2_jax.model.sam2 import Sam2, init_params
 from sam2_jax.track import begin, empty_bank, propagate, step, track
@@ -159,7 +160,8 @@ def build_model(
         return Model(name, config, init_params(config, jax.random.key(0)))
 
     name, params = load_weights(checkpoint, model)
-    return Model(name, get_config(name, **overrides), jax.device_put(params))
+    config = get_config(name, **{**saved_overrides(checkpoint), **overrides})
+    return Model(name, config, jax.device_put(params))
 
 
 def build_sam2(

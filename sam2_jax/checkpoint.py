@@ -25,13 +25,31 @@ def is_params_folder(folder: str | os.PathLike) -> bool:
     return isinstance(description, dict) and description.get("format") == _FORMAT
 
 
-def save_params(folder: str | os.PathLike, model_name: str, params: Mapping[str, Any]) -> None:
+def saved_overrides(folder: str | os.PathLike) -> dict[str, Any]:
+    """Returns in which fields of its configuration a model differs from the one that it is named after.
+
+    Args:
+      folder: written by `save_params`; for anything else there are none.
+    """
+    if not is_params_folder(folder):
+        return {}
+    overrides = json.loads((Path(folder) / _DESCRIPTION).read_bytes()).get("overrides", {})
+    return overrides if isinstance(overrides, dict) else {}
+
+
+def save_params(
+    folder: str | os.PathLike,
+    model_name: str,
+    params: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
     """Saves the parameters of a model; the folder appears whole or not at all.
 
     Args:
       folder: created, or replaced when it was written by this function.
       model_name: name of the model that the parameters belong to.
       params: nested dict of arrays.
+      overrides: fields of its configuration that are not those of the model of this name; JSON values.
 
     Raises:
       FileExistsError: when `folder` is something else that is not empty.
@@ -46,6 +64,8 @@ def save_params(folder: str | os.PathLike, model_name: str, params: Mapping[str,
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     description = {"format": _FORMAT, "version": _FORMAT_VERSION, "model": model_name}
+    if overrides:
+        description["overrides"] = dict(overrides)
     # Where several processes train, one saves: the others are not waited for.
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),

@@ -7,6 +7,7 @@ Sizes follow the paper's symbols: C is `hidden_dim`, M is `memory_dim`.
 import dataclasses
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 MEMORY_POLICIES = ("recent", "quality", "motion", "distractor")
@@ -157,18 +158,26 @@ class Sam2Config:
         return self.image_size // 4
 
     def replace(self, **overrides: Any) -> "Sam2Config":
-        """Returns a copy with some fields changed.
+        """Returns a copy with some fields changed; `hiera` may be a mapping of the fields to change in it.
 
         Raises:
           ValueError: for a field that does not exist; the message lists the near names.
         """
-        names = [field.name for field in dataclasses.fields(self)]
-        for name in overrides:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-                hint = f" Did you mean {', '.join(near)}?" if near else ""
-                raise ValueError(f"Sam2Config has no field {name!r}.{hint}")
-        return dataclasses.replace(self, **overrides)
+        hiera = overrides.get("hiera")
+        if isinstance(hiera, Mapping):
+            as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in hiera.items()}
+            overrides["hiera"] = _replace(self.hiera, as_tuples)
+        return _replace(self, overrides)
+
+
+def _replace(config: Any, overrides: Mapping[str, Any]) -> Any:
+    names = [field.name for field in dataclasses.fields(config)]
+    for name in overrides:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            raise ValueError(f"{type(config).__name__} has no field {name!r}.{hint}")
+    return dataclasses.replace(config, **overrides)
 
 
 _HIERA = {

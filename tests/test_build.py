@@ -5,16 +5,31 @@ import jax
 import numpy as np
 import pytest
 
-from checkpoints_convert.convert import save_checkpoint
+from checkpoints_convert.convert import main, save_checkpoint
 from checkpoints_convert.torch_file import write_torch_file
 from sam2_jax import build_sam2, build_sam2_video_predictor, get_config
 from sam2_jax.config import MODELS, POSTPROCESSING_VIDEO
+from sam2_jax.model.sam2 import init_params
 from sam2_jax.predict.image import SAM2ImagePredictor
 from sam2_jax.predict.video import SAM2VideoPredictor
 from tests import toy
 from tests.parity.reference_weights import NAMES, reference_weights
 
 TINY = "sam2.1_hiera_tiny"
+
+
+def test_what_a_run_changed_comes_back_with_its_weights(tmp_path):
+    """Sizes too; what the caller says goes first."""
+    changed = {"image_size": 64, "hidden_dim": 64, "hiera": {"embed_dim": 16}}
+    config = get_config("sam2_nano", **changed)
+    params = init_params(config, jax.random.key(0))
+    save_checkpoint(tmp_path / "a", "sam2_nano", params, changed)
+    assert build_sam2(checkpoint=tmp_path / "a", apply_postprocessing=False).config == config
+    assert build_sam2(checkpoint=tmp_path / "a", image_size=96).config.image_size == 96
+    assert main(["--input", str(tmp_path / "a"), "--output", str(tmp_path / "b")]) == 0
+    assert build_sam2(checkpoint=tmp_path / "b", apply_postprocessing=False).config == config
+    with pytest.raises(ValueError, match="do not fit"):
+        save_checkpoint(tmp_path / "c", "sam2_nano", params)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam2_jax.checkpoint import is_params_folder, load_params, save_params
+from sam2_jax.checkpoint import is_params_folder, load_params, save_params, saved_overrides
 
 PARAMS = {
     "image_encoder": {"blocks_0": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}},
@@ -32,6 +32,15 @@ def test_round_trip(folder):
     assert model == "sam2_hiera_tiny"
     assert_equal(params)
     assert [path.name for path in folder.parent.iterdir()] == ["weights"]
+
+
+def test_overrides_are_remembered(folder, tmp_path):
+    assert saved_overrides(folder) == {}
+    assert saved_overrides(tmp_path) == {}
+    overrides = {"image_size": 64, "hiera": {"window_sizes": [8, 4, 4, 2]}}
+    save_params(folder, "sam2_hiera_tiny", PARAMS, overrides)
+    assert saved_overrides(folder) == overrides
+    assert load_params(folder)[0] == "sam2_hiera_tiny"
 
 
 def test_relative_paths(folder, monkeypatch):

@@ -28,6 +28,14 @@ def test_an_unknown_field_lists_near_names():
         get_config("sam2_hiera_tiny", fill_hole_areas=3)
 
 
+def test_fields_of_the_trunk_are_changed_one_by_one():
+    changed = get_config("sam2_nano", hiera={"window_sizes": [8, 4, 4, 2]}).hiera
+    assert changed.window_sizes == (8, 4, 4, 2)
+    assert changed.embed_dim == get_config("sam2_nano").hiera.embed_dim
+    with pytest.raises(ValueError, match=r"HieraConfig has no field 'window_size'.*window_sizes"):
+        get_config("sam2_nano", hiera={"window_size": 8})
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -367,7 +367,9 @@ class _Run:
         params = self.learner.export_params(self.state)
         if jax.process_index() == 0:
             name = resolve_model_name(self.experiment.model)
-            save_params(self.workdir / EXPORT, name, params)
+            # The compute type is the user's choice, not the model's.
+            overrides = {k: v for k, v in self.experiment.model_overrides.items() if k != "dtype"}
+            save_params(self.workdir / EXPORT, name, params, overrides)
 
 
 class _Interruptions:

@@ -20,7 +20,7 @@ import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam2_jax.config import HieraConfig, Sam2Config, get_config
+from sam2_jax.config import Sam2Config, get_config
 from sam2_jax.experiment import Experiment
 from sam2_jax.model.sam2 import Sam2, init_params, param_shapes
 from sam2_jax.parallel.mesh import batch_sharding
@@ -87,17 +87,7 @@ def model_config(experiment: Experiment) -> Sam2Config:
     Raises:
       ValueError: for an unknown model or field.
     """
-    overrides = dict(experiment.model_overrides)
-    config = get_config(experiment.model)
-    hiera = overrides.pop("hiera", {})
-    known = {field.name for field in dataclasses.fields(HieraConfig)}
-    if set(hiera) - known:
-        raise ValueError(
-            f"model_overrides.hiera has no field {', '.join(sorted(set(hiera) - known))}; "
-            f"there are {', '.join(sorted(known))}."
-        )
-    hiera = {name: tuple(v) if isinstance(v, list) else v for name, v in hiera.items()}
-    return config.replace(hiera=dataclasses.replace(config.hiera, **hiera), **overrides)
+    return get_config(experiment.model, **experiment.model_overrides)
 
 
 def is_trained(experiment: Experiment, path: str) -> bool:
