@@ -7,7 +7,7 @@ import numpy as np
 from sam2_jax.serve.limits import Limits
 from sam2_jax.serve.unpack import write_frames
 
-_SEED, _SIZE, _NUM_FRAMES, _FPS = 2, 480, 36, 12.0
+_SEED, _SIZE, _NUM_FRAMES, _FPS = 5, 480, 36, 12.0
 
 
 @functools.cache
