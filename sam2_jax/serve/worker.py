@@ -1,13 +1,12 @@
 """The one thread that uses the device: short calls first, then one step of each long task in turn."""
 
 import collections
-import logging
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Any
 
-_log = logging.getLogger(__name__)
+_CLOSING_SECONDS = 10  # a program that is being compiled may take minutes
 
 
 class Task:
@@ -68,11 +67,11 @@ class Worker:
         return task
 
     def close(self) -> None:
-        """Ends after the step that is running; tasks are cancelled, calls that wait fail."""
+        """Ends after the step that is running, unless it takes long; tasks and waiting calls are cancelled."""
         with self._has_work:
             self._is_closed = True
             self._has_work.notify()
-        self._thread.join()
+        self._thread.join(_CLOSING_SECONDS)
 
     def _put(self, queue: collections.deque, item: Any) -> None:
         with self._has_work:
