@@ -3,6 +3,7 @@
 import argparse
 import re
 import secrets
+import socket
 
 from sam2_jax.commands.common import add_model, build
 from sam2_jax.serve.access import is_loopback
@@ -67,12 +68,25 @@ def run(args: argparse.Namespace) -> None:
         ) from error
     from sam2_jax import build_sam2_video_predictor
 
-    app = make_app(build(args, build_sam2_video_predictor), limits, token, only_loopback)
-    config = uvicorn.Config(
-        app, args.host, args.port, log_level="warning", timeout_graceful_shutdown=3, ws="none"
-    )
-    socket = config.bind_socket()
-    shown = f"[{args.host}]" if ":" in args.host else args.host
-    query = f"/?token={token}" if token else ""
-    print(f"open http://{shown}:{socket.getsockname()[1]}{query}  (Ctrl-C ends)", flush=True)
-    uvicorn.Server(config).run([socket])
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+    try:
+        listening = socket.create_server((args.host, args.port), family=family)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {args.host} port {args.port} ({error.strerror}): "
+            "choose another --host or --port"
+        ) from error
+    with listening:
+        predictor = build(args, build_sam2_video_predictor)
+        app = make_app(predictor, limits, token, only_loopback)
+        port = listening.getsockname()[1]
+        print(f"open {_address(args.host, port, token)}  (Ctrl-C ends)", flush=True)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3, ws="none")
+        uvicorn.Server(config).run([listening])
+
+
+def _address(host: str, port: int, token: str | None) -> str:
+    """What to open in a browser, from another machine if the server is for others as well."""
+    name = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
+    shown = f"[{name}]" if ":" in name else name
+    return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -65,3 +66,24 @@ def make_client(predictor, tmp_path, monkeypatch):
 @pytest.fixture
 def client(make_client) -> Iterator:
     return make_client()
+
+
+@pytest.fixture
+def live(predictor, tmp_path, monkeypatch):
+    """A server on a port, for answers that are read while they come; gives a client."""
+    import httpx2
+    import uvicorn
+
+    from sam2_jax.serve import app as serve_app
+
+    monkeypatch.setattr(serve_app, "warm_up", lambda worker, predictor: worker.call(lambda: None))
+    app = serve_app.make_app(predictor, Limits(), folder=str(tmp_path))
+    config = uvicorn.Config(app, "127.0.0.1", 0, log_level="warning", timeout_graceful_shutdown=3)
+    socket, server = config.bind_socket(), uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([socket],))
+    thread.start()
+    port = socket.getsockname()[1]
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        yield client
+    server.should_exit = True
+    thread.join()

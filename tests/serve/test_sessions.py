@@ -1,32 +1,8 @@
 import json
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
-from sam2_jax.serve import app as serve_app
-from sam2_jax.serve.limits import Limits
 from tests.serve.asking import click, opened, tracked
-
-
-@pytest.fixture
-def live(predictor, tmp_path, monkeypatch):
-    """A server on a port, for answers that are read while they come; gives its application and a client."""
-    import httpx2
-    import uvicorn
-
-    monkeypatch.setattr(serve_app, "warm_up", lambda worker, predictor: worker.call(lambda: None))
-    app = serve_app.make_app(predictor, Limits(), folder=str(tmp_path))
-    config = uvicorn.Config(app, "127.0.0.1", 0, log_level="warning", timeout_graceful_shutdown=3)
-    socket, server = config.bind_socket(), uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([socket],))
-    thread.start()
-    port = socket.getsockname()[1]
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        yield client
-    server.should_exit = True
-    thread.join()
 
 
 def test_sessions_at_once_get_what_each_gets_alone(live, video):

@@ -290,7 +290,7 @@ function update() {
   $("play").setAttribute("aria-label", playing ? "Pause" : "Play");
   $("undo").disabled = !(isIdle && session.can_undo);
   $("clear").disabled = !(isIdle && session.prompts.some((p) => p.frame === frame && p.object === chosen));
-  $("new-object").disabled = !isIdle || session.objects.length >= limits.objects;
+  $("new-object").disabled = !session || session.objects.length >= limits.objects;
   const canTrack = isIdle && session.num_frames > 1 && session.prompts.length > 0;
   $("track").disabled = $("track-on").disabled = !canTrack;
   $("cancel").hidden = $("progress").hidden = !isTracking;
@@ -371,6 +371,7 @@ function choose(id) {
 function newObject() {
   if ($("new-object").disabled) return;
   const used = new Set(session.objects.map((o) => o.object));
+  if (isBusy) used.add(chosen);  // a click on it is under way
   let id = 1;
   while (used.has(id)) id++;
   choose(id);
@@ -435,8 +436,16 @@ async function change(method, path, body) {
   });
 }
 
-const undo = () => $("undo").disabled || change("POST", "/undo");
-const clear = () => $("clear").disabled || change("DELETE", `/prompts?frame=${frame}&object=${chosen}`);
+// What a key or a button asks for while something else is under way comes after it; nothing waits for tracking.
+const later = (button, act) => async () => {
+  if (isTracking) return;
+  await queue;
+  if (!$(button).disabled) await act();
+};
+const undo = later("undo", () => change("POST", "/undo"));
+const clear = later("clear", () => change("DELETE", `/prompts?frame=${frame}&object=${chosen}`));
+const trackAll = later("track", () => track({}));
+const trackOn = later("track-on", () => track({ start: frame, direction: "forward" }));
 const rename = (id, name) => name && change("PATCH", `/objects/${id}`, { name });
 
 async function removeObject(id) {
@@ -446,7 +455,6 @@ async function removeObject(id) {
 }
 
 async function track(body) {
-  if ($("track").disabled) return;
   pause();
   isTracking = true;
   const total = body.direction === "forward" ? session.num_frames - body.start : session.num_frames;
@@ -613,7 +621,7 @@ const KEYS = {
   ",": () => go(frame - 1), ".": () => go(frame + 1),
   ArrowLeft: () => go(frame - 1), ArrowRight: () => go(frame + 1),
   Home: () => go(0), End: () => go(Infinity),
-  " ": play, t: () => track({}), T: () => track({ start: frame, direction: "forward" }),
+  " ": play, t: trackAll, T: trackOn,
   Escape: cancel, z: undo, c: clear, Delete: () => removeObject(chosen),
   o: () => $("file").click(), "?": () => $("help").showModal(),
 };
@@ -640,8 +648,8 @@ $("next").onclick = () => go(frame + 1);
 $("new-object").onclick = newObject;
 $("undo").onclick = undo;
 $("clear").onclick = clear;
-$("track").onclick = () => track({});
-$("track-on").onclick = () => track({ start: frame, direction: "forward" });
+$("track").onclick = trackAll;
+$("track-on").onclick = trackOn;
 $("cancel").onclick = cancel;
 $("help-button").onclick = () => $("help").showModal();
 document.querySelectorAll("input[name=tool]").forEach((input) => input.addEventListener("change", update));
