@@ -49,6 +49,7 @@ setup(
             "ipykernel>=6.29",
             "nbclient>=0.10",
             "nbformat>=5.10",
+            "playwright>=1.45",  # for tests of the page, where there is a Chromium
             "pre-commit>=4.0",
             "pytest>=8.3",
             "pytest-xdist>=3.6",

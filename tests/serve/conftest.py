@@ -5,6 +5,7 @@ import io
 import threading
 from collections.abc import Iterator
 
+import jax
 import pytest
 from PIL import Image
 
@@ -17,6 +18,13 @@ from tests.serve.asking import HEIGHT, WIDTH
 
 # A plain install works without the packages of the extra `serve`.
 collect_ignore_glob = [] if importlib.util.find_spec("fastapi") else ["*"]
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _free_programs() -> Iterator[None]:
+    """As in `tests/conftest.py`, but after the whole folder, which uses the same few programs."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

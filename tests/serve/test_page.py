@@ -12,7 +12,8 @@ import pytest
 from sam2_jax.serve import sample
 from tests.parity.reference_scene import scene
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, _NAMES)), None)
 SCREENSHOTS = os.environ.get("SAM2_JAX_SCREENSHOTS")  # a folder, to look at them
 
 playwright = pytest.importorskip("playwright.sync_api")
