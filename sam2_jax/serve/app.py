@@ -15,12 +15,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.requests import ClientDisconnect
 
 import sam2_jax
 from sam2_jax.predict.video import SAM2VideoPredictor
 from sam2_jax.serve import downloads
 from sam2_jax.serve.access import Guard
-from sam2_jax.serve.folders import server_folder
+from sam2_jax.serve.folders import check_free_space, server_folder
 from sam2_jax.serve.limits import Limits, Refused
 from sam2_jax.serve.session import MAX_POINTS, Prompts
 from sam2_jax.serve.sessions import Open, Sessions, check_upload_size, warm_up
@@ -178,11 +179,15 @@ _TRACK_EXAMPLE = (
 _REFUSALS = {
     code: {"model": Problem, "description": text}
     for code, text in {
+        400: "not JSON, or cut off",
         401: "no token",
         403: "from another site",
         404: "no such session or object",
         409: "not now: being tracked, nothing to do, or too many objects",
+        408: "the upload took too long",
+        411: "no Content-Length",
         413: "beyond a limit",
+        415: "neither a video nor a picture",
         422: "not as expected",
         503: "too many sessions",
         507: "disk full",
@@ -266,6 +271,10 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(OSError)
     async def system(_: Request, error: OSError) -> JSONResponse:
         return problem(507, error.strerror or str(error))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:
+        return problem(400, "The connection broke off before the whole upload was there.")
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -448,6 +457,7 @@ def _add_downloads(app: FastAPI) -> None:
         names, found = await sessions.call(used, used.session.results)
         if not found:
             raise Refused(409, "There are no masks yet: click on an object, or track it, first.")
+        check_free_space(used.folder, sessions.limits.free_mb)
         path = os.path.join(used.folder, kind)
         used.num_downloads += 1
         try:

@@ -4,6 +4,7 @@ Each writes a file of the session's folder, in a thread that does not use the de
 """
 
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -20,9 +21,10 @@ def write_png_zip(path: str, found: dict[int, Found]) -> None:
     """Writes `00000.png`, ...: a palette PNG for every frame with masks, pixel values are object ids."""
     with PartialFile(path).written() as partial, zipfile.ZipFile(partial, "w") as archive:
         for frame, objects in found.items():
-            picture = f"{path}.png"
+            picture = f"{partial}.png"
             write_palette_png(picture, pack_masks(_masks(objects), list(objects)))
             archive.write(picture, f"{frame:05d}.png")
+            os.remove(picture)
 
 
 def write_rle_json(

@@ -1,4 +1,5 @@
 import json
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -64,10 +65,7 @@ def test_a_reader_that_goes_away_cancels(live, video, predictor, monkeypatch):
     slow(predictor, monkeypatch)
     with live.stream("POST", f"/api/sessions/{session}/track", json={}) as answer:
         next(answer.iter_lines())
-    deadline = time.monotonic() + 10
-    while live.get(f"/api/sessions/{session}").json()["is_tracking"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: not live.get(f"/api/sessions/{session}").json()["is_tracking"])
     assert len(live.get(f"/api/sessions/{session}").json()["frames_with_masks"]) < 6
 
 
@@ -120,3 +118,19 @@ def test_a_failed_upload_leaves_nothing(client, tmp_path):
     assert client.post("/api/sessions", content=b"").status_code == 422
     assert not list(tmp_path.glob("*/*/"))
     assert len(client.app._app.state.sessions) == 0
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(live, tmp_path):
+    head = "POST /api/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n"
+    with socket.create_connection((live.base_url.host, live.base_url.port)) as raw:
+        raw.sendall(head.encode() + b"x" * 100)
+        wait_for(lambda: list(tmp_path.glob("*/*/upload")))
+    wait_for(lambda: not list(tmp_path.glob("*/*/")))
+    assert live.get("/api/info").status_code == 200
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
