@@ -1,5 +1,6 @@
 """A server with the toy model, and videos to send it."""
 
+import collections
 import importlib.util
 import io
 import threading
@@ -28,9 +29,15 @@ def _free_programs() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def predictor() -> Iterator[SAM2VideoPredictor]:
-    with toy.counted_programs(toy.VIDEO_PROGRAMS):
-        yield SAM2VideoPredictor(toy.model(), chunk=1)
+def programs() -> Iterator[collections.Counter]:
+    """How often each program was traced."""
+    with toy.counted_programs(toy.VIDEO_PROGRAMS) as counts:
+        yield counts
+
+
+@pytest.fixture(scope="session")
+def predictor(programs) -> SAM2VideoPredictor:
+    return SAM2VideoPredictor(toy.model(), chunk=1)
 
 
 @pytest.fixture(scope="session")

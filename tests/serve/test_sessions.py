@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.serve.asking import click, opened, tracked
 
 
-def test_sessions_at_once_get_what_each_gets_alone(live, video):
+def test_sessions_at_once_get_what_each_gets_alone(live, video, programs):
     places = [(10 + 6 * i, 12 + 4 * i) for i in range(6)]
 
     def work(place):
@@ -16,10 +16,13 @@ def test_sessions_at_once_get_what_each_gets_alone(live, video):
         live.delete(f"/api/sessions/{session}")
         return first, lines
 
-    alone = [work(place) for place in places]
+    alone = [work(places[0])]
+    compiled = dict(programs)
+    alone += [work(place) for place in places[1:]]
     with ThreadPoolExecutor(len(places)) as pool:
         assert list(pool.map(work, places)) == alone
     assert len({json.dumps(result) for result in alone}) > 1
+    assert dict(programs) == compiled  # one set of programs serves all
 
 
 def slow(predictor, monkeypatch):
