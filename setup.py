@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 README = Path(__file__).parent / "README.md"
 
+SERVE = ["fastapi>=0.115", "uvicorn>=0.30"]
+
 setup(
     name="sam2-jax",
     version="0.1.0",
@@ -15,6 +17,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["sam2_jax*", "checkpoints_convert*"]),
+    package_data={"sam2_jax.serve": ["page/*"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -38,11 +41,15 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "serve": SERVE,
         "dev": [
+            *SERVE,
+            "httpx2>=2.0",
             "hypothesis>=6.100",
             "ipykernel>=6.29",
             "nbclient>=0.10",
             "nbformat>=5.10",
+            "playwright>=1.45",  # for tests of the page, where there is a Chromium
             "pre-commit>=4.0",
             "pytest>=8.3",
             "pytest-xdist>=3.6",

@@ -8,10 +8,16 @@ import sys
 import warnings
 from typing import Any, NoReturn
 
-from sam2_jax.commands import evaluate, everything, image, track, train
+from sam2_jax.commands import evaluate, everything, image, serve, track, train
 from sam2_jax.commands.common import cache_compiled_programs
 
-_COMMANDS = {"image": image, "everything": everything, "track": track, "evaluate": evaluate}
+_COMMANDS = {
+    "image": image,
+    "everything": everything,
+    "track": track,
+    "evaluate": evaluate,
+    "serve": serve,
+}
 _CONVERT_EXAMPLES = """examples:
   sam2-jax convert --input sam2.1_hiera_tiny.pt --output tiny/
   sam2-jax convert --input tiny/ --output sam2.1_hiera_tiny.safetensors"""

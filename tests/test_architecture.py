@@ -29,6 +29,7 @@ ALLOWED = {
     "evaluate": BASE | AROUND | {"model", "track", "build", "predict"},
     "train": BASE | AROUND | {"model", "track", "build"},
     "train.loop": BASE | AROUND | {"model", "track", "build", "evaluate"},
+    "serve": BASE | AROUND | {"predict", "__init__"},
     "build": BASE | AROUND | {"model", "track", "predict", "checkpoints_convert"},
     "checkpoints_convert": {"config", "model", "checkpoint", "train.loop"},
     # The command line and what is only reached from it.

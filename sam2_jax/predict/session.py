@@ -75,6 +75,11 @@ class ObjectStore:
     pending: dict[int, tuple[Entry, bool]] = dataclasses.field(default_factory=dict)
     passes: dict[int, int] = dataclasses.field(default_factory=dict)
 
+    def copy(self) -> "ObjectStore":
+        """The object as it is now, whatever happens to this one later; answers are shared."""
+        fields = dataclasses.fields(self)
+        return ObjectStore(**{field.name: dict(getattr(self, field.name)) for field in fields})
+
     def answer(self, frame: int) -> Entry | None:
         """The latest answer on a frame, if there is one."""
         if frame in self.pending:

@@ -26,6 +26,7 @@ _CHUNK = 8  # frames per call of the compiled program, where calls wait for a de
 
 Video = str | os.PathLike | Sequence[np.ndarray] | np.ndarray | Iterable[np.ndarray] | Frames
 FrameMasks = tuple[int, list[int | str], np.ndarray]
+Snapshot = dict[int | str, ObjectStore]  # opaque to users
 
 
 def check_object_id(obj_id: Any) -> int | str:
@@ -297,6 +298,24 @@ class SAM2VideoPredictor:
     def reset_state(self, inference_state: InferenceState) -> None:
         """Forgets all objects and prompts; the video stays open."""
         inference_state.objects.clear()
+        inference_state.version += 1
+
+    def snapshot(self, inference_state: InferenceState) -> Snapshot:
+        """Remembers all objects, prompts and answers as they are now, for `restore`.
+
+        Answers are shared with the session, not copied, so that a snapshot before every click costs little.
+        """
+        return {obj_id: store.copy() for obj_id, store in inference_state.objects.items()}
+
+    def restore(self, inference_state: InferenceState, snapshot: Snapshot) -> None:
+        """Takes a session back to a snapshot of it: what came after is undone, bit for bit.
+
+        Args:
+          inference_state: the session that the snapshot is of.
+          snapshot: from `snapshot`; it can be taken up again later.
+        """
+        inference_state.objects.clear()
+        inference_state.objects.update({obj_id: s.copy() for obj_id, s in snapshot.items()})
         inference_state.version += 1
 
     def get_scores(

@@ -1,0 +1,24 @@
+"""The clip that is there to click on before anybody has uploaded one; drawn, so that no file ships."""
+
+import functools
+
+import numpy as np
+
+from sam2_jax.serve.limits import Limits
+from sam2_jax.serve.unpack import write_frames
+
+_SEED, _SIZE, _NUM_FRAMES, _FPS = 5, 480, 36, 12.0
+
+
+@functools.cache
+def frames(num_frames: int = _NUM_FRAMES) -> list[np.ndarray]:
+    """The first frames of the clip, (480, 480, 3) uint8 each."""
+    from sam2_jax.data.procedural import ProceduralVideos
+
+    video = ProceduralVideos(_SEED, 1, _NUM_FRAMES, _SIZE)[0]
+    return video.read(range(num_frames))[0]
+
+
+def write(folder: str, limits: Limits) -> dict:
+    """Writes the clip as `sam2_jax.serve.unpack` does."""
+    return write_frames(frames(), folder, _FPS, limits)

@@ -1,0 +1,23 @@
+"""A server with the toy model as a program: `python -m tests.serve.toy_server FOLDER` prints its port."""
+
+import sys
+
+import uvicorn
+
+from sam2_jax.predict.video import SAM2VideoPredictor
+from sam2_jax.serve import app as serve_app
+from sam2_jax.serve.limits import Limits
+from tests import toy
+
+
+def main() -> None:
+    serve_app.warm_up = lambda worker, predictor: worker.call(lambda: None)
+    app = serve_app.make_app(SAM2VideoPredictor(toy.model(), chunk=1), Limits(), folder=sys.argv[1])
+    config = uvicorn.Config(app, "127.0.0.1", 0, log_level="warning", timeout_graceful_shutdown=3)
+    socket = config.bind_socket()
+    print(socket.getsockname()[1], flush=True)
+    uvicorn.Server(config).run([socket])
+
+
+if __name__ == "__main__":
+    main()
