@@ -58,7 +58,7 @@ setup(
         "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         # torchvision stays out: its wheels on PyPI want another build of torch and break this one.
-        "parity": ["pytest>=8.3", "torch==2.13.0", "transformers>=5.17"],
+        "parity": ["hypothesis>=6.100", "pytest>=8.3", "torch==2.13.0", "transformers>=5.17"],
     },
     entry_points={"console_scripts": ["sam2-jax = sam2_jax.cli:main"]},
     classifiers=[

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
@@ -19,6 +20,10 @@ os.environ.setdefault(
 )
 # The default keeps only what took a second to compile, which few tests do.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+# The same examples every time: what fails fails again, and what passes here passes there.
+hypothesis.settings.register_profile("sam2_jax", derandomize=True)
+hypothesis.settings.load_profile("sam2_jax")
 
 
 @pytest.fixture(autouse=True, scope="module")

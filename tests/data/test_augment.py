@@ -230,4 +230,5 @@ def test_frames_and_masks_move_together(seed, height, width, size):
     seen = result.frames[0].min(-1) > 160
     inside = result.masks[0, 0]
     if inside.any():
-        assert (seen ^ inside).sum() <= 0.6 * (4 * 8 * size / min(height, width)) + 4
+        # About a pixel along the contour: interpolation blurs it, and jitter moves the threshold.
+        assert (seen ^ inside).sum() <= 4 * 8 * size / min(height, width) + 6
