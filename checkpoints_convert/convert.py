@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,8 +60,14 @@ def load_checkpoint(
         saved, params = newest_params(path)
         if name not in (None, saved):
             raise ValueError(f"{path} is a run of {saved}, not of {name}.")
+        names.to_state_dict(params, _expected(saved))
         return saved, params
-    state_dict = _read_tensors(path)
+    return _whole_model(path, _read_tensors(path), name)
+
+
+def _whole_model(
+    path: Path, state_dict: Mapping[str, np.ndarray], name: str | None
+) -> tuple[str, dict[str, Any]]:
     if hiera.is_hiera(state_dict):
         raise ValueError(
             f"{path} holds a Hiera, which is only the trunk of a SAM 2: training can begin with it "
@@ -74,28 +80,32 @@ def load_checkpoint(
         raise ValueError(f"{path}: {error}") from error
 
 
-def load_start(path: str | os.PathLike, model: str, drawn: Mapping[str, Any]) -> dict[str, Any]:
+def load_start(
+    path: str | os.PathLike, model: str, draw: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """Loads parameters to begin training with: those of a checkpoint, or of a Hiera as its trunk.
 
     Args:
       path: as for `load_checkpoint`, or a file with released Hiera weights.
       model: name of the model, in any spelling.
-      drawn: random parameters of it, for what a Hiera does not have.
+      draw: returns random parameters of it; called for what a Hiera does not have.
 
     Raises:
       FileNotFoundError: when there is no such file or folder.
       ValueError: when it is damaged, of no known kind, or does not fit the model.
     """
     path = Path(path)
-    if path.is_file():
-        tensors = _read_tensors(path)
-        if hiera.is_hiera(tensors):
-            try:
-                trunk = hiera.trunk_tensors(tensors, names.official_shapes(drawn))
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
-            return names.to_params(names.to_state_dict(drawn, drawn) | trunk, drawn)
-    return load_checkpoint(path, model)[1]
+    if not path.is_file():
+        return load_checkpoint(path, model)[1]
+    tensors = _read_tensors(path)
+    if not hiera.is_hiera(tensors):
+        return _whole_model(path, tensors, config.resolve_model_name(model))[1]
+    drawn = draw()
+    try:
+        trunk = hiera.trunk_tensors(tensors, names.official_shapes(drawn))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return names.to_params(names.to_state_dict(drawn, drawn) | trunk, drawn)
 
 
 def save_checkpoint(
@@ -117,7 +127,7 @@ def save_checkpoint(
       ValueError: when the parameters do not fit the model.
     """
     name = config.resolve_model_name(model)
-    state_dict = names.to_state_dict(params, _shapes(name, overrides or {}))
+    state_dict = names.to_state_dict(params, _shapes(name, overrides))
     match Path(path).suffix:
         case ".pt":
             torch_file.write_torch_file(path, state_dict)
@@ -192,10 +202,13 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 @functools.cache
 def _expected(model: str) -> dict[str, Any]:
-    return _shapes(model, {})
+    return sam2.param_shapes(config.get_config(model))
 
 
-def _shapes(model: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _shapes(model: str, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """As `_expected`, of a model whose configuration was changed."""
+    if not overrides:
+        return _expected(model)
     return sam2.param_shapes(config.get_config(model, **overrides))
 
 

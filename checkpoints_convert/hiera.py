@@ -5,7 +5,6 @@ fine one, repeated in every window (Bolya et al. 2023); the positions are split 
 """
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +13,7 @@ import numpy as np
 _TRUNK = "image_encoder.trunk."
 _FIRST = "blocks.0.attn.qkv.weight"
 # What a masked autoencoder and a classifier have besides.
-_OTHERS = re.compile(
-    r"(norm|head|encoder_norm|decoder_|mask_token|multi_scale_fusion_heads)(\.|_|$|[a-z])"
-)
+_OTHERS = ("norm.", "head.", "encoder_norm.", "decoder_", "mask_token", "multi_scale_fusion_heads.")
 
 
 def is_hiera(tensors: Mapping[str, Any]) -> bool:
@@ -40,7 +37,7 @@ def trunk_tensors(
     trunk = {
         _TRUNK + name.replace("mlp.fc1", "mlp.layers.0").replace("mlp.fc2", "mlp.layers.1"): x
         for name, x in tensors.items()
-        if not _OTHERS.match(name)
+        if not name.startswith(_OTHERS)
     }
     table, window = f"{_TRUNK}pos_embed", f"{_TRUNK}pos_embed_window"
     if table in trunk and window not in trunk:

@@ -5,6 +5,7 @@ import functools
 import os
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,13 @@ def load_weights(checkpoint: str | os.PathLike, model: str | None = None) -> tup
     return load_checkpoint(checkpoint, resolve_model_name(model) if model else None)
 
 
-def load_start(checkpoint: str | os.PathLike, model: str, drawn: dict) -> dict:
+def load_start(checkpoint: str | os.PathLike, model: str, draw: Callable[[], dict]) -> dict:
     """Loads parameters to begin training with, on the host.
 
     Args:
       checkpoint: as for `build_sam2`, or a file with released Hiera weights, which become the trunk.
       model: what it must be, in any spelling.
-      drawn: random parameters of the model, for what a Hiera does not have.
+      draw: returns random parameters of the model; called for what a Hiera does not have.
 
     Raises:
       ValueError: a checkpoint that does not fit.
@@ -121,7 +122,7 @@ def load_start(checkpoint: str | os.PathLike, model: str, drawn: dict) -> dict:
     """
     from checkpoints_convert import convert
 
-    return convert.load_start(checkpoint, model, drawn)
+    return convert.load_start(checkpoint, model, draw)
 
 
 def build_model(

@@ -76,8 +76,11 @@ class Session:
         self._work = _Work()
         self._past: collections.deque = collections.deque(maxlen=_UNDO_STEPS)
 
+    def _present(self) -> tuple:
+        return self._predictor.snapshot(self._state), self._work.copy()
+
     def _remember(self) -> None:
-        self._past.append((self._predictor.snapshot(self._state), self._work.copy()))
+        self._past.append(self._present())
 
     def _check_frame(self, frame: int) -> None:
         if not 0 <= frame < len(self.frames):
@@ -123,7 +126,7 @@ class Session:
                 f"{len(given.points)} points on object {obj} in frame {frame}; at most {MAX_POINTS} "
                 "are taken: clear the frame and start with a box.",
             )
-        past = (self._predictor.snapshot(self._state), self._work.copy())
+        past = self._present()
         if rle is not None:
             _, ids, logits = self._predictor.add_new_mask(
                 self._state, frame, obj, self._decode(rle)

@@ -466,5 +466,5 @@ def _initial_params(learner: Learner) -> dict[str, Any] | None:
     experiment = learner.experiment
     if not experiment.init_from:
         return None
-    drawn = init_params(learner.config, jax.random.key(experiment.seed))
-    return load_start(experiment.init_from, experiment.model, drawn)
+    draw = lambda: init_params(learner.config, jax.random.key(experiment.seed))
+    return load_start(experiment.init_from, experiment.model, draw)
