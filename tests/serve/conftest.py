@@ -95,6 +95,7 @@ def live(predictor, tmp_path, monkeypatch):
     app = serve_app.make_app(predictor, Limits(), folder=str(tmp_path))
     config = uvicorn.Config(app, "127.0.0.1", 0, log_level="warning", timeout_graceful_shutdown=3)
     socket, server = config.bind_socket(), uvicorn.Server(config)
+    socket.listen()
     thread = threading.Thread(target=server.run, args=([socket],))
     thread.start()
     port = socket.getsockname()[1]
