@@ -226,12 +226,14 @@ _NANO = Sam2Config(
         embed_dim=32,
         stages=(1, 2, 5, 1),
         global_attention_blocks=(5, 7),
-        window_sizes=(8, 4, 8, 8),
+        window_sizes=(8, 4, 8, 4),
     ),
     image_size=256,
     hidden_dim=128,
     memory_dim=32,
     memory_attention_layers=2,
+    multimask_output_for_tracking=False,
+    memory_attention_dropout=0.0,
 )
 
 MODELS: dict[str, Sam2Config] = RELEASED | {"sam2_nano": _NANO}

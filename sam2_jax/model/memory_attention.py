@@ -14,7 +14,7 @@ from sam2_jax.model.attention import attend, attend_slots
 from sam2_jax.model.layers import LayerNorm
 from sam2_jax.model.remat import rematerialise
 
-_FEEDFORWARD = 2048
+_WIDER = 8  # channels inside an MLP, in C; 2048 in the released models
 
 
 class Projection(nn.Module):
@@ -138,7 +138,7 @@ class MemoryAttentionLayer(nn.Module):
         x = x + drop(y)
         y = norm("norm2")(x)
         x = x + drop(attention("cross_attn_image").cross_attention(y, memory, table, is_training))
-        y = drop(nn.relu(nn.Dense(_FEEDFORWARD, dtype=dtype, name="linear1")(norm("norm3")(x))))
+        y = drop(nn.relu(nn.Dense(_WIDER * c, dtype=dtype, name="linear1")(norm("norm3")(x))))
         return x + drop(nn.Dense(c, dtype=dtype, name="linear2")(y))
 
 

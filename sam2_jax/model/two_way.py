@@ -11,7 +11,7 @@ from sam2_jax.model.layers import MLP, LayerNorm
 
 _HEADS = 8
 _DEPTH = 2
-_FEEDFORWARD = 2048
+_WIDER = 8  # channels inside an MLP, in C; 2048 in the released models
 
 
 class Attention(nn.Module):
@@ -57,7 +57,7 @@ class TwoWayBlock(nn.Module):
         attention = Attention(c // 2, self.dtype, name="cross_attn_token_to_image")
         q, k = tokens + token_positions, image + image_positions
         tokens = norm("norm2")(tokens + attention(q, k, image))
-        mlp = MLP((_FEEDFORWARD, c), dtype=self.dtype, name="mlp")
+        mlp = MLP((_WIDER * c, c), dtype=self.dtype, name="mlp")
         tokens = norm("norm3")(tokens + mlp(tokens))
 
         attention = Attention(c // 2, self.dtype, name="cross_attn_image_to_token")
