@@ -19,7 +19,7 @@ from sam2_jax.experiment import (
 
 def get_config():
     """Returns the experiment."""
-    shapes = Dataset(num_frames=1, max_objects=3, batch_size=32, is_plain=True)
+    shapes = Dataset(num_frames=1, max_objects=3, batch_size=16, is_plain=True)
     return to_config_dict(
         Experiment(
             model="sam2_nano",
@@ -31,7 +31,7 @@ def get_config():
             },
             drop_path_rate=0.0,
             datasets={"shapes": shapes},
-            interaction=Interaction(num_corrections=0),
+            interaction=Interaction(box_probability=0.0, num_corrections=0),
             # From nothing, the published weights teach empty masks first.
             loss=LossWeights(mask=1.0, dice=3.0),
             optimizer=Optimizer(
@@ -42,6 +42,7 @@ def get_config():
                 weight_decay=0.05,
                 gradient_clip=1.0,
                 b2=0.99,
+                final_fraction=0.0,
             ),
             remat="none",
             num_steps=20,

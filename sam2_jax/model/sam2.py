@@ -406,9 +406,10 @@ _CONSTANT = {"scale": 1.0, "gamma": 1e-6, "pos_embed": 0.0, "pos_embed_window": 
 def init_params(config: Sam2Config, key: jax.Array) -> dict:
     """Returns random parameters with the original's initial distribution (PyTorch's defaults).
 
-    One differs, for models smaller than 256 px: the frequencies of the position encoding fall with the number of
-    cells. The original's make two places alike that are 0.08 of the picture apart; a cell of a 4 x 4 map is 0.25
-    wide, so that a click would share its code with no cell, its own included, and be unlearned as noise.
+    One differs, for models smaller than 256 px: the frequencies of the position encoding fall with the
+    number of cells. The original's make places alike that are less than 0.08 of the picture apart; a cell of
+    a 4 x 4 map is 0.25 wide, so that a click would share its code with no cell, its own included, and be
+    unlearned as noise.
 
     Drawn on the host: initialising through the modules compiles the whole model for nothing.
 
