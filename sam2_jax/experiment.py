@@ -176,7 +176,7 @@ class Experiment:
             raise ValueError("datasets is empty; at least one is needed.")
         if self.trainable == "none" and not self.lora_rank:
             raise ValueError("trainable='none' leaves nothing to train; set lora_rank as well.")
-        for name in ("num_steps", "checkpoint_every", "log_every"):
+        for name in ("num_steps", "checkpoint_every", "log_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 

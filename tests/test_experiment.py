@@ -29,6 +29,7 @@ def changed(**changes):
         (changed(optimizer={"learnin_rate": 1.0}), r"optimizer\.learnin_rate.*learning_rate"),
         (changed(num_steps="many"), r"config\.num_steps is 'many'; int is expected"),
         (changed(num_steps=0), "num_steps is 0; it must be at least 1"),
+        (changed(keep_last=0), "keep_last is 0; it must be at least 1"),
         (changed(remat="some"), "remat is 'some'.*none, dots, full"),
         (changed(trainable="none"), "leaves nothing to train"),
         (changed(datasets={}), "datasets is empty"),

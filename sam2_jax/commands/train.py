@@ -5,6 +5,7 @@ Flags instead of an argument parser, so that the command line can change any fie
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from sam2_jax.commands.common import cache_compiled_programs, keep_freed_memory
 
 HELP = "Train a model."
+_QUOTES = "'\""
 USAGE = """usage: {program} --config=configs/<experiment>.py [--config.field=value ...] [--workdir=DIR]
 
   --config=FILE         experiment; --config.optimizer.learning_rate=1e-4 changes a field of it
@@ -94,6 +96,10 @@ def _parse(argv: list[str], program: str):
     # Overrides of fields that do not exist, or that cannot be converted, raise various types.
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
         reason = str(error.args[0]).replace("\\n", " ").replace("\\'", "'")
+        if re.fullmatch(
+            r"\W*\w+\W*", reason
+        ):  # all that ml_collections says of some unknown fields
+            reason = f"the experiment has no field {reason.strip(_QUOTES)!r}"
         raise ValueError(f"{reason} (see {program} --help)") from error
     if rest:
         raise ValueError(f"{rest[0]!r} is no flag (see {program} --help)")

@@ -341,6 +341,7 @@ def test_the_command_trains_in_a_folder_named_after_the_config(tmp_path, monkeyp
         ([], "--config is missing"),
         (["--config=nowhere.py"], "nowhere.py"),
         (["--config={}", "--config.num_stepz=2"], 'Did you mean "num_steps"'),
+        (["--config={}", "--config.batch_size=2"], "has no field 'batch_size'"),
         (["--config={}", "--config.num_steps=x"], "config.num_steps=x"),
         (["--config={}", "--config.remat=some"], "remat is 'some'"),
         (["--config={}", "--config.mesh.fsdp=3"], "does not fit"),
