@@ -1,4 +1,4 @@
-"""What every test sees: the CPU as eight devices, and compiled programs kept between runs.
+"""What every test sees: the CPU as eight devices, and programs that compile fast and are kept between runs.
 
 JAX reads these variables when it is imported, so they are set before any test module is.
 """
@@ -11,10 +11,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+from tests import flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}".strip()
+os.environ["XLA_FLAGS"] = f"{flags.DEVICES} {flags.QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax")
 )

@@ -13,7 +13,6 @@ from sam2_jax.model.sam2 import init_params
 from sam2_jax.parallel.mesh import batch_sharding, make_mesh
 from sam2_jax.parallel.rules import shardings
 from sam2_jax.train.step import Learner
-from tests import toy
 from tests.parity.reference_scene import scene, scene_masks
 
 SIZE, CLIPS, FRAMES = 64, 8, 3
@@ -82,7 +81,7 @@ def gradient_on(learner: Learner, mesh: jax.sharding.Mesh, batch: dict):
         out_shardings=(cut, None),
     )
     arguments = (params, learner.put_batch(mesh, batch), jax.random.key(3))
-    gradient, metrics = function.lower(*arguments).compile(compiler_options=toy.QUICK)(*arguments)
+    gradient, metrics = function.lower(*arguments).compile()(*arguments)
     for x, sharding in zip(jax.tree.leaves(gradient), jax.tree.leaves(cut), strict=True):
         assert x.sharding.is_equivalent_to(sharding, x.ndim)
     return jax.device_get((gradient, metrics))
@@ -139,7 +138,7 @@ class Program:
         self.learner, self.mesh = learner, one_device()
         self.batch = learner.put_batch(self.mesh, clips(num_frames))
         step = learner.step(self.mesh).lower(learner.abstract_state(self.mesh), self.batch)
-        self.step = step.compile(compiler_options=toy.QUICK)
+        self.step = step.compile()
 
     def run(self, num_steps: int, state=None):
         state = start(self.learner, self.mesh) if state is None else state
