@@ -35,5 +35,23 @@ def _free_programs() -> Iterator[None]:
     jax.clear_caches()
 
 
+# Files that take longest, so that none of them is left for the end, when the other worker has nothing to do.
+LONGEST = (
+    "parity/test_golden.py",
+    "train/test_step.py",
+    "test_track.py",
+    "predict/test_video.py",
+    "test_notebooks.py",
+    "predict/test_stream.py",
+    "train/test_never_lost.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first, and leaves all others in their order."""
+    order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 # A plain `pytest` works without torch; `make parity` brings it.
 collect_ignore = [] if importlib.util.find_spec("torch") else ["parity_torch"]
