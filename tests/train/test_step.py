@@ -111,24 +111,34 @@ def test_the_gradient_reaches_every_trained_part(alone):
     assert "no_mem_pos_enc" not in flat
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
-def test_loss_and_gradient_are_those_of_one_device(alone, shape):
-    gradient, metrics = gradient_on(learner(), make_mesh(Mesh(*shape)), clips())
+def test_loss_and_gradient_of_clips_are_those_of_one_device(alone):
+    gradient, metrics = gradient_on(learner(), make_mesh(Mesh(2, 2, 2)), clips())
     assert metrics["loss"] == pytest.approx(alone[1]["loss"], rel=1e-4)
     assert_same(gradient, alone[0])
 
 
-def test_a_batch_in_parts_has_the_gradient_of_the_whole():
+def gradient_of_images(mesh: jax.sharding.Mesh, accumulate: int = 1):
+    optimizer = Optimizer(accumulate=accumulate)
+    return gradient_on(learner(interaction=CLICKS, optimizer=optimizer), mesh, clips(1))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return gradient_of_images(one_device())
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1)], ids=str)
+def test_loss_and_gradient_of_images_are_those_of_one_device(whole, shape):
+    gradient, metrics = gradient_of_images(make_mesh(Mesh(*shape)))
+    assert metrics["loss"] == pytest.approx(whole[1]["loss"], rel=1e-4)
+    assert_same(gradient, whole[0])
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(whole):
     """With clicks only, all parts have the same plan."""
-    batch = clips(1)
-    whole, parts = (
-        gradient_on(
-            learner(interaction=CLICKS, optimizer=Optimizer(accumulate=n)), one_device(), batch
-        )
-        for n in (1, 4)
-    )
-    assert parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-5)
-    assert_same(parts[0], whole[0])
+    gradient, metrics = gradient_of_images(one_device(), accumulate=4)
+    assert metrics["loss"] == pytest.approx(whole[1]["loss"], rel=1e-5)
+    assert_same(gradient, whole[0])
 
 
 class Program:
