@@ -1,4 +1,4 @@
-"""What every test sees: the CPU as eight devices, and compiled programs kept between runs.
+"""What every test sees: the CPU as eight devices, and programs that compile fast and are kept between runs.
 
 JAX reads these variables when it is imported, so they are set before any test module is.
 """
@@ -11,10 +11,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+from tests import flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}".strip()
+os.environ["XLA_FLAGS"] = f"{flags.DEVICES} {flags.QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax")
 )
@@ -33,6 +33,24 @@ def _free_programs() -> Iterator[None]:
 
     yield
     jax.clear_caches()
+
+
+# Files that take longest, so that none of them is left for the end, when the other worker has nothing to do.
+LONGEST = (
+    "parity/test_golden.py",
+    "train/test_step.py",
+    "test_track.py",
+    "predict/test_video.py",
+    "test_notebooks.py",
+    "predict/test_stream.py",
+    "train/test_never_lost.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first, and leaves all others in their order."""
+    order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 # A plain `pytest` works without torch; `make parity` brings it.

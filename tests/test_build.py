@@ -190,7 +190,7 @@ def test_the_functional_core_is_at_hand():
         new_bank, answer = jax.eval_shape(jax.jit(function), model.params, *arguments)
         assert answer.masks.shape == shape
         chex.assert_trees_all_equal_shapes_and_dtypes(new_bank, bank)
-    run = jax.jit(model.begin, compiler_options={"xla_backend_optimization_level": 0})
+    run = jax.jit(model.begin)
     new_bank, answer = run(model.params, bank, frame, prompt)
     assert new_bank.prompted_frames.tolist() == [[0, -1], [0, -1]]
     chex.assert_tree_all_finite(answer)

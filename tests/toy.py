@@ -37,8 +37,6 @@ HIERA = HieraConfig(
     embed_dim=8, stages=(1, 2, 2, 1), global_attention_blocks=(3,), window_sizes=(8, 4, 2, 2)
 )
 SIZE = 64
-# Compiler options under which gradients compile several times faster than by default.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def config(**overrides) -> Sam2Config:
@@ -86,10 +84,7 @@ def masks(num_objects: int, size: int = SIZE) -> Prompt:
 def counted_programs(
     functions: list[tuple[ModuleType, str, int | tuple[int, ...]]],
 ) -> Iterator[collections.Counter]:
-    """Counts how often jitted functions, given as (module, name, static arguments), are traced.
-
-    Meanwhile they compile without optimisation, which is twice as fast.
-    """
+    """Counts how often jitted functions, given as (module, name, static arguments), are traced."""
     counts: collections.Counter = collections.Counter()
     with pytest.MonkeyPatch.context() as patch:
         for module, name, static in functions:
@@ -100,7 +95,5 @@ def counted_programs(
                 counts[_name] += 1
                 return _original(*args)
 
-            options = {"xla_backend_optimization_level": 0}
-            quick = jax.jit(counted, static_argnums=static, compiler_options=options)
-            patch.setattr(module, name, quick)
+            patch.setattr(module, name, jax.jit(counted, static_argnums=static))
         yield counts

@@ -164,7 +164,7 @@ context = multiprocessing.get_context("fork")
 ready = context.Event()
 worker = context.Process(target=work, args=(ready,), daemon=True)
 worker.start()
-assert ready.wait(30)
+assert ready.wait(60)
 os.kill(worker.pid, signal.SIGTERM)  # is meant for the run, which may have a checkpoint to write
 os.kill(worker.pid, signal.SIGINT)
 worker.join(0.5)
@@ -179,7 +179,7 @@ def test_workers_end_with_the_run_and_not_before():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == -signal.SIGKILL, result.stderr
     worker = int(result.stdout)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and is_running(worker):
         time.sleep(0.05)
     assert not is_running(worker)

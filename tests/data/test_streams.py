@@ -235,7 +235,7 @@ def test_standard_input_of_another_process():
         "print(sum(1 for _ in read_stream(sys.stdin.buffer)))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], input=FORMATS["matroska"](), capture_output=True, timeout=60
+        [sys.executable, "-c", code], input=FORMATS["matroska"](), capture_output=True, timeout=300
     )
     assert result.stdout.decode().strip() == str(NUM_FRAMES), result.stderr.decode()
 

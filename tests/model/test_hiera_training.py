@@ -12,8 +12,6 @@ from sam2_jax.config import REMAT, HieraConfig
 from sam2_jax.model.hiera import Block, Hiera, drop_path
 from tests import toy
 
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 # Two stages compile fast: one that no block opens, one of opener, whole map and windows that do not divide it.
 NARROW = HieraConfig(embed_dim=4, stages=(1, 3), global_attention_blocks=(2,), window_sizes=(8, 5))
 
@@ -31,7 +29,7 @@ def images_and_variables(config):
 def loss_and_gradient(config, remat, is_training):
     images, variables = images_and_variables(config)
 
-    @quick
+    @jax.jit
     @jax.value_and_grad
     def run(variables):
         maps = Hiera(config, remat=remat).apply(variables, images, is_training)
@@ -44,8 +42,8 @@ def loss_and_gradient(config, remat, is_training):
 def test_without_drop_path_training_is_inference(config):
     images, variables = images_and_variables(config)
     module = Hiera(config)
-    maps = quick(module.apply)(variables, images)
-    trained = quick(functools.partial(module.apply, is_training=True))(variables, images)
+    maps = jax.jit(module.apply)(variables, images)
+    trained = jax.jit(functools.partial(module.apply, is_training=True))(variables, images)
     chex.assert_trees_all_close(trained, maps, rtol=1e-5, atol=1e-5)
 
 
@@ -84,7 +82,7 @@ def test_samples_and_keys_differ_in_what_they_drop():
     _, variables = images_and_variables(NARROW)
     image = np.random.default_rng(2).standard_normal((1, 64, 64, 3)).astype(np.float32)
 
-    @quick
+    @jax.jit
     def run(key):
         images = jnp.repeat(image, 4, 0)
         apply = functools.partial(Hiera(config).apply, is_training=True)
@@ -99,9 +97,9 @@ def test_samples_and_keys_differ_in_what_they_drop():
 def test_a_sample_that_skips_both_branches_stays_as_it_is():
     x = np.random.default_rng(0).standard_normal((3, 8, 8, 4)).astype(np.float32)
     block = Block(width=4, heads=1, window=4, dtype="float32")
-    variables = quick(block.init)(jax.random.key(0), x)
+    variables = jax.jit(block.init)(jax.random.key(0), x)
     scales = np.array([[1, 0, 0], [1, 0, 1]], np.float32)
-    y = np.asarray(quick(block.apply)(variables, x, scales))
+    y = np.asarray(jax.jit(block.apply)(variables, x, scales))
     np.testing.assert_array_equal(y[1], x[1])
-    np.testing.assert_allclose(y[0], quick(block.apply)(variables, x)[0], atol=1e-6)
+    np.testing.assert_allclose(y[0], jax.jit(block.apply)(variables, x)[0], atol=1e-6)
     assert np.abs(y[2] - x[2]).max() > 1e-3

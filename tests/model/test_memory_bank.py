@@ -342,15 +342,12 @@ def _entry(answer, n):
     return Entry(None, 1.0, 1.0, answer.pointers[n], memory, int(answer.verdicts[n]), policy)
 
 
-_quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @pytest.fixture(scope="module")
 def prompted_frame():
     """The answer to clicks on the first frame, on which no policy has a say."""
     model = toy.model()
     first = jax.tree.map(lambda x: x[0], toy.clip(1))
-    run = _quick(functools.partial(begin, model.module))
+    run = jax.jit(functools.partial(begin, model.module))
     return jax.device_get(run(model.params, empty_bank(model.module, 2), first, toy.clicks(2))[1])
 
 
@@ -360,7 +357,7 @@ def test_a_reloaded_bank_goes_on_as_if_never_interrupted(name, prompted_frame):
     """Parts of a video, in both directions: bit for bit from the carried bank and from the store's."""
     model = toy.model(memory_policy=name)
     config, images = model.config, toy.clip(NUM_FRAMES).image
-    run = _quick(functools.partial(propagate, model.module))
+    run = jax.jit(functools.partial(propagate, model.module))
     for direction in (1, -1):
         order = list(range(NUM_FRAMES))[::direction]
         stores = [ObjectStore(prompted={order[0]: _entry(prompted_frame, n)}) for n in range(2)]

@@ -16,9 +16,6 @@ from sam2_jax.model.sam2 import param_shapes
 from sam2_jax.track import track
 from tests import toy
 
-# Unoptimised programs compile twice as fast.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
@@ -120,10 +117,10 @@ def model():
 
 def test_padding_tokens_leave_the_decoder_alone(model):
     """And they are of no use: the "not a point" token of label -1 does count."""
-    features = quick(functools.partial(model.module.apply, method="encode"))(
+    features = jax.jit(functools.partial(model.module.apply, method="encode"))(
         {"params": model.params}, toy.clip(1).image
     )
-    ask = quick(functools.partial(model.module.apply, method="decode"))
+    ask = jax.jit(functools.partial(model.module.apply, method="decode"))
     decode = lambda prompt: ask(
         {"params": model.params}, features.embedding, features.high_res, prompt
     )
@@ -145,7 +142,7 @@ def test_the_image_encoder_takes_any_multiple_of_32(model, size):
     """Windows need not divide the maps."""
     encoder = ImageEncoder(toy.config(image_size=size))
     images = normal(0, 1, size, size, 3)
-    maps = quick(encoder.apply)({"params": model.params["image_encoder"]}, images)
+    maps = jax.jit(encoder.apply)({"params": model.params["image_encoder"]}, images)
     assert [x.shape for x in maps] == [(1, size // s, size // s, 32) for s in (4, 8, 16)]
     chex.assert_tree_all_finite(maps)
 
@@ -191,7 +188,7 @@ def without_memory():
 
 
 def test_without_memory_frames_do_not_depend_on_each_other(without_memory):
-    run = quick(functools.partial(track, without_memory.module))
+    run = jax.jit(functools.partial(track, without_memory.module))
     clip, prompt = toy.clip(3), toy.clicks(2)
     _, answer = run(without_memory.params, clip, prompt)
     chex.assert_tree_all_finite(answer)

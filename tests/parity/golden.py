@@ -268,6 +268,15 @@ class Comparison:
                 raise AssertionError(f"unknown key {key}")
 
 
+def check(stem: str) -> None:
+    """Asserts that every key of a file was compared, and is within its limit."""
+    comparison = Comparison(stem)
+    rows = list(comparison.rows())
+    wrong = [row for row in rows if not row.error <= row.limit]
+    assert not wrong, "\n".join(map(str, wrong))
+    assert set(comparison.golden.files) - {"click", "box"} == {row.key for row in rows}
+
+
 def _table(stems: list[str]) -> Iterator[str]:
     """Markdown: the worst of each kind of key, over frames and objects, beside its limit."""
     yield "| file | keys | what | largest error | limit |"

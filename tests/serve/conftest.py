@@ -99,7 +99,7 @@ def live(predictor, tmp_path, monkeypatch):
     thread = threading.Thread(target=server.run, args=([socket],))
     thread.start()
     port = socket.getsockname()[1]
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
         yield client
     server.should_exit = True
     thread.join()

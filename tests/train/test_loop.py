@@ -381,7 +381,7 @@ def test_a_dry_run_tells_what_would_be_trained(tmp_path, capsys):
 def test_the_script_is_the_command():
     script = toy_run.ROOT / "scripts" / "train.py"
     result = subprocess.run(
-        [sys.executable, script, "--config=nowhere.py"], capture_output=True, text=True, timeout=60
+        [sys.executable, script, "--config=nowhere.py"], capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 2
     assert result.stderr.startswith("scripts/train.py: error: ")

@@ -13,7 +13,6 @@ from sam2_jax.model.sam2 import init_params
 from sam2_jax.parallel.mesh import batch_sharding, make_mesh
 from sam2_jax.parallel.rules import shardings
 from sam2_jax.train.step import Learner
-from tests import toy
 from tests.parity.reference_scene import scene, scene_masks
 
 SIZE, CLIPS, FRAMES = 64, 8, 3
@@ -82,7 +81,7 @@ def gradient_on(learner: Learner, mesh: jax.sharding.Mesh, batch: dict):
         out_shardings=(cut, None),
     )
     arguments = (params, learner.put_batch(mesh, batch), jax.random.key(3))
-    gradient, metrics = function.lower(*arguments).compile(compiler_options=toy.QUICK)(*arguments)
+    gradient, metrics = function.lower(*arguments).compile()(*arguments)
     for x, sharding in zip(jax.tree.leaves(gradient), jax.tree.leaves(cut), strict=True):
         assert x.sharding.is_equivalent_to(sharding, x.ndim)
     return jax.device_get((gradient, metrics))
@@ -112,24 +111,34 @@ def test_the_gradient_reaches_every_trained_part(alone):
     assert "no_mem_pos_enc" not in flat
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
-def test_loss_and_gradient_are_those_of_one_device(alone, shape):
-    gradient, metrics = gradient_on(learner(), make_mesh(Mesh(*shape)), clips())
+def test_loss_and_gradient_of_clips_are_those_of_one_device(alone):
+    gradient, metrics = gradient_on(learner(), make_mesh(Mesh(2, 2, 2)), clips())
     assert metrics["loss"] == pytest.approx(alone[1]["loss"], rel=1e-4)
     assert_same(gradient, alone[0])
 
 
-def test_a_batch_in_parts_has_the_gradient_of_the_whole():
+def gradient_of_images(mesh: jax.sharding.Mesh, accumulate: int = 1):
+    optimizer = Optimizer(accumulate=accumulate)
+    return gradient_on(learner(interaction=CLICKS, optimizer=optimizer), mesh, clips(1))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return gradient_of_images(one_device())
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1)], ids=str)
+def test_loss_and_gradient_of_images_are_those_of_one_device(whole, shape):
+    gradient, metrics = gradient_of_images(make_mesh(Mesh(*shape)))
+    assert metrics["loss"] == pytest.approx(whole[1]["loss"], rel=1e-4)
+    assert_same(gradient, whole[0])
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(whole):
     """With clicks only, all parts have the same plan."""
-    batch = clips(1)
-    whole, parts = (
-        gradient_on(
-            learner(interaction=CLICKS, optimizer=Optimizer(accumulate=n)), one_device(), batch
-        )
-        for n in (1, 4)
-    )
-    assert parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-5)
-    assert_same(parts[0], whole[0])
+    gradient, metrics = gradient_of_images(one_device(), accumulate=4)
+    assert metrics["loss"] == pytest.approx(whole[1]["loss"], rel=1e-5)
+    assert_same(gradient, whole[0])
 
 
 class Program:
@@ -139,7 +148,7 @@ class Program:
         self.learner, self.mesh = learner, one_device()
         self.batch = learner.put_batch(self.mesh, clips(num_frames))
         step = learner.step(self.mesh).lower(learner.abstract_state(self.mesh), self.batch)
-        self.step = step.compile(compiler_options=toy.QUICK)
+        self.step = step.compile()
 
     def run(self, num_steps: int, state=None):
         state = start(self.learner, self.mesh) if state is None else state

@@ -47,7 +47,7 @@ def finish_two(processes: list[subprocess.Popen]) -> str:
     """The log of the first of them."""
     # Both at once: a process whose standard error nobody reads waits, and the other one for it.
     with futures.ThreadPoolExecutor() as readers:
-        reading = [readers.submit(process.communicate, timeout=60) for process in processes]
+        reading = [readers.submit(process.communicate, timeout=300) for process in processes]
     try:
         logs = [future.result()[1] for future in reading]
     except subprocess.TimeoutExpired:

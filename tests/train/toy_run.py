@@ -22,7 +22,7 @@ from sam2_jax.train import describe, loop
 from sam2_jax.train.optimizer import make_optimizer
 from sam2_jax.train.rollout import LOSSES
 from sam2_jax.train.step import Learner
-from tests import toy
+from tests import flags, toy
 
 ROOT = Path(__file__).parents[2]
 HIDDEN = 2048
@@ -89,12 +89,12 @@ def write_config(folder: Path, **changes) -> Path:
 
 
 def start(
-    config: Path, workdir: Path, *flags: str, num_devices: int = 1, cache: Path | None = None
+    config: Path, workdir: Path, *options: str, num_devices: int = 1, cache: Path | None = None
 ) -> subprocess.Popen:
     """Starts the command in a process of its own."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "XLA_FLAGS": f"{flags.QUICK} --xla_force_host_platform_device_count={num_devices}",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_COMPILATION_CACHE_DIR": str(cache or ROOT / ".cache" / "jax"),
         "PYTHONPATH": str(ROOT),
@@ -106,7 +106,7 @@ def start(
             "tests.train.toy_run",
             f"--config={config}",
             f"--workdir={workdir}",
-            *flags,
+            *options,
         ],
         cwd=ROOT,
         env=environment,
