@@ -22,7 +22,7 @@ from sam2_jax.experiment import (
 )
 
 SIZES = {"small": 128, "full": 256}
-STEPS = {"small": 2000, "full": 1000}
+STEPS = {"small": 700, "full": 300}
 CLIPS = {"small": 8, "full": 4}
 RATES = {"small": 1e-3, "full": 3e-4}
 
@@ -31,8 +31,8 @@ def get_config(stage: str = "small"):
     """Returns the experiment of a stage."""
     augment = Augment(gray=0.05, reverse=0.5, frame_brightness=0.05)
     clips = CLIPS[stage]
-    images = Dataset(num_frames=1, max_objects=3, batch_size=2 * clips, weight=0.3)
-    videos = Dataset(num_frames=3, max_objects=2, batch_size=clips, weight=0.7, augment=augment)
+    images = Dataset(num_frames=1, max_objects=3, batch_size=2 * clips, weight=0.2)
+    videos = Dataset(num_frames=3, max_objects=2, batch_size=clips, weight=0.8, augment=augment)
     held_out = Dataset(num_frames=8, max_objects=2, seed=1, count=24)
     return to_config_dict(
         Experiment(

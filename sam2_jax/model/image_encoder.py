@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.model.hiera import Hiera
+from sam2_jax.model.layers import Conv
 
 
 class FpnNeck(nn.Module):
@@ -25,7 +26,7 @@ class FpnNeck(nn.Module):
         """Maps the trunk's four maps to four (B, h, w, C) maps of stride 4, 8, 16, 32."""
         # Convolution 0 belongs to the deepest map, as in the checkpoints.
         lateral = [
-            nn.Conv(self.width, (1, 1), dtype=self.dtype, name=f"convs_{len(maps) - 1 - i}")(x)
+            Conv(self.width, (1, 1), dtype=self.dtype, name=f"convs_{len(maps) - 1 - i}")(x)
             for i, x in enumerate(maps)
         ]
         top_down = lateral[3].repeat(2, axis=1).repeat(2, axis=2)

@@ -1,5 +1,7 @@
 """Small layers and resizing rules that several boxes share."""
 
+import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -54,6 +56,53 @@ class MLP(nn.Module):
             if i < len(self.widths) - 1:
                 x = self.activation(x)
         return x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x, kernel, strides, padding):
+    axes = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=axes)
+
+
+def _convolve_forward(x, kernel, strides, padding):
+    return _convolve(x, kernel, strides, padding), (x, kernel)
+
+
+def _convolve_backward(strides, padding, saved, dy):
+    x, kernel = saved
+    plain = functools.partial(_convolve.fun, strides=strides, padding=padding)
+
+    def by_convolution(x, dy):
+        return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(dy)[0]
+
+    def by_product(
+        x, dy
+    ):  # of all patches at once; XLA's convolution takes ten times as long on CPU
+        padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        _, height, width, _ = dy.shape
+        rows, columns = strides[0] * (height - 1) + 1, strides[1] * (width - 1) + 1
+        patches = [
+            padded[:, i : i + rows : strides[0], j : j + columns : strides[1]]
+            for i, j in itertools.product(*map(range, kernel.shape[:2]))
+        ]
+        stacked = jnp.concatenate(patches, -1).reshape(-1, len(patches) * x.shape[-1])
+        return (stacked.T @ dy.reshape(len(stacked), -1)).reshape(kernel.shape)
+
+    (dx,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(dy)
+    return dx, jax.lax.platform_dependent(x, dy, cpu=by_product, default=by_convolution)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _as_linen_calls_it(x, kernel, strides, padding, *_, **__):
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return _convolve(x, kernel, tuple(strides), tuple(padding))
+
+
+# A small convolution whose gradient is fast on CPU too.
+Conv = functools.partial(nn.Conv, conv_general_dilated=_as_linen_calls_it)
 
 
 class Upsample2x2(nn.Module):

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import struct
 
 from sam2_jax.config import Sam2Config
-from sam2_jax.model.layers import MLP, LayerNorm, Upsample2x2, gelu
+from sam2_jax.model.layers import MLP, Conv, LayerNorm, Upsample2x2, gelu
 from sam2_jax.model.two_way import TwoWayTransformer
 
 NUM_MASKS = 4  # one for clear prompts, three for ambiguous ones
@@ -50,8 +50,8 @@ class MaskDecoder(nn.Module):
         self.output_upscaling_1 = LayerNorm(1e-6, dtype)
         self.output_upscaling_3 = Upsample2x2(c // 8, dtype)
         if config.use_high_res_features_in_sam:
-            self.conv_s0 = nn.Conv(c // 8, (1, 1), dtype=dtype)
-            self.conv_s1 = nn.Conv(c // 4, (1, 1), dtype=dtype)
+            self.conv_s0 = Conv(c // 8, (1, 1), dtype=dtype)
+            self.conv_s1 = Conv(c // 4, (1, 1), dtype=dtype)
         self.output_hypernetworks_mlps = [
             MLP((c, c, c // 8), dtype=dtype) for _ in range(NUM_MASKS)
         ]

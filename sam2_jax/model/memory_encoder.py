@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
-from sam2_jax.model.layers import LayerNorm, gelu
+from sam2_jax.model.layers import Conv, LayerNorm, gelu
 
 _HALVINGS = 4  # 2**4 = 16, from mask pixels to feature cells
 _KERNEL = 7
@@ -26,9 +26,9 @@ class MaskDownsampler(nn.Module):
         """Maps (B, 16H, 16W) to (B, H, W, C)."""
         x = mask[..., None].astype(self.dtype)
         for i in range(_HALVINGS):  # numbered as in the checkpoints: convolution, norm, GELU
-            conv = nn.Conv(4 * x.shape[-1], (3, 3), 2, 1, dtype=self.dtype, name=f"encoder_{3 * i}")
+            conv = Conv(4 * x.shape[-1], (3, 3), 2, 1, dtype=self.dtype, name=f"encoder_{3 * i}")
             x = gelu(LayerNorm(1e-6, self.dtype, name=f"encoder_{3 * i + 1}")(conv(x)))
-        return nn.Conv(self.width, (1, 1), dtype=self.dtype, name=f"encoder_{3 * _HALVINGS}")(x)
+        return Conv(self.width, (1, 1), dtype=self.dtype, name=f"encoder_{3 * _HALVINGS}")(x)
 
 
 class DepthwiseConv(nn.Module):
@@ -107,8 +107,8 @@ class MemoryEncoder(nn.Module):
         _, h, w, c = features.shape
         chex.assert_shape(mask, (None, 16 * h, 16 * w))
         dtype = self.config.dtype
-        x = nn.Conv(c, (1, 1), dtype=dtype, name="pix_feat_proj")(features)
+        x = Conv(c, (1, 1), dtype=dtype, name="pix_feat_proj")(features)
         x = x + MaskDownsampler(c, dtype, name="mask_downsampler")(mask)
         for i in range(2):
             x = ConvNextBlock(dtype, name=f"fuser_{i}")(x)
-        return nn.Conv(self.config.memory_dim, (1, 1), dtype=dtype, name="out_proj")(x)
+        return Conv(self.config.memory_dim, (1, 1), dtype=dtype, name="out_proj")(x)

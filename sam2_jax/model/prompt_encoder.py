@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.model import encodings
-from sam2_jax.model.layers import LayerNorm, gelu
+from sam2_jax.model.layers import Conv, LayerNorm, gelu
 from sam2_jax.structs import Prompt
 
 
@@ -42,11 +42,11 @@ class PromptEncoder(nn.Module):
         self.not_a_point_embed = embedding("not_a_point_embed")
         self.no_mask_embed = embedding("no_mask_embed")
         # Numbered as in the checkpoints: convolution, norm, GELU, convolution, norm, GELU, convolution.
-        self.mask_downscaling_0 = nn.Conv(4, (2, 2), 2, dtype=dtype)
+        self.mask_downscaling_0 = Conv(4, (2, 2), 2, dtype=dtype)
         self.mask_downscaling_1 = LayerNorm(1e-6, dtype)
-        self.mask_downscaling_3 = nn.Conv(16, (2, 2), 2, dtype=dtype)
+        self.mask_downscaling_3 = Conv(16, (2, 2), 2, dtype=dtype)
         self.mask_downscaling_4 = LayerNorm(1e-6, dtype)
-        self.mask_downscaling_6 = nn.Conv(c, (1, 1), dtype=dtype)
+        self.mask_downscaling_6 = Conv(c, (1, 1), dtype=dtype)
 
     def __call__(self, prompt: Prompt) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Encodes prompts.

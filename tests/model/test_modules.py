@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from sam2_jax.model.attention import QUERY_CHUNK, attend, attend_slots
 from sam2_jax.model.image_encoder import ImageEncoder
-from sam2_jax.model.layers import cubic_weights, upsample_4x
+from sam2_jax.model.layers import Conv, cubic_weights, upsample_4x
 from sam2_jax.model.memory_bank import num_recent
 from sam2_jax.model.sam2 import param_shapes
 from sam2_jax.track import track
@@ -200,3 +201,29 @@ def test_without_memory_frames_do_not_depend_on_each_other(without_memory):
     assert np.abs(again.masks[1] - answer.masks[1]).max() > 1e-3
     # Nor do objects, once nobody points at them.
     np.testing.assert_allclose(answer.masks[2, 0], answer.masks[2, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("features", "size", "strides", "padding"),
+    [
+        (5, (1, 1), 1, "SAME"),
+        (5, (3, 3), 2, 1),
+        (4, (2, 2), 2, "SAME"),
+        (3, (3, 2), (1, 2), "VALID"),
+    ],
+)
+def test_a_convolution_and_its_gradients_are_those_of_linen(features, size, strides, padding):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 3, 8, 6, 4), np.float32))  # clips, objects
+    ours, theirs = (kind(features, size, strides, padding) for kind in (Conv, nn.Conv))
+    params = theirs.init(jax.random.key(0), x[0])
+    weights = jnp.asarray(rng.standard_normal(theirs.apply(params, x[0]).shape, np.float32))
+
+    def loss(conv, params, x):
+        return jax.vmap(lambda x: jnp.sum(weights * jnp.sin(conv.apply(params, x))))(x).sum()
+
+    found, expected = (
+        jax.grad(functools.partial(loss, c), (0, 1))(params, x) for c in (ours, theirs)
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal(ours.apply(params, x[0]), theirs.apply(params, x[0]))
