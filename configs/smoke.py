@@ -1,9 +1,9 @@
-r"""A small model on drawn shapes, from nothing, on a laptop: shows that training runs.
+r"""A small model on drawn shapes, from nothing, on a laptop: shows that training runs, and that it learns.
 
     python scripts/train.py --config=configs/smoke.py --workdir=runs/smoke
 
-does 20 steps. A longer run, for example with `--config.num_steps=4000`, learns where shapes are, but not yet to
-tell the one that is clicked on from the others: see docs/training.md, "Not there yet".
+does 20 steps. With `--config.num_steps=3000` the IoU of held-out shapes after one click passes 0.8 in 27 minutes on
+two hyperthreads (docs/training.md has the curve).
 """
 
 from sam2_jax.experiment import (
