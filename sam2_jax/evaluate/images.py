@@ -145,7 +145,7 @@ def answer(
         points: (N, P, 2) points (x, y) in pixels.
         labels: (N, P) int.
         low_res: (N, S/4, S/4) logits of earlier masks, or None.
-        is_multimask: takes the best of three masks, by the model's judgement.
+        is_multimask: takes the best of three masks, by the model's judgement, if it was trained to give three.
 
     Returns:
         (N, H, W) bool masks, and their (N, S/4, S/4) logits.
@@ -154,6 +154,7 @@ def answer(
     prompt = pad_points(scale_points(points, *size, config.image_size, is_pixels=True), labels)
     if low_res is not None:
         prompt = prompt.replace(mask_logits=low_res)
+    is_multimask &= config.multimask_output_in_sam
     masks, ious = predictor.decode(join_padded([prompt]), np.zeros(n, np.int32), is_multimask)
     best = np.arange(n), np.asarray(ious)[:n].argmax(1)
     masks = np.asarray(masks, np.float32)[:n][best]

@@ -142,6 +142,16 @@ def test_answers_are_those_of_the_predictor():
     assert (again == expected).mean() > 0.999
 
 
+def test_a_model_of_one_mask_a_click_answers_with_that():
+    predictor = SAM2ImagePredictor(toy.model(multimask_output_in_sam=False))
+    predictor.set_image(drawn.frame(0))
+    prompt = predictor, (drawn.HEIGHT, drawn.WIDTH), np.array([[[10, 8]]]), np.array([[1]]), None
+    for found, expected in zip(
+        images.answer(*prompt, True), images.answer(*prompt, False), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_a_model_is_scored():
     """With one object, which predictors answer without an axis of its own."""
     predictor = SAM2ImagePredictor(toy.model())
