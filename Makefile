@@ -60,5 +60,5 @@ $(PARITY): setup.py pyproject.toml
 
 $(TPU): setup.py pyproject.toml
 	test -x $(VENV_TPU)/bin/python || $(PYTHON) -m venv $(VENV_TPU)
-	$(VENV_TPU)/bin/python -m pip install --quiet --editable '.[dev,tpu]'
+	$(VENV_TPU)/bin/python -m pip install --quiet --editable '.[tpu]' hypothesis pytest
 	touch $@
