@@ -3,6 +3,7 @@
 JAX reads these variables when it is imported, so they are set before any test module is.
 """
 
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ os.environ.setdefault(
 )
 # The default keeps only what took a second to compile, which few tests do.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+# Tracing makes many objects that live long; the default walks through all of them, again and again.
+gc.set_threshold(50_000, 20, 50)
 
 # The same examples every time: what fails fails again, and what passes here passes there.
 hypothesis.settings.register_profile("sam2_jax", derandomize=True)

@@ -1,10 +1,13 @@
 """Every key of every golden file, within the tolerances of docs/parity.md."""
 
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 from tests import flags
@@ -14,6 +17,14 @@ ROOT = Path(__file__).parents[2]
 # The size that users run, every kind of session, and the weights that rounding moves most: without
 # optimisation they pass a limit.
 AS_USERS = ("sam2.1_hiera_tiny.1024", "sam2.1_hiera_tiny", "sam2.1_hiera_small")
+
+
+@pytest.fixture(autouse=True)
+def _free_programs_and_weights() -> Iterator[None]:
+    """Eleven models and their programs would take 9 GB."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.mark.parametrize("stem", AS_USERS)
