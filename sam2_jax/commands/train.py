@@ -47,7 +47,8 @@ def main(argv: Sequence[str], program: str = "sam2-jax train") -> int:
 
 def _quieten_orbax() -> None:
     """Keeps errors to the one line that `main` prints: Orbax raises what it logs with stacks on the way."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     hook = sys.unraisablehook
 

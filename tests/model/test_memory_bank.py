@@ -331,7 +331,7 @@ NUM_FRAMES, PART = 22, 7
 @pytest.fixture
 def eager_policies(monkeypatch):
     """Thresholds at which the toy model's frames get different verdicts."""
-    thresholds = {"MIN_IOU": 0.36, "MIN_ANCHOR_IOU": 0.36, "STABLE_FRAMES": 4}
+    thresholds = {"MIN_IOU": 0.627, "MIN_ANCHOR_IOU": 0.36, "STABLE_FRAMES": 4}
     for name, value in (thresholds | {"MAX_ANCHOR_OVERLAP": 1.0}).items():
         monkeypatch.setattr(memory_policy, name, value)
 

@@ -225,7 +225,7 @@ def corner_and_size(box):
 MODES = {
     "default": {},
     "one mask a click": {"multimask_output": False, "pred_iou_thresh": 0.3},
-    "refined": {"use_m2m": True, "pred_iou_thresh": 0.3, "mask_threshold": 4.0},
+    "refined": {"use_m2m": True, "pred_iou_thresh": 0.3, "mask_threshold": 2.0},
     "crops": {"crop_n_layers": 1, "points_per_side": 3, "mask_threshold": 2.0},
     "refined crops": {"crop_n_layers": 1, "points_per_side": 2, "mask_threshold": 2.0}
     | {"use_m2m": True, "pred_iou_thresh": 0.3},
@@ -236,6 +236,8 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_masks_are_those_of_the_predictor_click_by_click(model, mode):
+    # Chosen by stability, all refined masks would be those of the whole picture.
+    model = toy.model() if mode == "refined crops" else model
     found = SAM2AutomaticMaskGenerator(model, **(OPTIONS | MODES[mode])).generate(PICTURE)
     expected = generate_slowly(model, MODES[mode])
     assert len(found) == len(expected) > 1
