@@ -9,7 +9,7 @@ import warnings
 from typing import Any, NoReturn
 
 from sam2_jax.commands import evaluate, everything, image, serve, track, train
-from sam2_jax.commands.common import cache_compiled_programs
+from sam2_jax.commands.common import cache_compiled_programs, use_huge_pages
 
 _COMMANDS = {
     "image": image,
@@ -56,7 +56,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:]
+        if argv[:1] == ["train"]:
+            use_huge_pages()
     if argv[:1] == ["convert"]:  # the converter has a parser of its own
         from checkpoints_convert.convert import main as convert
 

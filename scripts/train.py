@@ -10,7 +10,9 @@ The same command again goes on from the newest checkpoint. On a pod or a cluster
 
 import sys
 
+from sam2_jax.commands.common import use_huge_pages
 from sam2_jax.commands.train import main
 
 if __name__ == "__main__":
+    use_huge_pages()
     sys.exit(main(sys.argv[1:], "scripts/train.py"))

@@ -63,6 +63,18 @@ def cache_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "sam2_jax" / "xla"))
 
 
+def use_huge_pages() -> None:
+    """Starts the program anew, once, with the C library asking for pages of 2 MiB.
+
+    The temporaries of a training step on CPU are gigabytes, and touching them 4 KiB at a time took a third of a
+    step (docs/performance.md). Only for a process that runs one command: what it did so far is lost.
+    """
+    setting = "glibc.malloc.hugetlb=1"  # read before main() only, hence the new start
+    if sys.platform.startswith("linux") and "GLIBC_TUNABLES" not in os.environ:
+        environment = os.environ | {"GLIBC_TUNABLES": setting}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
 def keep_freed_memory() -> None:
     """Lets the C library keep what a step frees for the next one.
 
