@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
+import logging
 import os
-import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -20,8 +20,9 @@ from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config, get_config, resolv
 from sam2_jax.model.sam2 import Sam2, init_params
 from sam2_jax.track import begin, empty_bank, propagate, step, track
 
+_LOG = logging.getLogger(__name__)
 _WHICH_MODEL = (
-    f"Using {DEFAULT_MODEL}, the small model that comes with sam2_jax. Released weights are better: "
+    f"Using {DEFAULT_MODEL}, the small model that comes with sam2_jax. Released weights are far better: "
     "sam2-jax convert --download sam2.1_hiera_tiny --output tiny, then give checkpoint tiny."
 )
 
@@ -156,23 +157,24 @@ def build_model(
         **_hydra_overrides(hydra_overrides_extra),
         **model_overrides,
     }
-    if checkpoint is None:
-        name = resolve_model_name(model or DEFAULT_MODEL)
-        if name == DEFAULT_MODEL:
-            checkpoint = bundled_checkpoint()
-            print(_WHICH_MODEL, file=sys.stderr)
-    if checkpoint is None:
-        config = get_config(name, **overrides)
-        warnings.warn(
-            f"No checkpoint was given: {name} gets RANDOM weights and its masks mean nothing. Pass "
-            "checkpoint=, a released .pt or a converted folder.",
-            stacklevel=3,
-        )
-        return Model(name, config, init_params(config, jax.random.key(0)))
+    name = None if checkpoint else resolve_model_name(model or DEFAULT_MODEL)
+    is_bundled = name == DEFAULT_MODEL
+    if name is None or is_bundled:
+        checkpoint = checkpoint or bundled_checkpoint()
+        name, params = load_weights(checkpoint, model)
+        config = get_config(name, **{**saved_overrides(checkpoint), **overrides})
+        if is_bundled:
+            _LOG.warning(_WHICH_MODEL)
+        return Model(name, config, jax.device_put(params))
 
-    name, params = load_weights(checkpoint, model)
-    config = get_config(name, **{**saved_overrides(checkpoint), **overrides})
-    return Model(name, config, jax.device_put(params))
+    config = get_config(name, **overrides)
+    warnings.warn(
+        f"No checkpoint was given: {name} gets RANDOM weights and its masks mean nothing. Pass "
+        "checkpoint=, a released .pt or a converted folder, or leave the model out: then it is "
+        f"{DEFAULT_MODEL}, whose weights come with the package.",
+        stacklevel=3,
+    )
+    return Model(name, config, init_params(config, jax.random.key(0)))
 
 
 def build_sam2(

@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
     half = {name: np.ascontiguousarray(x, np.float16) for name, x in tensors.items()}
     bundled.WEIGHTS.parent.mkdir(exist_ok=True)
     save_file(half, bundled.WEIGHTS, metadata={"format": "pt"})
+    bundled.WEIGHTS.chmod(0o644)
     checksum = hashlib.sha256(bundled.WEIGHTS.read_bytes()).hexdigest()
     bundled.CHECKSUM.write_text(f"{checksum}  {bundled.WEIGHTS.name}\n", encoding="utf-8")
     print(f"{bundled.WEIGHTS}: {bundled.WEIGHTS.stat().st_size / 1e6:.1f} MB, {checksum}")

@@ -148,12 +148,12 @@ def test_overrides_of_the_original_are_read():
         "model.memory_dtype= float32",
         "++model.image_size=512",
     ]
-    config = build_sam2_video_predictor(hydra_overrides_extra=extra).model.config
+    config = build_sam2_video_predictor(TINY, hydra_overrides_extra=extra).model.config
     changed = {"non_overlap_masks": True, "sigmoid_scale_for_mem_enc": 15.0}
     changed |= {"fill_hole_area": 3, "memory_dtype": "float32", "image_size": 512}
     assert config == get_config(TINY, **(POSTPROCESSING_VIDEO | changed))
     assert isinstance(config.fill_hole_area, int)
-    field = build_sam2(add_all_frames_to_correct_as_cond=False).config
+    field = build_sam2(TINY, add_all_frames_to_correct_as_cond=False).config
     assert not field.add_all_frames_to_correct_as_cond
 
 

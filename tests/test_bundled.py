@@ -5,11 +5,10 @@ from sam2_jax import build_sam2, bundled
 from sam2_jax.bundled import bundled_checkpoint
 
 
-def test_it_is_what_is_built_by_default(capsys):
+def test_it_is_what_is_built_by_default(caplog):
     model = build_sam2()
     assert model.name == bundled.NAME
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    (said,) = caplog.messages
     assert "sam2_nano" in said
     assert "convert --download" in said
 
