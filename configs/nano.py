@@ -1,13 +1,15 @@
 r"""Trains the package's own small model on drawn images and videos, in stages that build on one another.
 
     python scripts/train.py --config=configs/smoke.py --config.num_steps=1200 --workdir=runs/smoke
-    python scripts/train.py --config=configs/nano.py:small --workdir=runs/nano_small \
+    python scripts/train.py --config=configs/nano.py:start --workdir=runs/nano_start \
         --config.init_from=runs/smoke/export
+    python scripts/train.py --config=configs/nano.py:small --workdir=runs/nano_small \
+        --config.init_from=runs/nano_start/export
     python scripts/train.py --config=configs/nano.py:full --workdir=runs/nano_full \
         --config.init_from=runs/nano_small/export
 
-`small` sees 128 px, a quarter of the work; `full` goes on at the model's own 256 px with clips as long as its
-memory. docs/nano.md has what came of it, how long it took and on what.
+`start` and `small` see 128 px, a quarter of the work; `full` goes on at the model's own 256 px with clips as
+long as its memory. docs/nano.md has what came of it, how long it took and on what.
 """
 
 import dataclasses
@@ -33,29 +35,33 @@ class Stage:
     clips: int
     rate: float
     steps: int
-    cooldown: int = 0
+    by_clicks: float  # share of the steps whose clips start from clicks or boxes instead of masks
+    schedule: str = "cosine"
 
 
 STAGES = {
-    "small": Stage(size=128, frames=4, clips=6, rate=1e-3, steps=2000, cooldown=400),
-    "full": Stage(size=256, frames=8, clips=2, rate=3e-4, steps=400, cooldown=400),
+    "start": Stage(128, 4, 6, 1e-3, 640, by_clicks=0.3, schedule="constant"),
+    # Where clicks are not understood yet, the frames after them teach nothing: images teach clicks.
+    "small": Stage(128, 4, 6, 1e-3, 1700, by_clicks=0.0),
+    "full": Stage(256, 8, 2, 3e-4, 400, by_clicks=0.3),
 }
 
 
 def get_config(name: str = "small"):
     """Returns the experiment of a stage."""
     stage = STAGES[name]
-    images = Dataset(num_frames=1, max_objects=3, batch_size=16, weight=0.15)
     videos = Dataset(
         num_frames=stage.frames,
         max_objects=3,
         batch_size=stage.clips,
         weight=0.6,
+        seed=3 if name == "small" else 0,
         augment=Augment(gray=0.05, reverse=0.5, frame_brightness=0.05),
     )
     plain = dataclasses.replace(videos, is_plain=True, weight=0.25, seed=2)
+    images = Dataset(num_frames=1, max_objects=3, batch_size=16, weight=0.15, seed=5)
     datasets = {"videos": videos}
-    if name == "small":
+    if name != "full":
         datasets |= {"images": images, "plain": plain}
     held_out = Dataset(num_frames=stage.frames, max_objects=3, seed=1, count=24)
     return to_config_dict(
@@ -64,16 +70,18 @@ def get_config(name: str = "small"):
             model_overrides={"image_size": stage.size},
             drop_path_rate=0.0,
             datasets=datasets,
-            interaction=Interaction(point_probability=0.3, max_initial_frames=1, num_corrections=0),
+            interaction=Interaction(
+                point_probability=stage.by_clicks, max_initial_frames=1, num_corrections=0
+            ),
             # The published weights teach empty masks first.
             loss=LossWeights(mask=1.0, dice=3.0),
             optimizer=Optimizer(
                 learning_rate=stage.rate,
                 encoder_learning_rate=stage.rate,
                 layer_decay=1.0,
-                schedule="constant",
+                schedule=stage.schedule,
                 warmup_steps=100,
-                cooldown_steps=stage.cooldown,
+                final_fraction=0.02,
                 weight_decay=0.05,
                 gradient_clip=1.0,
                 b2=0.99,

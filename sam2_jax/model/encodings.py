@@ -71,6 +71,12 @@ def rotary_order(channels: int) -> np.ndarray:
     return np.concatenate([np.arange(0, channels, 2), np.arange(1, channels, 2)])
 
 
+def fastest_rotary(channels: int) -> np.ndarray:
+    """The channels of the six pairs of either axis that `rotary_table` turns fastest."""
+    along_x = np.arange(min(12, channels // 2))
+    return np.concatenate([along_x, channels // 2 + along_x])
+
+
 def rotate(x: jax.Array, table: tuple[np.ndarray, np.ndarray]) -> jax.Array:
     """Rotates (..., L, C) in `rotary_order` by `rotary_table`, in float32; keeps the type of x."""
     cos, sin = table

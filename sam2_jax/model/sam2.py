@@ -411,6 +411,10 @@ def init_params(config: Sam2Config, key: jax.Array) -> dict:
     a 4 x 4 map is 0.25 wide, so that a click would share its code with no cell, its own included, and be
     unlearned as noise.
 
+    Another differs for all: queries and keys of the memory attention have biases that make a cell look at its
+    own place in the memories (a cell beside it weighs 0.1 of it). Tracking then begins as a copy of the last
+    mask; from the original's distribution it begins as a mean over the map, which takes long to leave.
+
     Drawn on the host: initialising through the modules compiles the whole model for nothing.
 
     Args:
@@ -442,4 +446,10 @@ def init_params(config: Sam2Config, key: jax.Array) -> dict:
             for name, x in sorted(shapes.items())
         }
 
-    return fill(param_shapes(config))
+    params = fill(param_shapes(config))
+    for layer in params["memory_attention"].values():
+        if "cross_attn_image" in layer:
+            for projection in ("q_proj", "k_proj"):
+                bias = layer["cross_attn_image"][projection]["bias"]
+                bias[encodings.fastest_rotary(len(bias))] = len(bias) ** 0.25
+    return params

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from sam2_jax.config import get_config
+from sam2_jax.model import encodings
 from sam2_jax.model.attention import QUERY_CHUNK, attend, attend_slots
 from sam2_jax.model.image_encoder import ImageEncoder
 from sam2_jax.model.layers import Conv, cubic_weights, upsample_4x
 from sam2_jax.model.memory_bank import num_recent
-from sam2_jax.model.sam2 import param_shapes
+from sam2_jax.model.sam2 import init_params, param_shapes
 from sam2_jax.track import track
 from tests import toy
 
@@ -227,3 +229,16 @@ def test_a_convolution_and_its_gradients_are_those_of_linen(features, size, stri
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_equal(ours.apply(params, x[0]), theirs.apply(params, x[0]))
+
+
+@pytest.mark.parametrize("name", ["sam2_nano", "sam2.1_hiera_tiny"])
+def test_fresh_memory_attention_looks_at_the_same_place(name):
+    side = 16
+    attention = init_params(get_config(name), jax.random.key(0))["memory_attention"]
+    for layer in (layer for key, layer in attention.items() if key.startswith("layers")):
+        q, k = (layer["cross_attn_image"][x]["bias"] for x in ("q_proj", "k_proj"))
+        table, order = encodings.rotary_table(side, len(q)), encodings.rotary_order(len(q))
+        q, k = (encodings.rotate(np.tile(x[order], (side**2, 1)), table) for x in (q, k))
+        weights = jax.nn.softmax(q @ k.T * q.shape[-1] ** -0.5)
+        assert (weights.argmax(1) == np.arange(side**2)).all()
+        assert (np.diagonal(weights) > 0.5).all()
