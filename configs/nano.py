@@ -43,7 +43,7 @@ STAGES = {
     "start": Stage(128, 4, 6, 1e-3, 640, by_clicks=0.3, schedule="constant"),
     # Where clicks are not understood yet, the frames after them teach nothing: images teach clicks.
     "small": Stage(128, 4, 6, 1e-3, 1700, by_clicks=0.0),
-    "full": Stage(256, 8, 2, 3e-4, 400, by_clicks=0.3),
+    "full": Stage(256, 6, 2, 3e-4, 300, by_clicks=0.1),
 }
 
 
@@ -58,11 +58,12 @@ def get_config(name: str = "small"):
         seed=3 if name == "small" else 0,
         augment=Augment(gray=0.05, reverse=0.5, frame_brightness=0.05),
     )
-    plain = dataclasses.replace(videos, is_plain=True, weight=0.25, seed=2)
-    images = Dataset(num_frames=1, max_objects=3, batch_size=16, weight=0.15, seed=5)
-    datasets = {"videos": videos}
+    images = Dataset(
+        num_frames=1, max_objects=3, batch_size=2048 // stage.size, weight=0.15, seed=5
+    )
+    datasets = {"videos": videos, "images": images}
     if name != "full":
-        datasets |= {"images": images, "plain": plain}
+        datasets["plain"] = dataclasses.replace(videos, is_plain=True, weight=0.25, seed=2)
     held_out = Dataset(num_frames=stage.frames, max_objects=3, seed=1, count=24)
     return to_config_dict(
         Experiment(
@@ -80,7 +81,7 @@ def get_config(name: str = "small"):
                 encoder_learning_rate=stage.rate,
                 layer_decay=1.0,
                 schedule=stage.schedule,
-                warmup_steps=100,
+                warmup_steps=30 if name == "full" else 100,
                 final_fraction=0.02,
                 weight_decay=0.05,
                 gradient_clip=1.0,
