@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["sam2_jax*", "checkpoints_convert*"]),
-    package_data={"sam2_jax.serve": ["page/*"]},
+    package_data={"sam2_jax": ["weights/*"], "sam2_jax.serve": ["page/*"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

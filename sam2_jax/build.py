@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 import warnings
 import zlib
@@ -12,12 +13,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from sam2_jax.bundled import NAME as DEFAULT_MODEL
+from sam2_jax.bundled import bundled_checkpoint
 from sam2_jax.checkpoint import saved_overrides
 from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config, get_config, resolve_model_name
 from sam2_jax.model.sam2 import Sam2, init_params
 from sam2_jax.track import begin, empty_bank, propagate, step, track
 
-DEFAULT_MODEL = "sam2.1_hiera_tiny"
+_LOG = logging.getLogger(__name__)
+_WHICH_MODEL = (
+    f"Using {DEFAULT_MODEL}, the small model that comes with sam2_jax. Released weights are far better: "
+    "sam2-jax convert --download sam2.1_hiera_tiny --output tiny, then give checkpoint tiny."
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,19 +157,24 @@ def build_model(
         **_hydra_overrides(hydra_overrides_extra),
         **model_overrides,
     }
-    if checkpoint is None:
-        name = resolve_model_name(model or DEFAULT_MODEL)
-        config = get_config(name, **overrides)
-        warnings.warn(
-            f"No checkpoint was given: {name} gets RANDOM weights and its masks mean nothing. Pass "
-            "checkpoint=, a released .pt or a converted folder.",
-            stacklevel=3,
-        )
-        return Model(name, config, init_params(config, jax.random.key(0)))
+    name = None if checkpoint else resolve_model_name(model or DEFAULT_MODEL)
+    is_bundled = name == DEFAULT_MODEL
+    if name is None or is_bundled:
+        checkpoint = checkpoint or bundled_checkpoint()
+        name, params = load_weights(checkpoint, model)
+        config = get_config(name, **{**saved_overrides(checkpoint), **overrides})
+        if is_bundled:
+            _LOG.warning(_WHICH_MODEL)
+        return Model(name, config, jax.device_put(params))
 
-    name, params = load_weights(checkpoint, model)
-    config = get_config(name, **{**saved_overrides(checkpoint), **overrides})
-    return Model(name, config, jax.device_put(params))
+    config = get_config(name, **overrides)
+    warnings.warn(
+        f"No checkpoint was given: {name} gets RANDOM weights and its masks mean nothing. Pass "
+        "checkpoint=, a released .pt or a converted folder, or leave the model out: then it is "
+        f"{DEFAULT_MODEL}, whose weights come with the package.",
+        stacklevel=3,
+    )
+    return Model(name, config, init_params(config, jax.random.key(0)))
 
 
 def build_sam2(
@@ -178,7 +190,8 @@ def build_sam2(
       model: one of `sam2_jax.config.MODELS`, or the original's spelling of it. If a checkpoint is given it
         may be left out and is recognised.
       checkpoint: official .pt, .safetensors (or a folder with one), or this project's converted folder. None
-        gives random weights, with a warning.
+        gives the weights that come with the package if the model is `sam2_nano`, as it is by default, and
+        random weights, with a warning, if it is another.
       apply_postprocessing: choose the mask by stability when a single one is asked for.
       **kwargs: `image_size` (a multiple of 32; the model's own by default), `dtype` ("float32" or
         "bfloat16"), the original's `config_file`, `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`,

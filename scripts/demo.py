@@ -1,10 +1,9 @@
-"""Tracks two objects through the clip that the repository carries.
+"""Tracks two objects through the clip that the repository carries, and scores the masks against the true ones.
 
     python scripts/demo.py [CHECKPOINT]
 
-Writes an overlay video, palette masks and a contact sheet to `out/demo/`. The masks of the first frame are
-given. Released weights are not part of the repository: without a checkpoint the weights are random, and only
-the first frame means anything.
+Writes an overlay video, palette masks, the scores and a contact sheet to `out/demo/`. The masks of the first
+frame are given. Without a checkpoint it uses the model that comes with the package.
 """
 
 import sys
@@ -17,6 +16,7 @@ from sam2_jax.cli import main as sam2_jax
 from sam2_jax.data.videos import open_frames
 
 ROOT = Path(__file__).resolve().parents[1]
+VIDEO, TRUTH = ROOT / "assets" / "demo.mp4", ROOT / "assets" / "demo_masks"
 OUT = ROOT / "out" / "demo"
 SHOWN = (0, 5, 11, 17, 23)  # frames of the contact sheet
 
@@ -29,25 +29,31 @@ def contact_sheet(video: Path) -> Image.Image:
 
 def main(argv: list[str]) -> int:
     """Runs the demo; returns its exit status."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    video, masks = ROOT / "assets" / "demo.mp4", ROOT / "assets" / "demo_masks" / "00000.png"
-    overlay, sheet = OUT / "overlay.mp4", OUT / "overlay.png"
-    track = ["track", str(video), "--mask", str(masks), "--image-size", "256"]
-    track += ["--out", str(overlay), "--masks", str(OUT / "masks")]
-    status = sam2_jax(track + (["--checkpoint", argv[0]] if argv else []))
+    masks, overlay, sheet = OUT / "masks", OUT / "overlay.mp4", OUT / "overlay.png"
+    masks.mkdir(parents=True, exist_ok=True)
+    track = [
+        "track",
+        str(VIDEO),
+        "--mask",
+        str(TRUTH / "demo" / "00000.png"),
+        "--image-size",
+        "256",
+    ]
+    track += ["--out", str(overlay), "--masks", str(masks / "demo")]
+    score = ["evaluate", "score", "--truth", str(TRUTH), "--predictions", str(masks)]
+    score += ["--out", str(OUT / "scores")]
+    status = sam2_jax(track + (["--checkpoint", argv[0]] if argv else [])) or sam2_jax(score)
     if status:
         return status
     contact_sheet(overlay).save(sheet)
-    print(f"picture: {sheet}")
-    if not argv:
-        print(
-            "\nThese masks come from RANDOM weights: only frame 0, whose masks were given, means anything.\n"
-            "With released weights:   make demo CHECKPOINT=sam2.1_hiera_tiny.pt\n"
-            "Where to get them:       .venv/bin/sam2-jax convert --download sam2.1_hiera_tiny --output tiny/"
-        )
+    print(f"picture: {sheet}\n")
+    run = ".venv/bin/sam2-jax"
+    print(f"Try next, on a video of your own:  {run} track VIDEO --point X,Y --out overlay.mp4")
+    print(f"in the browser:                    {run} serve")
     print(
-        "On a video of your own:  .venv/bin/sam2-jax track VIDEO --point X,Y --checkpoint CHECKPOINT"
+        f"with released weights:             {run} convert --download sam2.1_hiera_tiny --output tiny"
     )
+    print("                                   make demo CHECKPOINT=tiny")
     return 0
 
 

@@ -2,8 +2,8 @@
 
     python scripts/make_demo_clip.py
 
-writes `assets/demo.mp4` and the masks of its first frame, `assets/demo_masks/00000.png`
-(1 the disc, 2 the box). The scene is the same on every run; the bytes of the encoder need not be.
+writes `assets/demo.mp4` and its masks, `assets/demo_masks/demo/*.png` (1 the disc, 2 the box). The scene is
+the same on every run; the bytes of the encoder need not be.
 """
 
 from pathlib import Path
@@ -78,15 +78,17 @@ def draw_frame(t: float, background: np.ndarray, disc: np.ndarray, box: np.ndarr
 
 
 def main() -> None:
-    """Writes the clip and its first masks."""
+    """Writes the clip and its masks."""
     rng = np.random.default_rng(7)
     background = texture(rng, 5, (38, 74, 66), (168, 186, 132))
     disc = texture(rng, 14, (196, 58, 40), (252, 186, 92))
     box = texture(rng, 10, (44, 62, 138), (150, 188, 236))
     scene = [draw_frame(i / (NUM_FRAMES - 1), background, disc, box) for i in range(NUM_FRAMES)]
-    (ASSETS / "demo_masks").mkdir(parents=True, exist_ok=True)
+    folder = ASSETS / "demo_masks" / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
     write_video(ASSETS / "demo.mp4", [image for image, _ in scene], FPS)
-    write_palette_png(ASSETS / "demo_masks" / "00000.png", pack_masks(scene[0][1], [1, 2]))
+    for index, (_, masks) in enumerate(scene):
+        write_palette_png(folder / f"{index:05d}.png", pack_masks(masks, [1, 2]))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ ALLOWED = {
     "train": BASE | AROUND | {"model", "track", "build"},
     "train.loop": BASE | AROUND | {"model", "track", "build", "evaluate"},
     "serve": BASE | AROUND | {"predict", "__init__"},
-    "build": BASE | AROUND | {"model", "track", "predict", "checkpoints_convert"},
+    "build": BASE | AROUND | {"model", "track", "predict", "bundled", "checkpoints_convert"},
+    "bundled": BASE,
     "checkpoints_convert": {"config", "model", "checkpoint", "train.loop"},
     # The command line and what is only reached from it.
     "__init__": None,

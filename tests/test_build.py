@@ -8,7 +8,7 @@ import pytest
 from checkpoints_convert.convert import main, save_checkpoint
 from checkpoints_convert.torch_file import write_torch_file
 from sam2_jax import build_sam2, build_sam2_video_predictor, get_config
-from sam2_jax.config import MODELS, POSTPROCESSING_VIDEO
+from sam2_jax.config import POSTPROCESSING_VIDEO, RELEASED
 from sam2_jax.model.sam2 import init_params
 from sam2_jax.predict.image import SAM2ImagePredictor
 from sam2_jax.predict.video import SAM2VideoPredictor
@@ -108,8 +108,7 @@ def no_weights(monkeypatch):
 @pytest.mark.parametrize(
     ("spelling", "name"),
     [
-        (None, TINY),
-        *((name, name) for name in MODELS),
+        *((name, name) for name in RELEASED),
         ("sam2.1_hiera_b+.yaml", "sam2.1_hiera_base_plus"),
         ("configs/sam2/sam2_hiera_l.yaml", "sam2_hiera_large"),
         ("facebook/sam2-hiera-small", "sam2_hiera_small"),
@@ -119,12 +118,12 @@ def test_a_model_has_the_config_of_its_name(spelling, name):
     with pytest.warns(UserWarning, match="RANDOM weights"):
         model = build_sam2(spelling, apply_postprocessing=False)
     assert (model.name, model.config) == (name, get_config(name))
-    assert model.config.image_size == (256 if name == "sam2_nano" else 1024)
+    assert model.config.image_size == 1024
 
 
 def test_random_weights_are_announced_and_real():
     with pytest.warns(UserWarning, match=r"sam2\.1_hiera_tiny gets RANDOM weights.*checkpoint="):
-        model = build_sam2()
+        model = build_sam2(TINY)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(model.params))
     assert np.asarray(model.params["mask_decoder"]["iou_token"]).std() > 0.5
 
@@ -132,10 +131,11 @@ def test_random_weights_are_announced_and_real():
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.filterwarnings("ignore:No checkpoint")
 def test_post_processing_is_on_by_default():
-    image, video = build_sam2().config, build_sam2_video_predictor().model.config
+    image, video = build_sam2(TINY).config, build_sam2_video_predictor(TINY).model.config
     assert image == get_config(TINY, dynamic_multimask_via_stability=True)
     assert video == get_config(TINY, **POSTPROCESSING_VIDEO)
-    assert build_sam2_video_predictor(apply_postprocessing=False).model.config == get_config(TINY)
+    bare = build_sam2_video_predictor(TINY, apply_postprocessing=False)
+    assert bare.model.config == get_config(TINY)
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -148,12 +148,12 @@ def test_overrides_of_the_original_are_read():
         "model.memory_dtype= float32",
         "++model.image_size=512",
     ]
-    config = build_sam2_video_predictor(hydra_overrides_extra=extra).model.config
+    config = build_sam2_video_predictor(TINY, hydra_overrides_extra=extra).model.config
     changed = {"non_overlap_masks": True, "sigmoid_scale_for_mem_enc": 15.0}
     changed |= {"fill_hole_area": 3, "memory_dtype": "float32", "image_size": 512}
     assert config == get_config(TINY, **(POSTPROCESSING_VIDEO | changed))
     assert isinstance(config.fill_hole_area, int)
-    field = build_sam2(add_all_frames_to_correct_as_cond=False).config
+    field = build_sam2(TINY, add_all_frames_to_correct_as_cond=False).config
     assert not field.add_all_frames_to_correct_as_cond
 
 

@@ -179,8 +179,8 @@ def test_frames_before_a_damaged_one_are_kept(files, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("default:No checkpoint")
-def test_ids_of_a_mask_are_tracked_as_they_are(tracked, files, tmp_path, capsys):
-    """Also: the first frames alone, and warnings as one line."""
+def test_ids_of_a_mask_are_tracked_as_they_are(tracked, files, tmp_path):
+    """Also: the first frames alone."""
     outputs = ["--rle", str(tmp_path / "r.json"), "--masks", str(tmp_path / "m")]
     prompts = ["--mask", str(files / "ids.png"), "--num-frames", "1"]
     assert main(["track", str(files / "good.mp4"), *prompts, *outputs, *SMALL]) == 0
@@ -191,6 +191,12 @@ def test_ids_of_a_mask_are_tracked_as_they_are(tracked, files, tmp_path, capsys)
     for n in (3, 5):
         assert ((given == n) & (answer == n)).sum() / ((given == n) | (answer == n)).sum() > 0.8
     assert not list(tmp_path.glob("*.mp4"))
+
+
+@pytest.mark.filterwarnings("default:No checkpoint")
+def test_random_weights_are_announced_in_a_line(files, tmp_path, capsys):
+    out, model = str(tmp_path / "overlay.png"), ["--model", "sam2.1_hiera_tiny"]
+    assert main(["image", str(files / "good.png"), *POINT, *model, "--out", out, *SMALL]) == 0
     assert "warning: No checkpoint was given: sam2.1_hiera_tiny gets" in capsys.readouterr().err
 
 

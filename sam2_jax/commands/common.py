@@ -16,9 +16,13 @@ from sam2_jax.commands.prompts import Groups
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the options that choose a model."""
     parser.add_argument("--model", help="released model, for example sam2.1_hiera_tiny")
-    parser.add_argument("--checkpoint", help="official .pt, .safetensors, or a converted folder")
     parser.add_argument(
-        "--image-size", type=int, help="side of the model's input (default: the model's own, 1024)"
+        "--checkpoint",
+        help="official .pt, .safetensors, or a converted folder (default: the small model that comes "
+        "with the package)",
+    )
+    parser.add_argument(
+        "--image-size", type=int, help="side of the model's input (default: the model's own)"
     )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type"
