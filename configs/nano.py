@@ -55,6 +55,7 @@ def get_config(name: str = "small"):
         max_objects=3,
         batch_size=stage.clips,
         weight=0.6,
+        stride=4,
         seed=3 if name == "small" else 0,
         augment=Augment(gray=0.05, reverse=0.5, frame_brightness=0.05),
     )
@@ -63,7 +64,9 @@ def get_config(name: str = "small"):
     )
     datasets = {"videos": videos, "images": images}
     if name != "full":
-        datasets["plain"] = dataclasses.replace(videos, is_plain=True, weight=0.25, seed=2)
+        datasets["plain"] = dataclasses.replace(
+            videos, is_plain=True, weight=0.25, stride=3, seed=2
+        )
     held_out = Dataset(num_frames=stage.frames, max_objects=3, seed=1, count=24)
     return to_config_dict(
         Experiment(
