@@ -8,8 +8,8 @@ r"""Trains the package's own small model on drawn images and videos, in stages t
     python scripts/train.py --config=configs/nano.py:full --workdir=runs/nano_full \
         --config.init_from=runs/nano_small/export
 
-`start` and `small` see 128 px, a quarter of the work; `full` goes on at the model's own 256 px with clips as
-long as its memory. docs/nano.md has what came of it, how long it took and on what.
+`start` and `small` see 128 px, a quarter of the work; `full` goes on at the model's own 256 px with clips
+of six frames. docs/nano.md has what came of it, how long it took and on what.
 """
 
 import dataclasses

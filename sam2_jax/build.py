@@ -157,10 +157,11 @@ def build_model(
         **_hydra_overrides(hydra_overrides_extra),
         **model_overrides,
     }
-    name = None if checkpoint else resolve_model_name(model or DEFAULT_MODEL)
+    name = resolve_model_name(model or DEFAULT_MODEL) if checkpoint is None else None
     is_bundled = name == DEFAULT_MODEL
-    if name is None or is_bundled:
-        checkpoint = checkpoint or bundled_checkpoint()
+    if is_bundled:
+        checkpoint = bundled_checkpoint()
+    if checkpoint is not None:
         name, params = load_weights(checkpoint, model)
         config = get_config(name, **{**saved_overrides(checkpoint), **overrides})
         if is_bundled:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sam2_jax import build_sam2, bundled
+from sam2_jax import build_sam2, bundled, get_config
 from sam2_jax.bundled import bundled_checkpoint
 
 
@@ -11,6 +11,18 @@ def test_it_is_what_is_built_by_default(caplog):
     (said,) = caplog.messages
     assert "sam2_nano" in said
     assert "convert --download" in said
+
+
+@pytest.mark.parametrize("spelling", [None, bundled.NAME])
+def test_it_has_the_config_of_its_name(spelling):
+    model = build_sam2(spelling, apply_postprocessing=False)
+    assert (model.name, model.config) == (bundled.NAME, get_config(bundled.NAME))
+    assert model.config.image_size == 256
+
+
+def test_an_empty_path_is_not_taken_for_no_checkpoint():
+    with pytest.raises((ValueError, OSError)):
+        build_sam2(checkpoint="")
 
 
 def test_it_is_small_and_half_precision():
