@@ -7,9 +7,13 @@ r"""Trains the package's own small model on drawn images and videos, in stages t
         --config.init_from=runs/nano_start/export
     python scripts/train.py --config=configs/nano.py:full --workdir=runs/nano_full \
         --config.init_from=runs/nano_small/export
+    python scripts/train.py --config=configs/nano.py:gpu --workdir=runs/nano_gpu \
+        --config.init_from=runs/nano_full/export --config.datasets.videos.frames=runs/pictures
 
 `start` and `small` see 128 px, a quarter of the work; `full` goes on at the model's own 256 px with clips
-of six frames. docs/nano.md has what came of it, how long it took and on what.
+of six frames. `gpu` is for one large GPU and 16 processor cores: large batches in bfloat16, clips of twelve
+frames, correction clicks, and an average of the parameters in place of a falling rate, so that it may end
+at any step. docs/nano.md has what came of it, how long it took and on what.
 """
 
 import dataclasses
@@ -33,17 +37,20 @@ class Stage:
     size: int
     frames: int
     clips: int
+    images: int
     rate: float
     steps: int
     by_clicks: float  # share of the steps whose clips start from clicks or boxes instead of masks
+    warmup: int = 100
     schedule: str = "cosine"
 
 
 STAGES = {
-    "start": Stage(128, 4, 6, 1e-3, 640, by_clicks=0.3, schedule="constant"),
+    "start": Stage(128, 4, 6, 16, 1e-3, 640, by_clicks=0.3, schedule="constant"),
     # Where clicks are not understood yet, the frames after them teach nothing: images teach clicks.
-    "small": Stage(128, 4, 6, 1e-3, 1700, by_clicks=0.0),
-    "full": Stage(256, 6, 2, 3e-4, 300, by_clicks=0.1),
+    "small": Stage(128, 4, 6, 16, 1e-3, 1700, by_clicks=0.0),
+    "full": Stage(256, 6, 2, 8, 3e-4, 300, by_clicks=0.1, warmup=30),
+    "gpu": Stage(256, 12, 32, 0, 8e-4, 2500, by_clicks=0.4, schedule="rsqrt"),
 }
 
 
@@ -59,40 +66,58 @@ def get_config(name: str = "small"):
         seed=3 if name == "small" else 0,
         augment=Augment(gray=0.05, reverse=0.5, frame_brightness=0.05),
     )
-    images = Dataset(
-        num_frames=1, max_objects=3, batch_size=2048 // stage.size, weight=0.15, seed=5
-    )
-    datasets = {"videos": videos, "images": images}
-    if name != "full":
+    datasets = {"videos": videos}
+    if stage.images:
+        datasets["images"] = Dataset(
+            num_frames=1, max_objects=3, batch_size=stage.images, weight=0.15, seed=5
+        )
+    if stage.size == 128:
         datasets["plain"] = dataclasses.replace(
             videos, is_plain=True, weight=0.25, stride=3, seed=2
         )
     held_out = Dataset(num_frames=stage.frames, max_objects=3, seed=1, count=24)
-    return to_config_dict(
-        Experiment(
-            model="sam2_nano",
-            model_overrides={"image_size": stage.size},
-            drop_path_rate=0.0,
-            datasets=datasets,
-            interaction=Interaction(
-                point_probability=stage.by_clicks, max_initial_frames=1, num_corrections=0
-            ),
-            # The published weights teach empty masks first.
-            loss=LossWeights(mask=1.0, dice=3.0),
-            optimizer=Optimizer(
-                learning_rate=stage.rate,
-                encoder_learning_rate=stage.rate,
-                layer_decay=1.0,
-                schedule=stage.schedule,
-                warmup_steps=30 if name == "full" else 100,
-                final_fraction=0.02,
-                weight_decay=0.05,
-                gradient_clip=1.0,
-                b2=0.99,
-            ),
-            remat="none",
-            num_steps=stage.steps,
-            checkpoint_every=250,
-            validation=Validation(every=stage.steps // 5, dataset=held_out),
-        )
+    experiment = Experiment(
+        model="sam2_nano",
+        model_overrides={"image_size": stage.size},
+        drop_path_rate=0.0,
+        datasets=datasets,
+        interaction=Interaction(
+            point_probability=stage.by_clicks, max_initial_frames=1, num_corrections=0
+        ),
+        # The published weights teach empty masks first.
+        loss=LossWeights(mask=1.0, dice=3.0),
+        optimizer=Optimizer(
+            learning_rate=stage.rate,
+            encoder_learning_rate=stage.rate,
+            layer_decay=1.0,
+            schedule=stage.schedule,
+            timescale=300,
+            warmup_steps=stage.warmup,
+            final_fraction=0.02,
+            weight_decay=0.05,
+            gradient_clip=1.0,
+            b2=0.99,
+        ),
+        remat="none",
+        num_steps=stage.steps,
+        checkpoint_every=250,
+        validation=Validation(every=stage.steps // 5, dataset=held_out),
     )
+    if name == "gpu":
+        experiment = dataclasses.replace(
+            experiment,
+            model_overrides={"image_size": stage.size, "dtype": "bfloat16"},
+            interaction=Interaction(
+                point_probability=stage.by_clicks,
+                max_initial_frames=1,
+                max_corrected_frames=2,
+                num_corrections=3,
+            ),
+            loss=LossWeights(mask=3.0, dice=3.0),
+            remat="dots",
+            ema_decay=0.998,
+            num_workers=15,
+            # Compiling the model that validates would take the accelerator longer than it is worth.
+            validation=Validation(),
+        )
+    return to_config_dict(experiment)

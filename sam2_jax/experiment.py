@@ -50,7 +50,9 @@ class Dataset:
     """
 
     kind: str = "procedural"
-    frames: str = ""  # folder of videos or images; for tfds the name, such as "davis/480p"
+    # Folder of videos or images; for tfds the name, such as "davis/480p"; for procedural, of pictures that
+    # textures are cut from, "" for none.
+    frames: str = ""
     annotations: str = ""  # folder or file of the masks; for tfds the data directory
     split: str = "train"  # of tfds
     file_list: str = ""  # text file that names the videos or images to use, one a line

@@ -20,6 +20,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from scipy import fft, special
 
 from sam2_jax.data.clips import Video
+from sam2_jax.data.media import open_picture
 
 _ENDLESS = 1_000_000  # videos of a source that has no count
 _CANVAS = 1.875  # side of the background's canvas; the camera never sees beyond
@@ -35,7 +36,15 @@ _Rng = np.random.Generator
 class ProceduralVideos(Sequence):
     """A source of drawn videos, each determined by the seed, its index, its length and its size."""
 
-    def __init__(self, seed: int, count: int, num_frames: int, size: int, is_plain: bool = False):
+    def __init__(
+        self,
+        seed: int,
+        count: int,
+        num_frames: int,
+        size: int,
+        is_plain: bool = False,
+        pictures: Sequence[str] = (),
+    ):
         """Opens the source; nothing is drawn yet.
 
         Args:
@@ -44,6 +53,7 @@ class ProceduralVideos(Sequence):
             num_frames: of every video.
             size: side of the square frames in pixels.
             is_plain: a few large shapes of one colour each over a smooth background, and nothing else.
+            pictures: paths of pictures that textures are cut from, besides those that are drawn.
 
         Raises:
             ValueError: an argument is out of range.
@@ -54,7 +64,10 @@ class ProceduralVideos(Sequence):
                 "count >= -1, num_frames >= 1 and size >= 16 are expected"
             )
         self._seed, self._num_frames, self._size = seed, num_frames, size
-        self._is_plain = is_plain
+        if is_plain:
+            self._make = _make_plain_scene
+        else:
+            self._make = functools.partial(_make_scene, pictures=tuple(pictures))
         self._count = _ENDLESS if count == -1 else count
 
     def __len__(self) -> int:
@@ -63,17 +76,19 @@ class ProceduralVideos(Sequence):
     def __getitem__(self, index: int) -> "ProceduralVideo":
         if not 0 <= index < self._count:
             raise IndexError(f"there is no video {index}; the source has {self._count}")
-        return ProceduralVideo(self._seed, index, self._num_frames, self._size, self._is_plain)
+        return ProceduralVideo(self._seed, index, self._num_frames, self._size, self._make)
 
 
 class ProceduralVideo(Video):
     """A drawn video. Its scene is made when it is first read, a frame whenever it is read."""
 
-    def __init__(self, seed: int, index: int, num_frames: int, size: int, is_plain: bool):
+    def __init__(
+        self, seed: int, index: int, num_frames: int, size: int, make: Callable[..., "_Scene"]
+    ):
         self.name = f"procedural {seed}/{index}"
         self.num_frames = num_frames
         self._key, self._size = (seed, index), size
-        self._make = _make_plain_scene if is_plain else _make_scene
+        self._make = make
 
     def read(self, indices: Sequence[int]) -> tuple[list[np.ndarray], list[dict[int, np.ndarray]]]:
         """Draws frames, each of them independently of the others.
@@ -551,6 +566,7 @@ class _Scheme:
     spread: float
     vividness: float
     nearness: float  # how often a colour is a recurring one
+    pictures: tuple[str, ...]  # paths of what textures are cut from
 
     def color(self) -> np.ndarray:
         """Draws (3,) float RGB."""
@@ -583,13 +599,13 @@ def _tone(rng: _Rng, brightness: float, vividness: float) -> np.ndarray:
     return (brightness + vividness * rng.standard_normal(3) @ _TONES).clip(0, 255)
 
 
-def _make_scheme(rng: _Rng) -> _Scheme:
+def _make_scheme(rng: _Rng, pictures: tuple[str, ...]) -> _Scheme:
     middle, spread = rng.uniform(90, 155), rng.uniform(70, 140)
     vividness = _log_uniform(rng, 0.15, 1.3)
     nearness = 0.9 if rng.random() < 0.2 else rng.uniform(0, 0.4)
     levels = middle + spread * np.linspace(-1, 1, rng.integers(3, 8))
     recurring = np.array([_tone(rng, level, vividness) for level in levels])
-    return _Scheme(rng, recurring, middle, spread, vividness, nearness)
+    return _Scheme(rng, recurring, middle, spread, vividness, nearness, pictures)
 
 
 @functools.lru_cache(maxsize=8)
@@ -693,7 +709,9 @@ def _colored(image: Image.Image) -> Image.Image:
 
 
 def _texture(rng: _Rng, side: int, scheme: _Scheme) -> Image.Image:
-    """Draws 1 to 3 patterns that meet in lines or in patches."""
+    """Draws 1 to 3 patterns that meet in lines or in patches, or cuts a piece out of a picture."""
+    if scheme.pictures and rng.random() < 0.4:
+        return _cut(rng, side, scheme)
 
     def pattern() -> Image.Image:
         scale = side * _log_uniform(rng, 0.012, 0.2)
@@ -714,6 +732,32 @@ def _texture(rng: _Rng, side: int, scheme: _Scheme) -> Image.Image:
         grain = _grey(np.tile(grain + 128, (2, 2))).resize(image.size)
         image = ImageChops.add(image, _colored(grain), 1, -128)
     return image
+
+
+@functools.lru_cache(maxsize=64)
+def _open_picture(path: str) -> Image.Image:
+    """Opens a picture, 1024 pixels long at most; grey where it has no colours."""
+    with open_picture(path) as image:
+        picture = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    picture.thumbnail((1024, 1024))
+    return picture
+
+
+def _cut(rng: _Rng, side: int, scheme: _Scheme) -> Image.Image:
+    """Cuts a square out of a picture; what is grey gets colours, what has some another light."""
+    picture = _open_picture(scheme.pictures[rng.integers(len(scheme.pictures))])
+    length = min(picture.size) * _log_uniform(rng, 0.35, 1.0)
+    left, top = (rng.uniform(0, extent - length) for extent in picture.size)
+    box = (left, top, left + length, top + length)
+    image = picture.resize((side, side), Image.Resampling.BILINEAR, box)
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if image.mode == "L":
+        values = (np.asarray(image, np.float32) - 128) / 90
+        return _paint(values, scheme.several(int(rng.integers(2, 5))))
+    gains = np.exp(rng.normal(0, 0.25) + 0.1 * rng.standard_normal(3))
+    table = np.minimum(np.outer(gains, np.arange(256)), 255)
+    return image.point(table.astype(int).ravel().tolist())
 
 
 def _recede(image: Image.Image, depth: float) -> Image.Image:
@@ -783,8 +827,8 @@ class _Scene:
     look: _Look
 
 
-def _make_scene(rng: _Rng, num_frames: int, size: int) -> _Scene:
-    scheme, camera = _make_scheme(rng), _make_camera(rng)
+def _make_scene(rng: _Rng, num_frames: int, size: int, pictures: tuple[str, ...] = ()) -> _Scene:
+    scheme, camera = _make_scheme(rng, pictures), _make_camera(rng)
     for _ in range(20):  # until an object is seen on the first frame, nearly always the first time
         things = _make_things(rng, scheme, num_frames, size)
         if max(_visible_areas(things, camera, 0.0, size)[1:]) >= 4 * _MIN_AREA * size**2:
@@ -835,7 +879,8 @@ def _make_things(rng: _Rng, scheme: _Scheme, num_frames: int, size: int) -> list
         radius = _log_uniform(rng, *((0.11, 0.5) if count < 3 else (0.09, 0.28)))
         is_still = rng.random() < 0.15
         side = max(size // 2, int(radius * _TILE * size))
-        detail = _texture(rng, side, scheme) if rng.random() < 0.25 else _detail(rng, side)
+        is_skin = rng.random() < (0.4 if scheme.pictures else 0.25)
+        detail = _texture(rng, side, scheme) if is_skin else _detail(rng, side)
         thing = _Thing(
             object_id=index + 1 if index < annotated else 0,
             shape=_shape(rng, scheme.rgb if detail.mode == "L" else lambda: (128, 128, 128)),

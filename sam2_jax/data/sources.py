@@ -69,7 +69,15 @@ def _open_procedural(dataset: Dataset, image_size: int) -> VideoList:
 
     stop = dataset.first + (ENDLESS if dataset.count < 0 else dataset.count)
     num_frames = dataset.num_frames * dataset.stride
-    videos = ProceduralVideos(dataset.seed, stop, num_frames, image_size, dataset.is_plain)
+    pictures = ()
+    if dataset.frames:
+        folder = check_folder(dataset.frames, "pictures that textures are cut from")
+        pictures = tuple(list_files(folder, IMAGE_SUFFIXES).values())
+        if not pictures:
+            raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+    videos = ProceduralVideos(
+        dataset.seed, stop, num_frames, image_size, dataset.is_plain, pictures
+    )
     return VideoList(range(dataset.first, stop), videos.__getitem__)
 
 

@@ -125,7 +125,9 @@ def test_lazy(monkeypatch):
     calls = []
     for name in ("_make_scene", "_draw_frame"):
         function = getattr(procedural, name)
-        record = lambda *args, name=name, function=function: calls.append(name) or function(*args)
+        record = lambda *args, name=name, function=function, **kwargs: (
+            calls.append(name) or function(*args, **kwargs)
+        )
         monkeypatch.setattr(procedural, name, record)
     video = videos(count=-1, num_frames=1000)[999_999]
     assert calls == []
@@ -202,3 +204,24 @@ def test_plain_videos_show_a_few_shapes_of_one_colour():
             pixels = frames[0][mask]
             assert np.median(np.abs(pixels - np.median(pixels, 0))) < 10
             assert np.abs(np.median(pixels, 0) - ground).max() > 25
+
+
+def test_textures_cut_from_pictures(tmp_path):
+    """Scenes differ where a picture is used, the same each time; its colours are seen, grey gets some."""
+    path, grey = tmp_path / "a.png", tmp_path / "b.png"
+    Image.new("RGB", (90, 60), (250, 10, 240)).save(path)
+    Image.new("L", (60, 60), 128).save(grey)
+    changed = 0
+    for pictures in ([path], [grey]):
+        source = ProceduralVideos(0, 40, 8, 64, pictures=list(map(str, pictures)))
+        for plain, video in zip(videos(), source, strict=True):
+            frame = video.read([0])[0][0]
+            np.testing.assert_array_equal(frame, video.read([0])[0][0])
+            changed += (frame != plain.read([0])[0][0]).any()
+    assert changed > 20
+    scheme = procedural._make_scheme(np.random.default_rng(3), (str(path),))
+    cut = np.asarray(procedural._cut(np.random.default_rng(0), 16, scheme), float)
+    assert cut.shape == (16, 16, 3)
+    assert cut.min((0, 1))[[0, 2]].min() > 3 * cut.max((0, 1))[1]
+    scheme = dataclasses.replace(scheme, pictures=(str(grey),))
+    assert np.asarray(procedural._cut(np.random.default_rng(0), 16, scheme)).shape == (16, 16, 3)

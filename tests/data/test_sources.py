@@ -347,3 +347,17 @@ def test_real_videos_and_images(real_data):
     nuclei = opened(Dataset("masks", str(folder / "images"), str(folder / "labels"), num_frames=1))
     assert len(nuclei) == 100
     assert len(nuclei[0].object_ids(0)) > 5
+
+
+def test_pictures_of_drawn_videos(tmp_path):
+    dataset = Dataset(kind="procedural", num_frames=1, count=8, frames=str(tmp_path))
+    with pytest.raises(ValueError, match="holds no picture"):
+        sources.open_source(dataset, 32)
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(tmp_path / "red.png")
+    with_red = [video.read([0])[0][0] for video in sources.open_source(dataset, 32)]
+    without = sources.open_source(dataclasses.replace(dataset, frames=""), 32)
+    assert any(
+        (a != video.read([0])[0][0]).any() for a, video in zip(with_red, without, strict=True)
+    )
+    with pytest.raises(FileNotFoundError, match="pictures that textures are cut from"):
+        sources.open_source(dataclasses.replace(dataset, frames=str(tmp_path / "none")), 32)
