@@ -91,7 +91,6 @@ def rollout(
             prompt = _first_prompt(click_key, truth, is_initial, is_box, interaction)
             return _interact(
                 sam2.config,
-                params,
                 segment,
                 compare,
                 prompt,
@@ -159,51 +158,46 @@ def _first_prompt(key, truth, is_initial, is_box, interaction):
     return points, labels, jnp.where(is_initial, jnp.where(is_box, 2, 1), 0)
 
 
-def _interact(config, params, segment, compare, prompt, truth, is_corrected, key, interaction):
+def _interact(config, segment, compare, prompt, truth, is_corrected, key, interaction):
     """Segments a frame; if it is to be corrected, clicks into the error and segments again, seven times.
+
+    A frame without corrections pays nothing for them, in neither pass.
 
     Returns:
       The last masks, scores and pointers, and the losses of all predictions.
     """
     points, labels, num_points = prompt
     n, size = truth.shape[0], truth.shape[-1] // 4
-    first = Prompt(points, labels, _tie(jnp.zeros((n, size, size)), params), jnp.zeros(n, bool))
 
-    def one_step(state, xs):
-        step, key = xs
+    @functools.partial(rematerialise, name=config.remat)
+    def predict(prompt, num_points):
+        answer = segment(prompt)
+        losses = compare(answer, num_points)
+        return (answer.masks, answer.scores, answer.pointers), losses
 
-        def predict(state):
-            prompt, num_points, _ = state
-            answer = segment(prompt)
-            prompt = Prompt(
-                *_add_click(key, prompt, num_points, answer.masks, truth, interaction),
-                answer.masks,
-                jnp.ones(n, bool),
-            )
-            answer, losses = (
-                (answer.masks, answer.scores, answer.pointers),
-                compare(answer, num_points),
-            )
-            return (prompt, num_points + 1, answer), losses
+    def correct(state, key):
+        points, labels, num_points, (masks, _, _) = state
+        points, labels = _add_click(key, points, labels, num_points, masks, truth, interaction)
+        prompt = Prompt(points, labels, masks, jnp.ones(n, bool))
+        answer, losses = predict(prompt, num_points + 1)
+        return (points, labels, num_points + 1, answer), losses
 
-        def skip(state):
-            return state, dict.fromkeys(LOSSES, jnp.zeros(n))
+    def correct_all(answer):
+        state = (points, labels, num_points, answer)
+        keys = jax.random.split(key, 1 + interaction.num_corrections)[:-1]
+        (_, _, _, answer), losses = jax.lax.scan(correct, state, keys)
+        return answer, jax.tree.map(lambda x: x.sum(0), losses)
 
-        return jax.lax.cond((step == 0) | is_corrected, predict, skip, state)
-
-    answer = jax.eval_shape(segment, first)
-    answer = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), (answer.masks, answer.scores, answer.pointers)
-    )
-    answer = _tie(answer, params)
-    steps = jnp.arange(1 + interaction.num_corrections)
-    keys = jax.random.split(key, len(steps))
-    one_step = rematerialise(one_step, config.remat)
-    (_, _, answer), losses = jax.lax.scan(one_step, (first, num_points, answer), (steps, keys))
-    return answer, jax.tree.map(lambda x: x.sum(0), losses)
+    prompt = Prompt(points, labels, jnp.zeros((n, size, size)), jnp.zeros(n, bool))
+    answer, losses = predict(prompt, num_points)
+    if not interaction.num_corrections:
+        return answer, losses
+    leave = lambda answer: (answer, jax.tree.map(jnp.zeros_like, losses))
+    answer, more = jax.lax.cond(is_corrected, correct_all, leave, answer)
+    return answer, jax.tree.map(jnp.add, losses, more)
 
 
-def _add_click(key, prompt, num_points, masks, truth, interaction):
+def _add_click(key, points, labels, num_points, masks, truth, interaction):
     """The points (N, P, 2) and labels (N, P) with one more click each."""
     truth_key, key = jax.random.split(key)
     from_truth = jax.random.bernoulli(truth_key, interaction.truth_probability, masks.shape[:1])
@@ -211,9 +205,9 @@ def _add_click(key, prompt, num_points, masks, truth, interaction):
     clicks, click_labels = jax.vmap(next_click)(
         jax.random.split(key, masks.shape[0]), prediction, truth
     )
-    is_new = jnp.arange(prompt.labels.shape[1]) == num_points + 1
-    points = jnp.where(is_new[:, None], clicks[:, None], prompt.points)
-    return points, jnp.where(is_new, click_labels[:, None], prompt.labels)
+    is_new = jnp.arange(labels.shape[1]) == num_points + 1
+    points = jnp.where(is_new[:, None], clicks[:, None], points)
+    return points, jnp.where(is_new, click_labels[:, None], labels)
 
 
 def _compare(config, weights, truth, is_initial, answer, num_points):
