@@ -2,7 +2,7 @@
 
     python scripts/load_serve.py --sessions 50
 
-starts a server of its own with the smallest model (random weights unless `--checkpoint` is given), then
+starts a server of its own with the small model of the package (unless `--checkpoint` is given), then
 opens sessions, clicks and tracks: each alone, then all at once. The masks have to be equal. Last it times
 clicks, alone and while another session is being tracked.
 """
