@@ -367,22 +367,36 @@ class Sam2(nn.Module):
         ).replace(policy=policy)
         return bank, prediction
 
-    def touch_everything(self, image: jax.Array) -> tuple[MemoryBank, Prediction]:
+    def touch_everything(self, image: jax.Array) -> list[jax.Array]:
         """Uses every parameter once, which is how Linen creates them; image (1, S, S, 3) float32."""
-        size = self.config.image_size
-        masks = jnp.zeros((1, size, size))
-        prompt = no_prompt(1).replace(masks=masks, has_mask=jnp.ones(1, bool))
+        config = self.config
+        masks, is_prompted = jnp.zeros((1, config.image_size, config.image_size)), jnp.ones(1, bool)
+        logits = jnp.zeros((1, config.mask_size, config.mask_size))
+        prompt = no_prompt(1).replace(mask_logits=logits, has_mask_logits=is_prompted)
         features = self.encode(image)
-        bank, _ = self.begin(memory_bank.empty(self.config, 1), features, jnp.int32(0), prompt)
-        return self(bank, features, jnp.int32(1))
+        decoded = self.decode(self.forget(features), features.high_res, prompt)
+        used = [
+            self._pointer(decoded.tokens[:, 0], decoded.scores),
+            self.remember(features, masks, decoded.scores, is_prompted),
+            self.recall(memory_bank.empty(config, 1), features, jnp.int32(1)),
+        ]
+        if config.use_obj_ptrs_in_encoder and config.use_mask_input_as_output_without_sam:
+            used.append(self.mask_downsample(masks[..., None]))
+        return used
 
 
 def param_shapes(config: Sam2Config) -> dict:
     """Returns the shapes and types of the parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
     # No parameter depends on the image size, so a small one does.
-    small = config.replace(image_size=64)
-    init = functools.partial(Sam2(small).init, method="touch_everything")
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return jax.tree.map(lambda x: x, _param_shapes(config.replace(image_size=64)))
+
+
+@functools.lru_cache(maxsize=32)
+def _param_shapes(config):
+    """Tracing takes seconds, and everything that loads or checks weights asks."""
+    init = functools.partial(Sam2(config).init, method="touch_everything")
+    shape = (1, config.image_size, config.image_size, 3)
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(init, jax.random.key(0), image)["params"]
 
 
