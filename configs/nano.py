@@ -37,20 +37,20 @@ class Stage:
     size: int
     frames: int
     clips: int
-    images: int
     rate: float
     steps: int
     by_clicks: float  # share of the steps whose clips start from clicks or boxes instead of masks
     warmup: int = 100
+    corrections: int = 0  # clicks, on two frames of a clip
     schedule: str = "cosine"
 
 
 STAGES = {
-    "start": Stage(128, 4, 6, 16, 1e-3, 640, by_clicks=0.3, schedule="constant"),
+    "start": Stage(128, 4, 6, 1e-3, 640, by_clicks=0.3, schedule="constant"),
     # Where clicks are not understood yet, the frames after them teach nothing: images teach clicks.
-    "small": Stage(128, 4, 6, 16, 1e-3, 1700, by_clicks=0.0),
-    "full": Stage(256, 6, 2, 8, 3e-4, 300, by_clicks=0.1, warmup=30),
-    "gpu": Stage(256, 12, 32, 0, 8e-4, 2500, by_clicks=0.4, schedule="rsqrt"),
+    "small": Stage(128, 4, 6, 1e-3, 1700, by_clicks=0.0),
+    "full": Stage(256, 6, 2, 3e-4, 300, by_clicks=0.1, warmup=30),
+    "gpu": Stage(256, 12, 32, 8e-4, 2500, by_clicks=0.4, corrections=3, schedule="rsqrt"),
 }
 
 
@@ -67,9 +67,9 @@ def get_config(name: str = "small"):
         augment=Augment(gray=0.05, reverse=0.5, frame_brightness=0.05),
     )
     datasets = {"videos": videos}
-    if stage.images:
+    if name != "gpu":  # where another shape to compile would cost more than it teaches
         datasets["images"] = Dataset(
-            num_frames=1, max_objects=3, batch_size=stage.images, weight=0.15, seed=5
+            num_frames=1, max_objects=3, batch_size=2048 // stage.size, weight=0.15, seed=5
         )
     if stage.size == 128:
         datasets["plain"] = dataclasses.replace(
@@ -82,7 +82,9 @@ def get_config(name: str = "small"):
         drop_path_rate=0.0,
         datasets=datasets,
         interaction=Interaction(
-            point_probability=stage.by_clicks, max_initial_frames=1, num_corrections=0
+            point_probability=stage.by_clicks,
+            max_initial_frames=1,
+            num_corrections=stage.corrections,
         ),
         # The published weights teach empty masks first.
         loss=LossWeights(mask=1.0, dice=3.0),
@@ -107,12 +109,6 @@ def get_config(name: str = "small"):
         experiment = dataclasses.replace(
             experiment,
             model_overrides={"image_size": stage.size, "dtype": "bfloat16"},
-            interaction=Interaction(
-                point_probability=stage.by_clicks,
-                max_initial_frames=1,
-                max_corrected_frames=2,
-                num_corrections=3,
-            ),
             loss=LossWeights(mask=3.0, dice=3.0),
             remat="dots",
             ema_decay=0.998,

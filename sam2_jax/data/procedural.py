@@ -34,7 +34,7 @@ _Rng = np.random.Generator
 
 
 class ProceduralVideos(Sequence):
-    """A source of drawn videos, each determined by the seed, its index, its length and its size."""
+    """A source of drawn videos, each determined by its index and the arguments below."""
 
     def __init__(
         self,
@@ -755,7 +755,11 @@ def _cut(rng: _Rng, side: int, scheme: _Scheme) -> Image.Image:
     if image.mode == "L":
         values = (np.asarray(image, np.float32) - 128) / 90
         return _paint(values, scheme.several(int(rng.integers(2, 5))))
-    gains = np.exp(rng.normal(0, 0.25) + 0.1 * rng.standard_normal(3))
+    return _brighten(image, np.exp(rng.normal(0, 0.25) + 0.1 * rng.standard_normal(3)))
+
+
+def _brighten(image: Image.Image, gains: np.ndarray) -> Image.Image:
+    """Multiplies red, green and blue by a factor each."""
     table = np.minimum(np.outer(gains, np.arange(256)), 255)
     return image.point(table.astype(int).ravel().tolist())
 
@@ -961,9 +965,8 @@ def _draw_frame(scene: _Scene, index: int, rng: _Rng) -> tuple[np.ndarray, np.nd
         image = ImageChops.multiply(image, _colored(light))
     gain, warmth = look.exposure(time)
     if gain or warmth:
-        gains = np.exp(np.clip([gain + 0.2 * warmth, gain, gain - 0.2 * warmth], -0.6, 0.5))
-        table = np.minimum(np.outer(gains, np.arange(256)), 255)
-        image = image.point(table.astype(int).ravel().tolist())
+        logs = np.clip([gain + 0.2 * warmth, gain, gain - 0.2 * warmth], -0.6, 0.5)
+        image = _brighten(image, np.exp(logs))
     if look.blur:
         image = image.filter(ImageFilter.BoxBlur(look.blur))
     if look.noise:

@@ -184,7 +184,7 @@ def _interact(config, segment, compare, prompt, truth, is_corrected, key, intera
 
     def correct_all(answer):
         state = (points, labels, num_points, answer)
-        keys = jax.random.split(key, 1 + interaction.num_corrections)[:-1]
+        keys = jax.random.split(key, interaction.num_corrections)
         (_, _, _, answer), losses = jax.lax.scan(correct, state, keys)
         return answer, jax.tree.map(lambda x: x.sum(0), losses)
 
