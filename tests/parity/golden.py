@@ -79,6 +79,11 @@ def _area(ours, theirs) -> float:
     return float((np.abs(ours - theirs) / np.maximum(np.maximum(ours, theirs), 1)).max())
 
 
+def _apply(module, params, *arguments):
+    """Compiled as one program: op by op takes longer to compile."""
+    return jax.jit(module.apply)({"params": params}, *arguments)
+
+
 def _nchw(x) -> np.ndarray:
     return np.moveaxis(np.asarray(x), -1, -3)
 
@@ -114,8 +119,8 @@ class Comparison:
         predictor = SAM2ImagePredictor(model)
         predictor.set_image(self.frames[0])
         encoder = model.params["image_encoder"]
-        trunk = Hiera(config.hiera).apply({"params": encoder["trunk"]}, image[None])
-        neck = FpnNeck(config.hidden_dim, config.dtype).apply({"params": encoder["neck"]}, trunk)
+        trunk = _apply(Hiera(config.hiera), encoder["trunk"], image[None])
+        neck = _apply(FpnNeck(config.hidden_dim, config.dtype), encoder["neck"], trunk)
         found = {
             "image/input": _nchw(image)[:, ::4, ::4],
             "image/embed": predictor.get_image_embedding()[0][::4],
@@ -171,9 +176,9 @@ class Comparison:
         if key in golden:
             yield Row(key, "max", _relative(features[:, :4, 0, 0], golden[key]), _EXACT)
 
-        encoder = {"params": model.params["memory_encoder"]}
-        memory = MemoryEncoder(model.config).apply(
-            encoder, np.moveaxis(features, 1, -1), masks[:, 0]
+        encoder = model.params["memory_encoder"]
+        memory = _apply(
+            MemoryEncoder(model.config), encoder, np.moveaxis(features, 1, -1), masks[:, 0]
         )
         thin = slice(None, None, 16 if self.is_large else 1)
         key = "memory_encoder/memory"
@@ -184,8 +189,9 @@ class Comparison:
         memory, memory_positions = draw(3 * tokens + 8, 2, 64), draw(3 * tokens + 8, 2, 64)
         slots = lambda x: x[:, : 3 * tokens].reshape(2, 3, tokens, 64)
         pointers = lambda x: x[:, 3 * tokens :]
-        output = MemoryAttention(model.config).apply(
-            {"params": model.params["memory_attention"]},
+        output = _apply(
+            MemoryAttention(model.config),
+            model.params["memory_attention"],
             current,
             positions,
             slots(memory),

@@ -15,7 +15,7 @@ from sam2_jax.parallel.rules import shardings
 from sam2_jax.train.step import Learner
 from tests.parity.reference_scene import scene, scene_masks
 
-SIZE, CLIPS, FRAMES = 64, 8, 3
+SIZE = 64
 TOY = {
     "image_size": SIZE,
     "hidden_dim": 32,
@@ -29,12 +29,9 @@ TOY = {
     },
 }
 FEW = Interaction(num_corrections=2)
+# A program with corrections takes twice as long to compile; clips have them.
 CLICKS = Interaction(
-    point_probability=1.0,
-    box_probability=0.0,
-    max_initial_frames=1,
-    max_corrected_frames=1,
-    num_corrections=1,
+    point_probability=1.0, box_probability=0.0, max_initial_frames=1, num_corrections=0
 )
 
 
@@ -50,15 +47,20 @@ def learner(**changes) -> Learner:
     return Learner(Experiment(**(settings | changes)))
 
 
-def clips(num_frames: int = FRAMES) -> dict[str, np.ndarray]:
-    """Eight cuts of a drawn video with two objects; of the last clip one is filling only."""
-    frames, masks = scene(CLIPS + num_frames), scene_masks(CLIPS + num_frames)
+def clips(num_frames: int, count: int) -> dict[str, np.ndarray]:
+    """Cuts of a drawn video with two objects; of the last clip one is filling only."""
+    frames, masks = scene(count + num_frames), scene_masks(count + num_frames)
     images = np.stack([frame[: 3 * SIZE : 3, : 3 * SIZE : 3] for frame in frames])
     masks = np.stack([mask[:, : 3 * SIZE : 3, : 3 * SIZE : 3] for mask in masks])
-    cut = lambda x: np.stack([x[i : i + num_frames] for i in range(CLIPS)])
-    is_object = np.ones((CLIPS, 2), bool)
+    cut = lambda x: np.stack([x[i : i + num_frames] for i in range(count)])
+    is_object = np.ones((count, 2), bool)
     is_object[-1, -1] = False
     return {"images": cut(images), "masks": cut(masks).astype(bool), "is_object": is_object}
+
+
+def images() -> dict[str, np.ndarray]:
+    """Enough for eight devices."""
+    return clips(num_frames=1, count=8)
 
 
 def start(learner: Learner, mesh: jax.sharding.Mesh):
@@ -97,7 +99,7 @@ def assert_same(ours, theirs, tolerance=1e-4):
 
 @pytest.fixture(scope="module")
 def alone():
-    return gradient_on(learner(), one_device(), clips())
+    return gradient_on(learner(), one_device(), clips(num_frames=3, count=4))
 
 
 def test_the_gradient_reaches_every_trained_part(alone):
@@ -112,14 +114,16 @@ def test_the_gradient_reaches_every_trained_part(alone):
 
 
 def test_loss_and_gradient_of_clips_are_those_of_one_device(alone):
-    gradient, metrics = gradient_on(learner(), make_mesh(Mesh(2, 2, 2)), clips())
+    gradient, metrics = gradient_on(
+        learner(), make_mesh(Mesh(2, 2, 2)), clips(num_frames=3, count=4)
+    )
     assert metrics["loss"] == pytest.approx(alone[1]["loss"], rel=1e-4)
     assert_same(gradient, alone[0])
 
 
 def gradient_of_images(mesh: jax.sharding.Mesh, accumulate: int = 1):
     optimizer = Optimizer(accumulate=accumulate)
-    return gradient_on(learner(interaction=CLICKS, optimizer=optimizer), mesh, clips(1))
+    return gradient_on(learner(interaction=CLICKS, optimizer=optimizer), mesh, images())
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +148,9 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(whole):
 class Program:
     """A compiled step on one device."""
 
-    def __init__(self, learner: Learner, num_frames: int = 1):
+    def __init__(self, learner: Learner):
         self.learner, self.mesh = learner, one_device()
-        self.batch = learner.put_batch(self.mesh, clips(num_frames))
+        self.batch = learner.put_batch(self.mesh, images())
         step = learner.step(self.mesh).lower(learner.abstract_state(self.mesh), self.batch)
         self.step = step.compile()
 
