@@ -7,7 +7,9 @@ import numpy as np
 from sam2_jax.serve.limits import Limits
 from sam2_jax.serve.unpack import write_frames
 
-_SEED, _SIZE, _NUM_FRAMES, _FPS = 5, 480, 36, 12.0
+# Two plain shapes, one of which hides the other and lets it come back: what the small model of the package
+# can follow from a click on each.
+_SEED, _SIZE, _NUM_FRAMES, _FPS = 30, 480, 36, 12.0
 
 
 @functools.cache
@@ -15,7 +17,7 @@ def frames(num_frames: int = _NUM_FRAMES) -> list[np.ndarray]:
     """The first frames of the clip, (480, 480, 3) uint8 each."""
     from sam2_jax.data.procedural import ProceduralVideos
 
-    video = ProceduralVideos(_SEED, 1, _NUM_FRAMES, _SIZE)[0]
+    video = ProceduralVideos(_SEED, 1, _NUM_FRAMES, _SIZE, is_plain=True)[0]
     return video.read(range(num_frames))[0]
 
 
