@@ -155,6 +155,8 @@ def track(
     bank = empty_bank(sam2, num_objects, num_prompted, num_frames)
     first, rest = jax.tree.map(lambda x: x[0], frames), jax.tree.map(lambda x: x[1:], frames)
     bank, prediction = begin(sam2, params, bank, first, prompt)
+    if num_frames == 1:  # a scan of nothing would be compiled all the same
+        return bank, jax.tree.map(lambda x: x[None], prediction)
     bank, predictions = propagate(sam2, params, bank, rest)
     join = lambda one, many: jnp.concatenate([one[None], many])
     return bank, jax.tree.map(join, prediction, predictions)

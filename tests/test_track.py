@@ -71,6 +71,14 @@ def test_track_is_begin_and_propagate(model):
     assert int(bank.num_frames) == int(track_bank.num_frames) == NUM_FRAMES
 
 
+def test_a_clip_of_one_frame_is_only_begun(model):
+    frames = cut(toy.clip(NUM_FRAMES), 0, 1)
+    bank, first = start(model, 2, frames)
+    track_bank, whole = jit(track)(model.module, model.params, frames, toy.clicks(2))
+    close(whole, jax.tree.map(lambda x: x[None], first))
+    np.testing.assert_array_equal(track_bank.prompted_frames, bank.prompted_frames)
+
+
 def test_step_equals_one_frame_of_propagate(model):
     frames = toy.clip(NUM_FRAMES)
     bank, _ = start(model, 2, frames)
