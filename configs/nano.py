@@ -7,13 +7,18 @@ r"""Trains the package's own small model on drawn images and videos, in stages t
         --config.init_from=runs/nano_start/export
     python scripts/train.py --config=configs/nano.py:full --workdir=runs/nano_full \
         --config.init_from=runs/nano_small/export
+    python scripts/train.py --config=configs/nano.py:clicks --workdir=runs/nano_clicks \
+        --config.init_from=runs/nano_full/export
+    python scripts/train.py --config=configs/nano.py:full --workdir=runs/nano_again \
+        --config.init_from=runs/nano_clicks/export --config.interaction.point_probability=0.25
     python scripts/train.py --config=configs/nano.py:gpu --workdir=runs/nano_gpu \
-        --config.init_from=runs/nano_full/export --config.datasets.videos.frames=runs/pictures
+        --config.init_from=runs/nano_again/export --config.datasets.videos.frames=runs/pictures
 
-`start` and `small` see 128 px, a quarter of the work; `full` goes on at the model's own 256 px with clips
-of six frames. `gpu` is for one large GPU and 16 processor cores: large batches in bfloat16, clips of twelve
-frames, correction clicks, and an average of the parameters in place of a falling rate, so that it may end
-at any step. docs/nano.md has what came of it, how long it took and on what.
+`start`, `small` and `clicks` see 128 px, a quarter of the work; `full` goes on at the model's own 256 px with
+clips of six frames. `clicks` sees more images than videos, and correction clicks. `gpu` is for one large GPU
+and 16 processor cores: large batches in bfloat16, clips of twelve frames, correction clicks, and an average
+of the parameters in place of a falling rate, so that it may end at any step. docs/nano.md has what came of
+it, how long it took and on what.
 """
 
 import dataclasses
@@ -43,6 +48,8 @@ class Stage:
     warmup: int = 100
     corrections: int = 0  # clicks, on two frames of a clip
     schedule: str = "cosine"
+    by_boxes: float = 0.5  # share of boxes among them
+    average: float = 0.0  # decay of the average of the parameters
 
 
 STAGES = {
@@ -50,7 +57,22 @@ STAGES = {
     # Where clicks are not understood yet, the frames after them teach nothing: images teach clicks.
     "small": Stage(128, 4, 6, 1e-3, 1700, by_clicks=0.0),
     "full": Stage(256, 6, 2, 3e-4, 300, by_clicks=0.1, warmup=30),
-    "gpu": Stage(256, 12, 32, 8e-4, 2500, by_clicks=0.4, corrections=3, schedule="rsqrt"),
+    "clicks": Stage(
+        128,
+        4,
+        6,
+        6e-4,
+        780,
+        by_clicks=0.15,
+        warmup=50,
+        corrections=1,
+        schedule="constant",
+        by_boxes=0.4,
+        average=0.998,
+    ),
+    "gpu": Stage(
+        256, 12, 32, 8e-4, 2500, by_clicks=0.4, corrections=3, schedule="rsqrt", average=0.998
+    ),
 }
 
 
@@ -75,6 +97,14 @@ def get_config(name: str = "small"):
         datasets["plain"] = dataclasses.replace(
             videos, is_plain=True, weight=0.25, stride=3, seed=2
         )
+    if name == "clicks":
+        images = dataclasses.replace(datasets["images"], weight=0.4, seed=31)
+        datasets = {
+            "videos": dataclasses.replace(videos, weight=0.3, seed=33),
+            "images": images,
+            "plain": dataclasses.replace(datasets["plain"], weight=0.1, seed=34),
+            "plain_images": dataclasses.replace(images, is_plain=True, weight=0.2, seed=35),
+        }
     held_out = Dataset(num_frames=stage.frames, max_objects=3, seed=1, count=24)
     experiment = Experiment(
         model="sam2_nano",
@@ -83,6 +113,7 @@ def get_config(name: str = "small"):
         datasets=datasets,
         interaction=Interaction(
             point_probability=stage.by_clicks,
+            box_probability=stage.by_boxes,
             max_initial_frames=1,
             num_corrections=stage.corrections,
         ),
@@ -101,6 +132,7 @@ def get_config(name: str = "small"):
             b2=0.99,
         ),
         remat="none",
+        ema_decay=stage.average,
         num_steps=stage.steps,
         checkpoint_every=250,
         validation=Validation(every=stage.steps // 5, dataset=held_out),
@@ -111,7 +143,6 @@ def get_config(name: str = "small"):
             model_overrides={"image_size": stage.size, "dtype": "bfloat16"},
             loss=LossWeights(mask=3.0, dice=3.0),
             remat="dots",
-            ema_decay=0.998,
             num_workers=15,
             # Compiling the model that validates would take the accelerator longer than it is worth.
             validation=Validation(),
