@@ -45,10 +45,10 @@ class Stage:
     rate: float
     steps: int
     by_clicks: float  # share of the steps whose clips start from clicks or boxes instead of masks
+    by_boxes: float = 0.5  # share of boxes among them
     warmup: int = 100
     corrections: int = 0  # clicks, on two frames of a clip
     schedule: str = "cosine"
-    by_boxes: float = 0.5  # share of boxes among them
     average: float = 0.0  # decay of the average of the parameters
 
 
@@ -64,10 +64,10 @@ STAGES = {
         6e-4,
         780,
         by_clicks=0.15,
+        by_boxes=0.4,
         warmup=50,
         corrections=1,
         schedule="constant",
-        by_boxes=0.4,
         average=0.998,
     ),
     "gpu": Stage(

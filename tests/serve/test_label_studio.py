@@ -52,6 +52,7 @@ def test_a_drawn_box_comes_back_tracked(backend, client, video):
     assert len(seen) > 1
     sequence = tracked_region["value"]["sequence"]
     assert [keyframe["frame"] for keyframe in sequence] == list(seen)
+    assert all(k["x"] >= 0 and k["x"] + k["width"] <= 100 for k in sequence)
     for keyframe, (x, y, width, height) in zip(sequence, seen.values(), strict=True):
         assert keyframe["x"] == pytest.approx(100 * x / WIDTH)
         assert keyframe["y"] == pytest.approx(100 * y / HEIGHT)
