@@ -50,6 +50,8 @@ class Stage:
     corrections: int = 0  # clicks, on two frames of a clip
     schedule: str = "cosine"
     average: float = 0.0  # decay of the average of the parameters
+    kind: str = "adamw"
+    is_validated: bool = True
 
 
 STAGES = {
@@ -69,6 +71,20 @@ STAGES = {
         corrections=1,
         schedule="constant",
         average=0.998,
+    ),
+    "far": Stage(
+        128,
+        4,
+        12,
+        8e-4,
+        2000,
+        by_clicks=0.2,
+        warmup=50,
+        corrections=1,
+        schedule="constant",
+        average=0.998,
+        kind="muon",
+        is_validated=False,
     ),
     "gpu": Stage(
         256, 12, 32, 8e-4, 2500, by_clicks=0.4, corrections=3, schedule="rsqrt", average=0.998
@@ -105,6 +121,14 @@ def get_config(name: str = "small"):
             "plain": dataclasses.replace(datasets["plain"], weight=0.1, seed=34),
             "plain_images": dataclasses.replace(images, is_plain=True, weight=0.2, seed=35),
         }
+    if name == "far":
+        datasets = {
+            "near": dataclasses.replace(videos, weight=0.25, seed=51),
+            # What moves far between frames is found by its looks.
+            "far": dataclasses.replace(videos, weight=0.25, stride=12, seed=52),
+            "plain": dataclasses.replace(videos, is_plain=True, weight=0.1, stride=8, seed=53),
+            "images": dataclasses.replace(datasets["images"], batch_size=32, weight=0.4, seed=54),
+        }
     held_out = Dataset(num_frames=stage.frames, max_objects=3, seed=1, count=24)
     experiment = Experiment(
         model="sam2_nano",
@@ -120,6 +144,7 @@ def get_config(name: str = "small"):
         # The published weights teach empty masks first.
         loss=LossWeights(mask=1.0, dice=3.0),
         optimizer=Optimizer(
+            kind=stage.kind,
             learning_rate=stage.rate,
             encoder_learning_rate=stage.rate,
             layer_decay=1.0,
@@ -135,7 +160,7 @@ def get_config(name: str = "small"):
         ema_decay=stage.average,
         num_steps=stage.steps,
         checkpoint_every=250,
-        validation=Validation(every=stage.steps // 5, dataset=held_out),
+        validation=Validation(every=stage.steps // 5 * stage.is_validated, dataset=held_out),
     )
     if name == "gpu":
         experiment = dataclasses.replace(

@@ -14,6 +14,7 @@ from typing import Any
 from sam2_jax.config import REMAT
 
 TRAINABLE = ("all", "no_encoder", "decoder", "memory", "none")
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "rsqrt")
 DATASETS = ("procedural", "palette", "objects", "sav", "sa1b", "coco", "masks", "tfds")
 
@@ -96,8 +97,9 @@ class LossWeights:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    kind: str = "adamw"  # or muon: kernels by Muon, at the rates of AdamW; all others by NAdamW
     learning_rate: float = 5e-6
     encoder_learning_rate: float = 3e-6  # of image_encoder
     schedule: str = "cosine"  # constant, cosine, rsqrt
@@ -169,6 +171,7 @@ class Experiment:
         for name, value, known in (
             ("remat", self.remat, REMAT),
             ("trainable", self.trainable, TRAINABLE),
+            ("optimizer.kind", self.optimizer.kind, OPTIMIZERS),
             ("optimizer.schedule", self.optimizer.schedule, SCHEDULES),
             *((f"datasets.{n}.kind", d.kind, DATASETS) for n, d in self.datasets.items()),
         ):
@@ -178,9 +181,16 @@ class Experiment:
             raise ValueError("datasets is empty; at least one is needed.")
         if self.trainable == "none" and not self.lora_rank:
             raise ValueError("trainable='none' leaves nothing to train; set lora_rank as well.")
+        if self.trainable == "memory" and not self.has_videos:
+            raise ValueError("trainable='memory' leaves nothing to train; no dataset has videos.")
         for name in ("num_steps", "checkpoint_every", "log_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether any clip has more than one frame."""
+        return any(dataset.num_frames > 1 for dataset in self.datasets.values())
 
 
 def to_config_dict(experiment: Experiment) -> Any:

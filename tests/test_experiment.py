@@ -32,6 +32,8 @@ def changed(**changes):
         (changed(keep_last=0), "keep_last is 0; it must be at least 1"),
         (changed(remat="some"), "remat is 'some'.*none, dots, full"),
         (changed(trainable="none"), "leaves nothing to train"),
+        (changed(trainable="memory", datasets={"a": {"num_frames": 1}}), "no dataset has videos"),
+        (changed(optimizer={"kind": "sgd"}), r"optimizer\.kind is 'sgd'.*adamw, muon"),
         (changed(datasets={}), "datasets is empty"),
         (changed(datasets={"a": {"kind": "imagenet"}}), r"datasets\.a\.kind is 'imagenet'"),
         (changed(datasets={"a": {"augment": {"scale": (1.0,)}}}), r"scale.*2 values"),

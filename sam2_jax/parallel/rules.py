@@ -30,9 +30,10 @@ RULES = (
     # Convolutions, norms, heads on a few tokens, and what is added to maps and tokens.
     (r"/(kernel|bias|scale|gamma)$", _WHOLE),
     (r"(embed|embeddings|pos_enc|token|tokens|no_obj_ptr|gaussian_matrix)(_\w+)?$", _WHOLE),
-    # Low-rank updates, and the random key of a train state.
+    # Low-rank updates, the random key of a train state, and Muon's polynomial.
     (r"kernel/[ab]$", _WHOLE),
     (r"^key$", _WHOLE),
+    (r"/ns_coeffs$", _WHOLE),
 )
 
 

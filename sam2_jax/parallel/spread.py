@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from sam2_jax.parallel.mesh import BATCH_AXES
@@ -35,7 +36,7 @@ def over_clips(mesh: Mesh, gradient: Callable) -> Callable:
         def of_this_device(trained, frozen, clips, shared):
             whole = jax.tree.map(_gather, (trained, frozen), axes)
             own, sums = gradient(*whole, clips, shared)
-            return jax.tree.map(_scatter, own, axes[0]), jax.lax.psum(sums, BATCH_AXES)
+            return _add_up(mesh, own, axes[0]), jax.lax.psum(sums, BATCH_AXES)
 
         trained_spec, frozen_spec = jax.tree.map(_spec, axes)
         return jax.shard_map(
@@ -52,7 +53,8 @@ def over_clips(mesh: Mesh, gradient: Callable) -> Callable:
 
 def _cut_axes(mesh: Mesh, params: Any) -> Any:
     """The axis of every parameter that is cut over `fsdp`, -1 where none is."""
-    find = lambda spec: spec.index("fsdp") if "fsdp" in spec else -1
+    is_cut = mesh.shape["fsdp"] > 1
+    find = lambda spec: spec.index("fsdp") if is_cut and "fsdp" in spec else -1
     return jax.tree.map(lambda sharding: find(tuple(sharding.spec)), shardings(mesh, params))
 
 
@@ -64,8 +66,22 @@ def _gather(x: jax.Array, axis: int) -> jax.Array:
     return x if axis < 0 else jax.lax.all_gather(x, "fsdp", axis=axis, tiled=True)
 
 
+def _add_up(mesh: Mesh, gradient: Any, axes: Any) -> Any:
+    """Sums over the devices, in the shards that `axes` tells."""
+    leaves, structure = jax.tree.flatten(gradient)
+    axes = jax.tree.leaves(axes)
+    cut = [_scatter(x, axis) for x, axis in zip(leaves, axes, strict=True) if axis >= 0]
+    whole = [x for x, axis in zip(leaves, axes, strict=True) if axis < 0]
+    if mesh.devices.flat[0].platform == "cpu" and mesh.shape["model"] == 1:
+        # Between processes a sum takes milliseconds, however small (docs/performance.md).
+        vector, restore = ravel_pytree(whole)
+        whole = restore(jax.lax.psum(vector, BATCH_AXES))
+    else:
+        whole = jax.lax.psum(whole, BATCH_AXES)
+    cut, whole = iter(cut), iter(whole)
+    return structure.unflatten([next(cut if axis >= 0 else whole) for axis in axes])
+
+
 def _scatter(x: jax.Array, axis: int) -> jax.Array:
-    if axis < 0:
-        return jax.lax.psum(x, BATCH_AXES)
     part = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
     return jax.lax.psum(part, "data")

@@ -1,4 +1,4 @@
-"""AdamW as the published recipe has it: rates by part and by depth, decay by name, one schedule.
+"""AdamW as the published recipe has it: rates by part and by depth, decay by name, one schedule; or Muon.
 
 The rate of a parameter is the product of its own peak (`learning_rates`) and a shape over time (`schedule`).
 """
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sam2_jax.experiment import Optimizer
@@ -89,8 +90,34 @@ def make_optimizer(
 
     return optax.chain(
         optax.clip_by_global_norm(config.gradient_clip),
-        optax.scale_by_adam(config.b1, config.b2),
+        _direction(paths, config),
         optax.stateless(decay),
         optax.stateless(scale),
         optax.scale_by_schedule(shape),
     )
+
+
+def _direction(paths, config):
+    """Where to go, before decay and rates.
+
+    Muon (Jordan et al. 2024) makes every kernel's step a matrix without long or short directions, scaled to the
+    size of AdamW's steps (Liu et al. 2025, arXiv 2502.16982).
+    """
+    if config.kind == "adamw":
+        return optax.scale_by_adam(config.b1, config.b2)
+    matrices = {path: _as_matrix(path, x.shape) for path, x in paths.items()}
+    return optax.contrib.muon(
+        -1.0,  # what follows turns the sign
+        consistent_rms=0.2,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=unflatten_dict(matrices, sep="/"),
+    )
+
+
+def _as_matrix(path, shape):
+    """Outputs by all that they are made of; None for what is no matrix: tables, vectors, single channels."""
+    if not path.endswith("kernel") or len(shape) < 2 or min(shape[-2:]) == 1:
+        return None
+    axes = tuple(range(len(shape)))
+    return optax.contrib.MuonDimensionNumbers(axes[:-1], axes[-1:])

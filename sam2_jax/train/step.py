@@ -41,6 +41,10 @@ _TRAINED = {
 }
 # A table of random frequencies that checkpoints carry, and a parameter that nothing reads.
 _NEVER_TRAINED = re.compile(r"positional_encoding_gaussian_matrix$|^no_mem_pos_enc$")
+# What images do not reach; weight decay would wear it down all the same.
+_TRAINED_BY_VIDEOS = re.compile(
+    r"^(memory_attention/|memory_encoder/|maskmem_tpos_enc|mask_downsample/|no_obj|obj_ptr_)"
+)
 
 
 @struct.dataclass
@@ -94,7 +98,11 @@ def is_trained(experiment: Experiment, path: str) -> bool:
     """Tells whether a parameter, or a LoRA update, is trained."""
     if path.startswith("lora/"):
         return True
-    return bool(re.search(_TRAINED[experiment.trainable], path)) and not _NEVER_TRAINED.search(path)
+    return (
+        bool(re.search(_TRAINED[experiment.trainable], path))
+        and not _NEVER_TRAINED.search(path)
+        and (experiment.has_videos or not _TRAINED_BY_VIDEOS.search(path))
+    )
 
 
 class Learner:
@@ -300,17 +308,16 @@ class Learner:
         norm = optax.tree.norm(gradient)
         is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
-        trained = self.trained(state.params)
-        updates, opt_state = self.optimizer.update(gradient, state.opt_state, trained)
-        new = optax.apply_updates(trained, updates)
-        ema = state.ema
-        if ema is not None:
-            decay = experiment.ema_decay
-            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, new)
-        keep = lambda new, old: jnp.where(is_finite, new, old)
-        new, opt_state, ema = jax.tree.map(
-            keep, (new, opt_state, ema), (trained, state.opt_state, state.ema)
-        )
+        def learn(trained, opt_state, ema):
+            updates, opt_state = self.optimizer.update(gradient, opt_state, trained)
+            trained = optax.apply_updates(trained, updates)
+            if ema is not None:
+                decay = experiment.ema_decay
+                ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, trained)
+            return trained, opt_state, ema
+
+        before = (self.trained(state.params), state.opt_state, state.ema)
+        new, opt_state, ema = jax.lax.cond(is_finite, learn, lambda *before: before, *before)
         rate = experiment.optimizer.learning_rate
         metrics |= {
             "grad_norm": norm,

@@ -80,3 +80,10 @@ def test_devices_talk_once(problem):
     loops = [text for text in computations if "ENTRY" not in text]
     assert not any(f" {kind}(" in text for text in loops for kind in ("all-reduce", "all-gather"))
     assert any(" all-gather(" in text for text in computations)
+
+
+def test_copies_of_the_model_add_up_their_gradients_in_one_go(problem):
+    trained, frozen, clips = problem
+    mesh = make_mesh(experiment.Mesh(8, 1, 1))
+    lowered = jax.jit(over_clips(mesh, gradient)).lower(trained, frozen, clips, 0.5)
+    assert lowered.as_text().count("all_reduce") == 2  # the gradient, and the count of clips

@@ -4,8 +4,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from checkpoints_convert.names import official_name
 from sam2_jax.config import get_config
@@ -60,3 +61,29 @@ def test_steps_are_those_of_adamw():
     # The gradient has norm 5 and is clipped to 1, which the second moment remembers.
     moments = [x for x in jax.tree.leaves(state) if x.shape == (2,)]
     assert any(np.allclose(x, [0.001 * 0.36, 0.0]) for x in moments)
+
+
+def test_muon_steps_are_as_long_in_every_direction_for_kernels_and_those_of_adam_for_others():
+    rng = np.random.default_rng(0)
+    shapes = {"dense/kernel": (24, 48), "conv/kernel": (3, 3, 4, 16), "dwconv/kernel": (7, 7, 1, 8)}
+    shapes |= {"bias": (48,), "token": (4, 16)}
+    draw = lambda scale: {
+        path: scale * rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()
+    }
+    params, gradient = draw(1.0), draw(1e-3)
+    config = Optimizer(
+        kind="muon", learning_rate=0.5, schedule="constant", gradient_clip=1e9, weight_decay=0.0
+    )
+    nested = unflatten_dict(params, sep="/")
+    optimizer = make_optimizer(nested, 1, config, 10)
+    updates, _ = optimizer.update(unflatten_dict(gradient, sep="/"), optimizer.init(nested), nested)
+    adam = optax.scale_by_adam(nesterov=True)
+    others, _ = adam.update(gradient, adam.init(params))
+    for name, step in flatten_dict(updates, sep="/").items():
+        if name not in ("dense/kernel", "conv/kernel"):
+            np.testing.assert_allclose(step, -0.5 * others[name], rtol=1e-5)
+            continue
+        matrix = np.asarray(step).reshape(-1, step.shape[-1])
+        lengths = np.linalg.svd(matrix, compute_uv=False) / (0.5 * 0.2 * max(matrix.shape) ** 0.5)
+        assert 0.6 < lengths.min() < lengths.max() < 1.3, name  # five steps of the iteration
+        assert (matrix * gradient[name].reshape(matrix.shape)).sum() < 0

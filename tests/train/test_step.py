@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from sam2_jax.experiment import Experiment, Interaction, Mesh, Optimizer
+from sam2_jax.experiment import Dataset, Experiment, Interaction, Mesh, Optimizer
 from sam2_jax.model.sam2 import init_params
 from sam2_jax.parallel.mesh import batch_sharding, make_mesh
 from sam2_jax.parallel.rules import shardings
@@ -143,6 +143,29 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(whole):
     gradient, metrics = gradient_of_images(one_device(), accumulate=4)
     assert metrics["loss"] == pytest.approx(whole[1]["loss"], rel=1e-5)
     assert_same(gradient, whole[0])
+
+
+def test_images_leave_alone_what_they_do_not_reach():
+    """Weight decay would wear it down."""
+    only_images = {"images": Dataset(num_frames=1)}
+    trained, of_images = (
+        flatten_dict(x.trained(x._shapes), sep="/")
+        for x in (learner(), learner(datasets=only_images))
+    )
+    left = {path.split("/")[0] for path in trained.keys() - of_images.keys()}
+    assert {"memory_attention", "memory_encoder", "maskmem_tpos_enc", "obj_ptr_proj"} < left
+    assert not left & {"image_encoder", "prompt_encoder", "mask_decoder", "no_mem_embed"}
+
+
+def test_the_state_of_muon_is_cut_like_its_parameters():
+    muon = learner(optimizer=Optimizer(kind="muon"))
+    mesh = make_mesh(Mesh(1, 8, 1))
+    state = muon.abstract_state(mesh)
+    kernel = muon.trained(state.params)["memory_encoder"]["fuser_0"]["pwconv1"]["kernel"]
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape]
+    assert moments
+    assert not kernel.sharding.is_fully_replicated
+    assert all(x.sharding.is_equivalent_to(kernel.sharding, x.ndim) for x in moments)
 
 
 class Program:
