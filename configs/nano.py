@@ -86,6 +86,17 @@ STAGES = {
         kind="muon",
         is_validated=False,
     ),
+    "last": Stage(
+        256,
+        8,
+        4,
+        5e-4,
+        380,
+        by_clicks=0.2,
+        warmup=30,
+        kind="muon",
+        is_validated=False,
+    ),
     "gpu": Stage(
         256, 12, 32, 8e-4, 2500, by_clicks=0.4, corrections=3, schedule="rsqrt", average=0.998
     ),
@@ -121,14 +132,17 @@ def get_config(name: str = "small"):
             "plain": dataclasses.replace(datasets["plain"], weight=0.1, seed=34),
             "plain_images": dataclasses.replace(images, is_plain=True, weight=0.2, seed=35),
         }
-    if name == "far":
-        datasets = {
-            "near": dataclasses.replace(videos, weight=0.25, seed=51),
-            # What moves far between frames is found by its looks.
-            "far": dataclasses.replace(videos, weight=0.25, stride=12, seed=52),
-            "plain": dataclasses.replace(videos, is_plain=True, weight=0.1, stride=8, seed=53),
-            "images": dataclasses.replace(datasets["images"], batch_size=32, weight=0.4, seed=54),
-        }
+    if stage.kind == "muon":
+        datasets["images"] = dataclasses.replace(
+            datasets["images"], batch_size=4096 // stage.size, weight=0.4, seed=54
+        )
+        # What moves far between frames is found by its looks.
+        datasets["videos"] = dataclasses.replace(videos, weight=0.25, seed=51)
+        datasets["far"] = dataclasses.replace(videos, weight=0.25, stride=12, seed=52)
+        if "plain" in datasets:
+            datasets["plain"] = dataclasses.replace(
+                datasets["plain"], weight=0.1, stride=8, seed=53
+            )
     held_out = Dataset(num_frames=stage.frames, max_objects=3, seed=1, count=24)
     experiment = Experiment(
         model="sam2_nano",
