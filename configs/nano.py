@@ -11,14 +11,19 @@ r"""Trains the package's own small model on drawn images and videos, in stages t
         --config.init_from=runs/nano_full/export
     python scripts/train.py --config=configs/nano.py:full --workdir=runs/nano_again \
         --config.init_from=runs/nano_clicks/export --config.interaction.point_probability=0.25
+    python scripts/train.py --config=configs/nano.py:far --workdir=runs/nano_far \
+        --config.init_from=runs/nano_soft
+    python scripts/train.py --config=configs/nano.py:last --workdir=runs/nano_last \
+        --config.init_from=runs/nano_far/export
     python scripts/train.py --config=configs/nano.py:gpu --workdir=runs/nano_gpu \
-        --config.init_from=runs/nano_again/export --config.datasets.videos.frames=runs/pictures
+        --config.init_from=runs/nano_last/export --config.datasets.videos.frames=runs/pictures
 
 `start`, `small` and `clicks` see 128 px, a quarter of the work; `full` goes on at the model's own 256 px with
-clips of six frames. `clicks` sees more images than videos, and correction clicks. `gpu` is for one large GPU
-and 16 processor cores: large batches in bfloat16, clips of twelve frames, correction clicks, and an average
-of the parameters in place of a falling rate, so that it may end at any step. docs/nano.md has what came of
-it, how long it took and on what.
+clips of six frames. `clicks` sees more images than videos, and correction clicks. `far` and `last` see larger
+batches of what moves far, and train with Muon; before `far` the attention to memories was softened. `gpu` is
+for one large GPU and 16 processor cores: large batches in bfloat16, clips of twelve frames, correction clicks,
+and an average of the parameters in place of a falling rate, so that it may end at any step. docs/nano.md has
+what came of it, how long it took and on what.
 """
 
 import dataclasses
@@ -77,12 +82,11 @@ STAGES = {
         4,
         12,
         8e-4,
-        2000,
+        676,
         by_clicks=0.2,
         warmup=50,
         corrections=1,
         schedule="constant",
-        average=0.998,
         kind="muon",
         is_validated=False,
     ),
@@ -91,7 +95,7 @@ STAGES = {
         8,
         4,
         5e-4,
-        380,
+        330,
         by_clicks=0.2,
         warmup=30,
         kind="muon",
