@@ -75,7 +75,8 @@ def test_every_parameter_has_a_rule_and_large_ones_are_cut(mesh, size):
 def test_every_rule_is_of_use():
     """Each is the first that matches some part of a train state."""
     first = lambda path: next(i for i, (rule, _) in enumerate(RULES) if re.search(rule, path))
-    state = [*paths(shapes_of("tiny")), "lora/trunk/blocks_0/attn/qkv/kernel/a", "key"]
+    others = ["lora/trunk/blocks_0/attn/qkv/kernel/a", "key", "muon/inner_state/0/ns_coeffs"]
+    state = [*paths(shapes_of("tiny")), *others]
     used = {first(path) for path in state}
     assert used == set(range(len(RULES)))
 
