@@ -181,7 +181,7 @@ class Experiment:
             raise ValueError("datasets is empty; at least one is needed.")
         if self.trainable == "none" and not self.lora_rank:
             raise ValueError("trainable='none' leaves nothing to train; set lora_rank as well.")
-        if self.trainable == "memory" and not self.has_videos:
+        if self.trainable == "memory" and not self.has_videos and not self.lora_rank:
             raise ValueError("trainable='memory' leaves nothing to train; no dataset has videos.")
         for name in ("num_steps", "checkpoint_every", "log_every", "keep_last"):
             if getattr(self, name) < 1:
