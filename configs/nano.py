@@ -136,7 +136,7 @@ def get_config(name: str = "small"):
             "plain": dataclasses.replace(datasets["plain"], weight=0.1, seed=34),
             "plain_images": dataclasses.replace(images, is_plain=True, weight=0.2, seed=35),
         }
-    if stage.kind == "muon":
+    if name in ("far", "last"):
         datasets["images"] = dataclasses.replace(
             datasets["images"], batch_size=4096 // stage.size, weight=0.4, seed=54
         )

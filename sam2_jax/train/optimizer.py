@@ -75,7 +75,7 @@ def schedule(config: Optimizer, num_steps: int) -> Callable[[jax.Array], jax.Arr
 def make_optimizer(
     params: Mapping[str, Any], depth: int, config: Optimizer, num_steps: int
 ) -> optax.GradientTransformation:
-    """Builds the optimizer of nested parameters; only their paths are looked at."""
+    """Builds the optimizer of nested parameters; only their paths and shapes are looked at."""
     paths = flatten_dict(params, sep="/")
     nested = lambda flat: unflatten_dict(flat, sep="/")
     rates = nested(learning_rates(paths, depth, config))

@@ -31,20 +31,19 @@ from sam2_jax.train.clicks import Plan, draw_plan
 from sam2_jax.train.optimizer import make_optimizer, schedule
 from sam2_jax.train.rollout import LOSSES, rollout, training_config
 
+_MEMORY = r"memory_attention/|memory_encoder/|maskmem_tpos_enc|no_obj|obj_ptr_"
 # Parts that `Experiment.trainable` names, as regular expressions on paths.
 _TRAINED = {
     "all": r".",
     "no_encoder": r"^(?!image_encoder/)",
     "decoder": r"^mask_decoder/",
-    "memory": r"^(memory_attention/|memory_encoder/|maskmem_tpos_enc|no_mem_embed|no_obj|obj_ptr_)",
+    "memory": rf"^({_MEMORY}|no_mem_embed)",
     "none": r"(?!)",
 }
 # A table of random frequencies that checkpoints carry, and a parameter that nothing reads.
 _NEVER_TRAINED = re.compile(r"positional_encoding_gaussian_matrix$|^no_mem_pos_enc$")
 # What images do not reach; weight decay would wear it down all the same.
-_TRAINED_BY_VIDEOS = re.compile(
-    r"^(memory_attention/|memory_encoder/|maskmem_tpos_enc|mask_downsample/|no_obj|obj_ptr_)"
-)
+_TRAINED_BY_VIDEOS = re.compile(rf"^({_MEMORY}|mask_downsample/)")
 
 
 @struct.dataclass
