@@ -102,7 +102,16 @@ STAGES = {
         is_validated=False,
     ),
     "gpu": Stage(
-        256, 12, 32, 8e-4, 2500, by_clicks=0.4, corrections=3, schedule="rsqrt", average=0.998
+        256,
+        8,
+        48,
+        1e-3,
+        1300,
+        by_clicks=0.4,
+        warmup=50,
+        average=0.99,
+        kind="muon",
+        is_validated=False,
     ),
 }
 
@@ -136,10 +145,7 @@ def get_config(name: str = "small"):
             "plain": dataclasses.replace(datasets["plain"], weight=0.1, seed=34),
             "plain_images": dataclasses.replace(images, is_plain=True, weight=0.2, seed=35),
         }
-    if name in ("far", "last"):
-        datasets["images"] = dataclasses.replace(
-            datasets["images"], batch_size=4096 // stage.size, weight=0.4, seed=54
-        )
+    if name in ("far", "last", "gpu"):
         # What moves far between frames is found by its looks.
         datasets["videos"] = dataclasses.replace(videos, weight=0.25, seed=51)
         datasets["far"] = dataclasses.replace(videos, weight=0.25, stride=12, seed=52)
@@ -147,6 +153,10 @@ def get_config(name: str = "small"):
             datasets["plain"] = dataclasses.replace(
                 datasets["plain"], weight=0.1, stride=8, seed=53
             )
+    if name in ("far", "last"):
+        datasets["images"] = dataclasses.replace(
+            datasets["images"], batch_size=4096 // stage.size, weight=0.4, seed=54
+        )
     held_out = Dataset(num_frames=stage.frames, max_objects=3, seed=1, count=24)
     experiment = Experiment(
         model="sam2_nano",
@@ -184,10 +194,7 @@ def get_config(name: str = "small"):
         experiment = dataclasses.replace(
             experiment,
             model_overrides={"image_size": stage.size, "dtype": "bfloat16"},
-            loss=LossWeights(mask=3.0, dice=3.0),
             remat="dots",
             num_workers=15,
-            # Compiling the model that validates would take the accelerator longer than it is worth.
-            validation=Validation(),
         )
     return to_config_dict(experiment)

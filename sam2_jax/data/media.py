@@ -33,23 +33,16 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def has_transparency(path: str | os.PathLike) -> bool:
+    """Tells from its header whether a picture has a transparent colour or channel."""
+    with _open_header(path) as image:
+        return image.has_transparency_data
+
+
 @contextlib.contextmanager
 def open_picture(path: str | os.PathLike) -> Iterator[Image.Image]:
     """Opens and decodes a picture, with one-sentence errors."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"no such file: {os.fspath(path)}")
-    try:
-        image = Image.open(path)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{os.fspath(path)} is too large to be read: {error}") from error
-    except OSError as error:
-        raise ValueError(f"{os.fspath(path)} is not a picture that can be read") from error
-    with image:
-        if max(image.size) > MAX_SIDE:
-            raise ValueError(
-                f"{os.fspath(path)} is {image.width}x{image.height}; "
-                f"at most {MAX_SIDE} pixels a side are read"
-            )
+    with _open_header(path) as image:
         try:
             image.load()
         # Pillow reports damaged pixels by several unrelated types.
@@ -58,6 +51,24 @@ def open_picture(path: str | os.PathLike) -> Iterator[Image.Image]:
                 f"{os.fspath(path)} is damaged or cut short: its pixels cannot be decoded"
             ) from error
         yield image
+
+
+def _open_header(path: str | os.PathLike) -> Image.Image:
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no such file: {os.fspath(path)}")
+    try:
+        image = Image.open(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{os.fspath(path)} is too large to be read: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{os.fspath(path)} is not a picture that can be read") from error
+    if max(image.size) > MAX_SIDE:
+        image.close()
+        raise ValueError(
+            f"{os.fspath(path)} is {image.width}x{image.height}; "
+            f"at most {MAX_SIDE} pixels a side are read"
+        )
+    return image
 
 
 class VideoWriter:

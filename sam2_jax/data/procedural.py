@@ -20,11 +20,12 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from scipy import fft, special
 
 from sam2_jax.data.clips import Video
-from sam2_jax.data.media import open_picture
+from sam2_jax.data.media import has_transparency, open_picture
 
 _ENDLESS = 1_000_000  # videos of a source that has no count
 _CANVAS = 1.875  # side of the background's canvas; the camera never sees beyond
 _TILE = 4.0  # side of an object's texture, in the object's units
+_CELLS = 5  # of the grid, along each side, that bends a cutout
 _FINER = 2  # contours and the canvas are finer than the picture by this factor
 _MIN_AREA = 0.001  # of the picture; a clip does not start with an object of which less is seen
 
@@ -53,10 +54,12 @@ class ProceduralVideos(Sequence):
             num_frames: of every video.
             size: side of the square frames in pixels.
             is_plain: a few large shapes of one colour each over a smooth background, and nothing else.
-            pictures: paths of pictures that textures are cut from, besides those that are drawn.
+            pictures: paths of pictures, besides what is drawn: textures are cut from them, and those with
+                transparent parts become objects.
 
         Raises:
-            ValueError: an argument is out of range.
+            FileNotFoundError: a picture is missing.
+            ValueError: an argument is out of range, or a file is no picture.
         """
         if seed < 0 or count < -1 or num_frames < 1 or size < 16:
             raise ValueError(
@@ -67,7 +70,7 @@ class ProceduralVideos(Sequence):
         if is_plain:
             self._make = _make_plain_scene
         else:
-            self._make = functools.partial(_make_scene, pictures=tuple(pictures))
+            self._make = functools.partial(_make_scene, collection=_sort(pictures))
         self._count = _ENDLESS if count == -1 else count
 
     def __len__(self) -> int:
@@ -126,6 +129,19 @@ class ProceduralVideo(Video):
     @functools.cached_property
     def _scene(self) -> "_Scene":
         return self._make(np.random.default_rng(self._key), self.num_frames, self._size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collection:
+    """Paths of pictures."""
+
+    textures: tuple[str, ...] = ()
+    cutouts: tuple[str, ...] = ()  # with transparent parts
+
+
+def _sort(pictures: Sequence[str]) -> _Collection:
+    cutouts = [path for path in pictures if has_transparency(path)]
+    return _Collection(tuple(p for p in pictures if p not in set(cutouts)), tuple(cutouts))
 
 
 def _log_uniform(rng: _Rng, low: float, high: float) -> float:
@@ -206,7 +222,8 @@ class _Motion:
     angle: float
     path: _Curve  # of the position
     turn: _Curve
-    growth: _Curve  # log of the radius; log of the ratio of its axes
+    growth: _Curve  # log of the radius
+    ratio: _Curve  # log of the ratio of its axes
     away: tuple[float, float] = (0.0, 0.0)  # where it goes in between
     away_at: float = 0.0  # the middle of that
     away_half: float = 1.0  # half of how long it takes
@@ -218,7 +235,8 @@ class _Motion:
             _fold(s + p + share * a)
             for s, p, a in zip(self.start, self.path(time), self.away, strict=True)
         )
-        size, ratio = (min(max(v, -0.8), 0.8) for v in self.growth(time))
+        size = min(max(self.growth(time)[0], -1.1), 1.3)
+        ratio = min(max(self.ratio(time)[0], -0.6), 0.6)
         matrix = cmath.rect(self.radius * math.exp(size), self.angle + self.turn(time)[0])
         return _affine(matrix, math.exp(ratio), (x, y))
 
@@ -237,8 +255,9 @@ def _motion(rng: _Rng, radius: float, pace: float, num_frames: int) -> _Motion:
     """Draws a motion; a pace of 0 is rest and 1 is fast."""
     speed = pace * _log_uniform(rng, 0.004, 0.05)
     rate = _log_uniform(rng, 0.05, 0.5)
-    drifts, spins, leaves = _chances(rng, 0.5, 0.2, 0.25)
+    drifts, spins, leaves, nears = _chances(rng, 0.5, 0.2, 0.25, 0.3)
     height = min(speed / rate, 0.4) * (0.3 if drifts else 0.8)
+    swell = _log_uniform(rng, 0.05, 0.4)
     length = max(num_frames, 6)
     away = cmath.rect(rng.uniform(0.5, 1.1) * (leaves and pace > 0), rng.uniform(0, 2 * math.pi))
     return _Motion(
@@ -247,7 +266,8 @@ def _motion(rng: _Rng, radius: float, pace: float, num_frames: int) -> _Motion:
         angle=rng.uniform(0, 2 * math.pi) if rng.random() < 0.3 else rng.normal(0, 0.2),
         path=_curve(rng, 2, height, rate, speed * drifts),
         turn=_curve(rng, 1, 0.15 * pace, rate, pace * (0.15 if spins else 0.02)),
-        growth=_curve(rng, 2, 0.15 * pace, _log_uniform(rng, 0.05, 0.4), 0.02 * pace),
+        growth=_curve(rng, 1, 0.15 * pace, swell, 0.04 if nears and pace else 0.02 * pace),
+        ratio=_curve(rng, 1, 0.15 * pace, swell, 0.02 * pace),
         away=(away.real, away.imag),
         away_at=length * rng.uniform(0.3, 0.8),
         away_half=length * rng.uniform(0.2, 0.6),
@@ -336,6 +356,32 @@ class _Shape:
             points += 1j * height * np.sin(order * points.real + (rate * time + phase))
         return points
 
+    def cover(self, time: float, affine: _Affine, size: tuple[int, int]) -> "_Cover | None":
+        """Returns where it is at a time, None if that is nowhere in a picture of this size."""
+        a, b, c, d, e, f = affine
+        z = self.points(time)
+        points = np.stack([a * z.real + b * z.imag + c, d * z.real + e * z.imag + f], 1)
+        if (box := _box_of(points, size)) is None:
+            return None
+        left, top, right, bottom = box
+        points -= (left, top)
+        fine = Image.new("L", (_FINER * (right - left), _FINER * (bottom - top)))
+        self._draw(fine, _FINER * points, lambda part: 0 if part.is_hole else 255)
+        skin = functools.partial(self._skin, points, (right - left, bottom - top))
+        return _Cover(fine.reduce(_FINER), (left, top), skin)
+
+    def _skin(self, points: np.ndarray, size: tuple[int, int]) -> Image.Image:
+        image = Image.new("RGB", size, self.parts[0].color)
+        if len({part.color for part in self.parts}) > 1:
+            self._draw(image, points, lambda part: part.color)
+        return image
+
+    def _draw(self, image: Image.Image, points: np.ndarray, fill: Callable) -> None:
+        draw = ImageDraw.Draw(image)
+        flat = (points - 0.5).ravel().tolist()  # Pillow counts from the middle of the first pixel
+        for first, last, part in self.order:
+            draw.polygon(flat[2 * first : 2 * last], fill(part))
+
     @functools.cached_property
     def _stacked(self) -> tuple[np.ndarray, list[int]]:
         """The points of all contours, (N,) complex, and how many each has."""
@@ -348,6 +394,71 @@ class _Shape:
         ends = np.cumsum(self._stacked[1]).tolist()
         spans = zip([0, *ends[:-1]], ends, self.parts, strict=True)
         return sorted(spans, key=lambda span: not span[2].is_behind)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cover:
+    """A shape's place in the picture."""
+
+    image: Image.Image  # how much of each pixel is covered
+    corner: tuple[int, int]
+    skin: Callable[[], Image.Image]  # draws the colours
+
+
+def _box_of(points: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """The pixels around points (N, 2) that are in a picture: left, top, right, bottom; None without any."""
+    low, high = points.min(0).tolist(), points.max(0).tolist()
+    left, top = max(int(low[0]) - 1, 0), max(int(low[1]) - 1, 0)
+    right, bottom = min(int(high[0]) + 2, size[0]), min(int(high[1]) + 2, size[1])
+    return None if right <= left or bottom <= top else (left, top, right, bottom)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cutout:
+    """A picture with transparent parts that bends: waves along x move y, and the other way round."""
+
+    picture: Image.Image  # RGBA, transparent at its border
+    bends: tuple[tuple[float, float, float, float], ...]  # for x, y: height, order, rate, phase
+
+    def cover(self, time: float, affine: _Affine, size: tuple[int, int]) -> _Cover | None:
+        """Returns where it is at a time, None if that is nowhere in a picture of this size."""
+        unit = 2 / max(self.picture.size)  # of a pixel
+        half = unit / 2 * np.array(self.picture.size) + [bend[0] for bend in self.bends]
+        a, b, c, d, e, f = affine
+        x, y = half[0] * np.array([-1, -1, 1, 1]), half[1] * np.array([-1, 1, -1, 1])
+        box = _box_of(np.stack([a * x + b * y + c, d * x + e * y + f], 1), size)
+        if box is None:
+            return None
+        left, top, right, bottom = box
+        # Within a cell of this grid the picture is stretched evenly.
+        columns, rows = (
+            np.unique(np.linspace(low, high, _CELLS + 1).astype(int))
+            for low, high in ((left, right), (top, bottom))
+        )
+        a, b, c, d, e, f = _invert(affine)
+        x = a * columns + b * rows[:, None] + c
+        y = d * columns + e * rows[:, None] + f
+        wave = lambda bend, along: bend[0] * np.sin(bend[1] * along + bend[2] * time + bend[3])
+        x, y = x + wave(self.bends[0], y), y + wave(self.bends[1], x)
+        # A smaller copy where pixels of the picture are finer than those of the frame.
+        finer = math.sqrt(abs(a * e - b * d)) / unit
+        picture = self._levels[min(int(math.log2(max(finer, 1))), len(self._levels) - 1)]
+        unit = unit * self.picture.width / picture.width
+        points = np.stack([x, y], -1) / unit + np.array(picture.size) / 2
+        mesh = []
+        for i, j in itertools.product(range(len(rows) - 1), range(len(columns) - 1)):
+            cell = (columns[j] - left, rows[i] - top, columns[j + 1] - left, rows[i + 1] - top)
+            corners = points[[i, i + 1, i + 1, i], [j, j, j + 1, j + 1]]
+            mesh.append((tuple(map(int, cell)), tuple(corners.ravel().tolist())))
+        drawn = picture.transform(
+            (right - left, bottom - top), Image.Transform.MESH, mesh, Image.Resampling.BILINEAR
+        )
+        return _Cover(drawn.getchannel("A"), (left, top), lambda: drawn.convert("RGB"))
+
+    @functools.cached_property
+    def _levels(self) -> list[Image.Image]:
+        """The picture, and copies of a half and a quarter of its side."""
+        return [self.picture, self.picture.reduce(2), self.picture.reduce(4)]
 
 
 @functools.cache
@@ -566,7 +677,7 @@ class _Scheme:
     spread: float
     vividness: float
     nearness: float  # how often a colour is a recurring one
-    pictures: tuple[str, ...]  # paths of what textures are cut from
+    collection: _Collection
 
     def color(self) -> np.ndarray:
         """Draws (3,) float RGB."""
@@ -599,13 +710,13 @@ def _tone(rng: _Rng, brightness: float, vividness: float) -> np.ndarray:
     return (brightness + vividness * rng.standard_normal(3) @ _TONES).clip(0, 255)
 
 
-def _make_scheme(rng: _Rng, pictures: tuple[str, ...]) -> _Scheme:
+def _make_scheme(rng: _Rng, collection: _Collection) -> _Scheme:
     middle, spread = rng.uniform(90, 155), rng.uniform(70, 140)
     vividness = _log_uniform(rng, 0.15, 1.3)
     nearness = 0.9 if rng.random() < 0.2 else rng.uniform(0, 0.4)
     levels = middle + spread * np.linspace(-1, 1, rng.integers(3, 8))
     recurring = np.array([_tone(rng, level, vividness) for level in levels])
-    return _Scheme(rng, recurring, middle, spread, vividness, nearness, pictures)
+    return _Scheme(rng, recurring, middle, spread, vividness, nearness, collection)
 
 
 @functools.lru_cache(maxsize=8)
@@ -710,7 +821,7 @@ def _colored(image: Image.Image) -> Image.Image:
 
 def _texture(rng: _Rng, side: int, scheme: _Scheme) -> Image.Image:
     """Draws 1 to 3 patterns that meet in lines or in patches, or cuts a piece out of a picture."""
-    if scheme.pictures and rng.random() < 0.4:
+    if scheme.collection.textures and rng.random() < 0.4:
         return _cut(rng, side, scheme)
 
     def pattern() -> Image.Image:
@@ -734,6 +845,46 @@ def _texture(rng: _Rng, side: int, scheme: _Scheme) -> Image.Image:
     return image
 
 
+def _any_shape(rng: _Rng, scheme: _Scheme, has_color: bool) -> _Shape | _Cutout:
+    """Draws a shape or takes a cutout, grey if it gets its colours elsewhere."""
+    if scheme.collection.cutouts and rng.random() < 0.55:
+        return _cutout(rng, scheme, has_color)
+    return _shape(rng, scheme.rgb if has_color else lambda: (128, 128, 128))
+
+
+def _cutout(rng: _Rng, scheme: _Scheme, has_color: bool) -> _Cutout:
+    """Takes a cutout, in another light; it bends, most often a little."""
+    cutouts = scheme.collection.cutouts
+    picture = _open_cutout(cutouts[rng.integers(len(cutouts))])
+    if rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    alpha = picture.getchannel("A")
+    if has_color:
+        colors = picture.convert("RGB")
+        if rng.random() < 0.3:
+            values = (np.asarray(colors.convert("L"), np.float32) - 128) / 90
+            colors = _paint(values, scheme.several(int(rng.integers(2, 5))))
+        gains = np.exp(rng.normal(0, 0.2) + 0.15 * rng.standard_normal(3))
+        colors = _brighten(colors, gains)
+    else:
+        colors = Image.new("RGB", picture.size, (128, 128, 128))
+    colors.putalpha(alpha)
+    height = _log_uniform(rng, 0.01, 0.2)
+    bends = tuple((height * rng.uniform(), rng.uniform(1, 4), *_swing(rng, 1.0)[1:]) for _ in "xy")
+    return _Cutout(colors, bends)
+
+
+@functools.lru_cache(maxsize=256)
+def _open_cutout(path: str) -> Image.Image:
+    """Opens a picture with transparent parts, its border included, 256 pixels long at most."""
+    with open_picture(path) as image:
+        picture = image.convert("RGBA")
+    picture.thumbnail((254, 254))
+    framed = Image.new("RGBA", (picture.width + 2, picture.height + 2))
+    framed.paste(picture, (1, 1))
+    return framed
+
+
 @functools.lru_cache(maxsize=64)
 def _open_picture(path: str) -> Image.Image:
     """Opens a picture, 1024 pixels long at most; grey where it has no colours."""
@@ -745,7 +896,8 @@ def _open_picture(path: str) -> Image.Image:
 
 def _cut(rng: _Rng, side: int, scheme: _Scheme) -> Image.Image:
     """Cuts a square out of a picture; what is grey gets colours, what has some another light."""
-    picture = _open_picture(scheme.pictures[rng.integers(len(scheme.pictures))])
+    textures = scheme.collection.textures
+    picture = _open_picture(textures[rng.integers(len(textures))])
     length = min(picture.size) * _log_uniform(rng, 0.35, 1.0)
     left, top = (rng.uniform(0, extent - length) for extent in picture.size)
     box = (left, top, left + length, top + length)
@@ -793,7 +945,7 @@ class _Thing:
     """A shape with its motion and its look."""
 
     object_id: int  # 0 is not annotated
-    shape: _Shape
+    shape: _Shape | _Cutout
     motion: _Motion
     detail: Image.Image
     parallax: float  # 0 follows the picture, 1 the background
@@ -831,8 +983,10 @@ class _Scene:
     look: _Look
 
 
-def _make_scene(rng: _Rng, num_frames: int, size: int, pictures: tuple[str, ...] = ()) -> _Scene:
-    scheme, camera = _make_scheme(rng, pictures), _make_camera(rng)
+def _make_scene(
+    rng: _Rng, num_frames: int, size: int, collection: _Collection = _Collection()
+) -> _Scene:
+    scheme, camera = _make_scheme(rng, collection), _make_camera(rng)
     for _ in range(20):  # until an object is seen on the first frame, nearly always the first time
         things = _make_things(rng, scheme, num_frames, size)
         if max(_visible_areas(things, camera, 0.0, size)[1:]) >= 4 * _MIN_AREA * size**2:
@@ -883,11 +1037,11 @@ def _make_things(rng: _Rng, scheme: _Scheme, num_frames: int, size: int) -> list
         radius = _log_uniform(rng, *((0.11, 0.5) if count < 3 else (0.09, 0.28)))
         is_still = rng.random() < 0.15
         side = max(size // 2, int(radius * _TILE * size))
-        is_skin = rng.random() < (0.4 if scheme.pictures else 0.25)
+        is_skin = rng.random() < (0.4 if scheme.collection.textures else 0.25)
         detail = _texture(rng, side, scheme) if is_skin else _detail(rng, side)
         thing = _Thing(
             object_id=index + 1 if index < annotated else 0,
-            shape=_shape(rng, scheme.rgb if detail.mode == "L" else lambda: (128, 128, 128)),
+            shape=_any_shape(rng, scheme, has_color=detail.mode == "L"),
             motion=_motion(rng, radius, 0.0 if is_still else pace, num_frames),
             detail=detail,
             parallax=1.0 if is_still else float(rng.random() < 0.5),
@@ -918,13 +1072,16 @@ def _relate(rng: _Rng, thing: _Thing, other: _Thing) -> _Thing:
     return dataclasses.replace(thing, shape=other.shape, detail=other.detail, motion=motion)
 
 
-def _scatter(rng: _Rng, canvas: Image.Image, shapes: list[_Shape], scheme: _Scheme) -> None:
+def _scatter(
+    rng: _Rng, canvas: Image.Image, shapes: list[_Shape | _Cutout], scheme: _Scheme
+) -> None:
     """Paints things that never move onto the canvas, some of them with the shapes of objects."""
     detail = _detail(rng, canvas.width // 4)
     for _ in range(rng.integers(2, 10)):
         shape = shapes[rng.integers(len(shapes))]
         if rng.random() < 0.6:
-            shape = (_shape if rng.random() < 0.8 else _occluder)(rng, scheme.rgb)
+            is_solid = rng.random() < 0.8
+            shape = _any_shape(rng, scheme, True) if is_solid else _occluder(rng, scheme.rgb)
         matrix = cmath.rect(canvas.width * _log_uniform(rng, 0.03, 0.15), rng.normal(0, 0.4))
         affine = _affine(matrix, 1.0, rng.uniform(0, canvas.width, 2).tolist())
         _paste(canvas, shape, 0.0, affine, detail)
@@ -999,21 +1156,12 @@ def _draw_instant(scene: _Scene, time: float, ids: Image.Image | None) -> Image.
     return image
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cover:
-    """A contour's place in the picture."""
-
-    image: Image.Image  # how much of each pixel is covered
-    corner: tuple[int, int]
-    points: np.ndarray  # (N, 2) pixels from the corner
-
-
 def _visible_areas(things: list[_Thing], camera: _Camera, time: float, size: int) -> list[int]:
     """Counts the pixels that show each object, by id from 0, the background."""
     ids = Image.new("L", (size, size))
     for thing in things:
         affine = thing.affine(camera, time, size)
-        _mark(ids, _cover(thing.shape, time, affine, ids.size), thing.object_id)
+        _mark(ids, thing.shape.cover(time, affine, ids.size), thing.object_id)
     return ids.histogram()
 
 
@@ -1024,32 +1172,9 @@ def _mark(ids: Image.Image, cover: _Cover | None, object_id: int) -> None:
         ids.paste(object_id, cover.corner, is_covered)
 
 
-def _cover(shape: _Shape, time: float, affine: _Affine, size: tuple[int, int]) -> _Cover | None:
-    """Draws where a shape is; None if it is nowhere in the picture."""
-    a, b, c, d, e, f = affine
-    z = shape.points(time)
-    points = np.stack([a * z.real + b * z.imag + c, d * z.real + e * z.imag + f], 1)
-    low, high = points.min(0).tolist(), points.max(0).tolist()
-    left, top = max(int(low[0]) - 1, 0), max(int(low[1]) - 1, 0)
-    right, bottom = min(int(high[0]) + 2, size[0]), min(int(high[1]) + 2, size[1])
-    if right <= left or bottom <= top:
-        return None
-    points -= (left, top)
-    fine = Image.new("L", (_FINER * (right - left), _FINER * (bottom - top)))
-    _draw_parts(fine, shape, _FINER * points, lambda part: 0 if part.is_hole else 255)
-    return _Cover(fine.reduce(_FINER), (left, top), points)
-
-
-def _draw_parts(image: Image.Image, shape: _Shape, points: np.ndarray, fill: Callable) -> None:
-    draw = ImageDraw.Draw(image)
-    flat = (points - 0.5).ravel().tolist()  # Pillow counts from the middle of the first pixel
-    for first, last, part in shape.order:
-        draw.polygon(flat[2 * first : 2 * last], fill(part))
-
-
 def _paste(
     image: Image.Image,
-    shape: _Shape,
+    shape: _Shape | _Cutout,
     time: float,
     affine: _Affine,
     detail: Image.Image,
@@ -1057,7 +1182,7 @@ def _paste(
     shadow: tuple[float, float] = (0.0, 0.0),
 ) -> _Cover | None:
     """Draws a shape onto the picture and returns where it is."""
-    cover = _cover(shape, time, affine, image.size)
+    cover = shape.cover(time, affine, image.size)
     if cover is None:
         return None
     left, top = cover.corner
@@ -1066,9 +1191,7 @@ def _paste(
         dark = dark.point([v // 2 for v in range(256)])
         place = (left + int(shadow[0] * image.width), top + int(shadow[1] * image.width))
         image.paste((0, 0, 0), place, dark)
-    skin = Image.new("RGB", cover.image.size, shape.parts[0].color)
-    if len({part.color for part in shape.parts}) > 1:
-        _draw_parts(skin, shape, cover.points, lambda part: part.color)
+    skin = cover.skin()
     scale = detail.width / _TILE
     a, b, c, d, e, f = (scale * v for v in _invert(affine))
     middle = detail.width / 2
