@@ -3,7 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from sam2_jax.data import procedural
 from sam2_jax.data.clips import Video, sample_clip
@@ -219,9 +219,52 @@ def test_textures_cut_from_pictures(tmp_path):
             np.testing.assert_array_equal(frame, video.read([0])[0][0])
             changed += (frame != plain.read([0])[0][0]).any()
     assert changed > 20
-    scheme = procedural._make_scheme(np.random.default_rng(3), (str(path),))
+    collection = procedural._Collection(textures=(str(path),))
+    scheme = procedural._make_scheme(np.random.default_rng(3), collection)
     cut = np.asarray(procedural._cut(np.random.default_rng(0), 16, scheme), float)
     assert cut.shape == (16, 16, 3)
     assert cut.min((0, 1))[[0, 2]].min() > 3 * cut.max((0, 1))[1]
-    scheme = dataclasses.replace(scheme, pictures=(str(grey),))
+    scheme = dataclasses.replace(scheme, collection=procedural._Collection((str(grey),)))
     assert np.asarray(procedural._cut(np.random.default_rng(0), 16, scheme)).shape == (16, 16, 3)
+
+
+def test_pictures_with_transparent_parts_become_objects(tmp_path):
+    """A disc, alone in the folder, is seen as an object in its own colour, the same each time."""
+    picture = Image.new("RGBA", (80, 80))
+    ImageDraw.Draw(picture).ellipse((0, 0, 79, 79), (250, 10, 240, 255))
+    picture.save(tmp_path / "disc.png")
+    source = ProceduralVideos(0, 40, 8, 64, pictures=[str(tmp_path / "disc.png")])
+    seen = 0
+    for video in source:
+        (frame,), (masks,) = video.read([0])
+        np.testing.assert_array_equal(frame, video.read([0])[0][0])
+        for mask in masks.values():
+            red, green, blue = np.median(frame[mask], 0).astype(int)
+            seen += min(red, blue) > green + 60
+    assert seen > 10
+
+
+@pytest.mark.parametrize("size", [40, 300])
+def test_a_cutout_lies_where_its_shape_is(size):
+    """A ring of 100 pixels at rest, drawn smaller and larger: its area, its hole, its colour."""
+    picture = Image.new("RGBA", (102, 102))
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((1, 1, 100, 100), (10, 200, 30, 255))
+    draw.ellipse((26, 26, 75, 75), (0, 0, 0, 0))
+    at_rest = ((0.0, 1.0, 1.0, 0.0),) * 2
+    cutout = procedural._Cutout(picture, at_rest)
+    radius = size / 2 * 1.02  # of the picture with its border
+    affine = (radius, 0.0, size, 0.0, radius, size)
+    cover = cutout.cover(0.0, affine, (2 * size, 2 * size))
+    alpha, skin = np.asarray(cover.image) / 255, np.asarray(cover.skin())
+    assert alpha.sum() == pytest.approx(np.pi * size**2 * 3 / 16, rel=0.03)
+    rows, columns = np.nonzero(alpha > 0.5)
+    middle = np.array([columns.mean(), rows.mean()]) + 0.5 + cover.corner
+    np.testing.assert_allclose(middle, size, atol=0.6)
+    assert alpha[tuple(int(size - c) for c in cover.corner[::-1])] == 0
+    np.testing.assert_allclose(skin[alpha == 1].mean(0), (10, 200, 30), atol=6)
+    assert cutout.cover(0.0, (radius, 0.0, -3.0 * size, 0.0, radius, 0.0), (size, size)) is None
+    bent = dataclasses.replace(cutout, bends=((0.0, 1.0, 1.0, 0.0), (0.3, 3.0, 1.0, 0.0)))
+    moved = bent.cover(0.0, affine, (2 * size, 2 * size))
+    assert moved.corner[1] < cover.corner[1]
+    assert (np.asarray(moved.image) / 255).sum() == pytest.approx(alpha.sum(), rel=0.05)

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from sam2_jax.config import get_config
-from sam2_jax.model import encodings
+from sam2_jax.model import encodings, layers
 from sam2_jax.model.attention import QUERY_CHUNK, attend, attend_slots
 from sam2_jax.model.image_encoder import ImageEncoder
 from sam2_jax.model.layers import Conv, cubic_weights, upsample_4x
@@ -228,7 +228,25 @@ def test_a_convolution_and_its_gradients_are_those_of_linen(features, size, stri
         jax.grad(functools.partial(loss, c), (0, 1))(params, x) for c in (ours, theirs)
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_equal(ours.apply(params, x[0]), theirs.apply(params, x[0]))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    close(ours.apply(params, x[0]), theirs.apply(params, x[0]))
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "padding"),
+    [((3, 3), (2, 2), ((1, 1), (1, 1))), ((3, 2), (1, 2), ((0, 0), (0, 0)))],
+)
+def test_products_as_on_a_gpu_are_the_convolution(size, strides, padding):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 8, 6, 4), np.float32))
+    kernel = jnp.asarray(rng.standard_normal((*size, 4, 5), np.float32))
+
+    def answer(kind):
+        y = kind(x, kernel, strides, padding)
+        return y, jax.linear_transpose(lambda x: kind(x, kernel, strides, padding), x)(y)
+
+    found, expected = map(answer, (layers._by_product, layers._by_convolution))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["sam2_nano", "sam2.1_hiera_tiny"])
