@@ -122,8 +122,6 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _as_linen_calls_it(x, kernel, strides, padding, *_, **__):
-    if kernel.shape[:2] == (1, 1) and tuple(strides) == (1, 1):
-        return x @ kernel[0, 0]
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     return _convolve(x, kernel, tuple(strides), tuple(padding))
