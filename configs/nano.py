@@ -16,14 +16,14 @@ r"""Trains the package's own small model on drawn images and videos, in stages t
     python scripts/train.py --config=configs/nano.py:last --workdir=runs/nano_last \
         --config.init_from=runs/nano_far/export
     python scripts/train.py --config=configs/nano.py:gpu --workdir=runs/nano_gpu \
-        --config.init_from=runs/nano_last/export --config.datasets.videos.frames=runs/pictures
+        --config.init_from=runs/nano_last/export --config.datasets.videos.frames=runs/pictures \
+        --config.datasets.far.frames=runs/pictures
 
 `start`, `small` and `clicks` see 128 px, a quarter of the work; `full` goes on at the model's own 256 px with
 clips of six frames. `clicks` sees more images than videos, and correction clicks. `far` and `last` see larger
 batches of what moves far, and train with Muon; before `far` the attention to memories was softened. `gpu` is
-for one large GPU and 16 processor cores: large batches in bfloat16, clips of twelve frames, correction clicks,
-and an average of the parameters in place of a falling rate, so that it may end at any step. docs/nano.md has
-what came of it, how long it took and on what.
+for one large GPU and 16 processor cores: large batches in bfloat16, and an average of the parameters, so that
+it may end at any step. docs/nano.md has what came of it, how long it took and on what.
 """
 
 import dataclasses

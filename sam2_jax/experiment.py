@@ -51,8 +51,8 @@ class Dataset:
     """
 
     kind: str = "procedural"
-    # Folder of videos or images; for tfds the name, such as "davis/480p"; for procedural, of pictures that
-    # textures are cut from, "" for none.
+    # Folder of videos or images; for tfds the name, such as "davis/480p"; for procedural, of pictures, "" for
+    # none: textures are cut from them, and those with transparent parts become objects.
     frames: str = ""
     annotations: str = ""  # folder or file of the masks; for tfds the data directory
     split: str = "train"  # of tfds

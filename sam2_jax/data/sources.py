@@ -71,7 +71,7 @@ def _open_procedural(dataset: Dataset, image_size: int) -> VideoList:
     num_frames = dataset.num_frames * dataset.stride
     pictures = ()
     if dataset.frames:
-        folder = check_folder(dataset.frames, "pictures that textures are cut from")
+        folder = check_folder(dataset.frames, "pictures for textures and objects")
         pictures = tuple(list_files(folder, IMAGE_SUFFIXES).values())
         if not pictures:
             raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
