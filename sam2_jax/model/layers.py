@@ -82,22 +82,17 @@ def _by_product(x, kernel, strides, padding):
     return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _on_each_platform(function, *arguments):
-    """Calls `function(kind, ...)` with the kind of convolution that the device is fast at.
-
-    A GPU is at products: cuDNN takes ten times as long or more for so few channels.
-    """
-    by_convolution, by_product = (
-        functools.partial(function, kind) for kind in (_by_convolution, _by_product)
-    )
-    return jax.lax.platform_dependent(
-        *arguments, cuda=by_product, rocm=by_product, default=by_convolution
-    )
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(x, kernel, strides, padding):
-    return _on_each_platform(lambda kind, *xs: kind(*xs, strides, padding), x, kernel)
+    apply = lambda kind: functools.partial(kind, strides=strides, padding=padding)
+    # On GPU cuDNN takes ten times as long as a product, or more, for so few channels.
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=apply(_by_convolution),
+        tpu=apply(_by_convolution),
+        default=apply(_by_product),
+    )
 
 
 def _convolve_forward(x, kernel, strides, padding):
@@ -107,15 +102,32 @@ def _convolve_forward(x, kernel, strides, padding):
 def _convolve_backward(strides, padding, saved, dy):
     x, kernel = saved
 
-    def towards_x(kind, kernel, dy):
-        return jax.linear_transpose(lambda x: kind(x, kernel, strides, padding), x)(dy)[0]
+    def towards_x(kind):
+        convolve = functools.partial(kind, strides=strides, padding=padding)
+        return lambda dy, kernel: jax.linear_transpose(lambda x: convolve(x, kernel), x)(dy)[0]
 
-    # Of all patches at once: XLA's convolution is several times slower on CPU, and in a batch of clips it
-    # becomes one of as many groups, which is slow everywhere.
-    patches = _patches(x, kernel.shape[:2], strides, padding)
-    patches = patches.reshape(-1, patches.shape[-1])
-    towards_kernel = (patches.T @ dy.reshape(len(patches), -1)).reshape(kernel.shape)
-    return _on_each_platform(towards_x, kernel, dy), towards_kernel
+    def kernel_by_convolution(dy, x):
+        convolve = functools.partial(_by_convolution, strides=strides, padding=padding)
+        return jax.linear_transpose(lambda kernel: convolve(x, kernel), kernel)(dy)[0]
+
+    # Of all patches at once: XLA's convolution is several times slower on CPU, and for a batch of clips on
+    # GPU it becomes one of as many groups.
+    def kernel_by_product(dy, x):
+        patches = _patches(x, kernel.shape[:2], strides, padding)
+        patches = patches.reshape(-1, patches.shape[-1])
+        return (patches.T @ dy.reshape(len(patches), -1)).reshape(kernel.shape)
+
+    dx = jax.lax.platform_dependent(
+        dy,
+        kernel,
+        cpu=towards_x(_by_convolution),
+        tpu=towards_x(_by_convolution),
+        default=towards_x(_by_product),
+    )
+    dkernel = jax.lax.platform_dependent(
+        dy, x, tpu=kernel_by_convolution, default=kernel_by_product
+    )
+    return dx, dkernel
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
