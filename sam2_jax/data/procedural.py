@@ -140,8 +140,9 @@ class _Collection:
 
 
 def _sort(pictures: Sequence[str]) -> _Collection:
-    cutouts = [path for path in pictures if has_transparency(path)]
-    return _Collection(tuple(p for p in pictures if p not in set(cutouts)), tuple(cutouts))
+    kinds = {path: has_transparency(path) for path in pictures}
+    of = lambda wanted: tuple(path for path, kind in kinds.items() if kind == wanted)
+    return _Collection(textures=of(False), cutouts=of(True))
 
 
 def _log_uniform(rng: _Rng, low: float, high: float) -> float:
