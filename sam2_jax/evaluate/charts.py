@@ -37,8 +37,8 @@ def line_chart(lines: Mapping[str, Points], x_label: str, y_label: str, y_max: f
         y = to_y(tick / 100 * y_max)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>')
         parts.append(_text(_LEFT - 6, y + 4, f"{tick / 100 * y_max:g}", "end"))
-    for x in dict.fromkeys([low, high]):
-        parts.append(_text(to_x(x), bottom + 16, f"{x:g}", "middle"))
+    for x, anchor in {low: "middle", high: "end"}.items():
+        parts.append(_text(to_x(x), bottom + 16, f"{x:g}", anchor))
     parts.append(_text((_LEFT + right) / 2, bottom + 16, x_label, "middle"))
     parts.append(_text(_LEFT, _TOP - 10, y_label, "start"))
     for n, (name, (xs, ys)) in enumerate(lines.items()):
