@@ -359,5 +359,5 @@ def test_pictures_of_drawn_videos(tmp_path):
     assert any(
         (a != video.read([0])[0][0]).any() for a, video in zip(with_red, without, strict=True)
     )
-    with pytest.raises(FileNotFoundError, match="pictures that textures are cut from"):
+    with pytest.raises(FileNotFoundError, match="pictures for textures and objects"):
         sources.open_source(dataclasses.replace(dataset, frames=str(tmp_path / "none")), 32)
