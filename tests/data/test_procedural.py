@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from sam2_jax.data import procedural
 from sam2_jax.data.clips import Video, sample_clip
-from sam2_jax.data.procedural import ProceduralVideos
+from sam2_jax.data.procedural import ProceduralVideos, source, textures
+from sam2_jax.data.procedural.cutouts import Cutout
+from sam2_jax.data.procedural.frames import CANVAS, Look, Thing, draw_frame
+from sam2_jax.data.procedural.motion import Curve, invert, make_camera
 
 
 def videos(seed=0, count=40, num_frames=8, size=64):
@@ -21,15 +23,15 @@ def drawn():
 
 
 def test_source():
-    source = videos(seed=3, count=5, num_frames=6)
-    assert len(source) == len(list(source)) == 5
-    assert all(isinstance(video, Video) and video.num_frames == 6 for video in source)
-    assert len({video.name for video in source}) == 5
+    five = videos(seed=3, count=5, num_frames=6)
+    assert len(five) == len(list(five)) == 5
+    assert all(isinstance(video, Video) and video.num_frames == 6 for video in five)
+    assert len({video.name for video in five}) == 5
     assert len(videos(count=-1)) == 1_000_000
     assert len(videos(count=0)) == 0
     for index in (-1, 5):
         with pytest.raises(IndexError, match=f"no video {index}; the source has 5"):
-            source[index]
+            five[index]
 
 
 def test_source_errors():
@@ -77,14 +79,14 @@ def test_objects_are_seen_on_the_first_frame(drawn):
 
 def test_masks_match_the_picture():
     """One white object on black, without any effects: the picture is the mask."""
-    still = procedural._Curve(((0.0, ()), (0.0, ())))
-    look = procedural._Look(still, 1, 0.0, 0.0, 0.0, 0, None, still)
+    still = Curve(((0.0, ()), (0.0, ())))
+    look = Look(still, 1, 0.0, 0.0, 0.0, 0, None, still)
     seen = 0
     for video in videos(seed=1, count=12):
         scene = video._scene
         thing = scene.things[0]
         white = [dataclasses.replace(p, color=(255, 255, 255)) for p in thing.shape.parts]
-        thing = procedural._Thing(
+        thing = Thing(
             object_id=1,
             shape=dataclasses.replace(thing.shape, parts=tuple(white)),
             motion=thing.motion,
@@ -94,7 +96,7 @@ def test_masks_match_the_picture():
         canvas = Image.new("RGB", scene.canvas.size)
         plain = dataclasses.replace(scene, canvas=canvas, things=[thing], look=look)
         for time in range(3):
-            frame, ids = procedural._draw_frame(plain, time, np.random.default_rng(0))
+            frame, ids = draw_frame(plain, time, np.random.default_rng(0))
             np.testing.assert_array_equal((frame >= 128).all(2), ids == 1)
             seen += ids.any()
     assert seen > 20
@@ -103,11 +105,11 @@ def test_masks_match_the_picture():
 def test_the_camera_stays_on_the_canvas():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        camera = procedural._make_camera(rng)
+        camera = make_camera(rng)
         for time in (0.0, 3.0, 40.0):
-            a, b, c, d, e, f = procedural._invert(camera.affine(time))
+            a, b, c, d, e, f = invert(camera.affine(time))
             corners = [(a * x + b * y + c, d * x + e * y + f) for x in (0, 1) for y in (0, 1)]
-            assert np.abs(np.array(corners) - 0.5).max() <= procedural._CANVAS / 2
+            assert np.abs(np.array(corners) - 0.5).max() <= CANVAS / 2
 
 
 def test_deterministic_and_independent_of_the_other_frames(drawn):
@@ -123,18 +125,18 @@ def test_deterministic_and_independent_of_the_other_frames(drawn):
 
 def test_lazy(monkeypatch):
     calls = []
-    for name in ("_make_scene", "_draw_frame"):
-        function = getattr(procedural, name)
+    for name in ("make_scene", "draw_frame"):
+        function = getattr(source, name)
         record = lambda *args, name=name, function=function, **kwargs: (
             calls.append(name) or function(*args, **kwargs)
         )
-        monkeypatch.setattr(procedural, name, record)
+        monkeypatch.setattr(source, name, record)
     video = videos(count=-1, num_frames=1000)[999_999]
     assert calls == []
     video.object_ids(0)
-    assert calls == ["_make_scene"]
+    assert calls == ["make_scene"]
     video.read([500, 3])
-    assert calls == ["_make_scene", "_draw_frame", "_draw_frame"]
+    assert calls == ["make_scene", "draw_frame", "draw_frame"]
 
 
 def test_seeds_and_indices_differ(drawn):
@@ -213,19 +215,19 @@ def test_textures_cut_from_pictures(tmp_path):
     Image.new("L", (60, 60), 128).save(grey)
     changed = 0
     for pictures in ([path], [grey]):
-        source = ProceduralVideos(0, 40, 8, 64, pictures=list(map(str, pictures)))
-        for plain, video in zip(videos(), source, strict=True):
+        with_pictures = ProceduralVideos(0, 40, 8, 64, pictures=list(map(str, pictures)))
+        for plain, video in zip(videos(), with_pictures, strict=True):
             frame = video.read([0])[0][0]
             np.testing.assert_array_equal(frame, video.read([0])[0][0])
             changed += (frame != plain.read([0])[0][0]).any()
     assert changed > 20
-    collection = procedural._Collection(textures=(str(path),))
-    scheme = procedural._make_scheme(np.random.default_rng(3), collection)
-    cut = np.asarray(procedural._cut(np.random.default_rng(0), 16, scheme), float)
+    collection = textures.Collection(textures=(str(path),))
+    scheme = textures.make_scheme(np.random.default_rng(3), collection)
+    cut = np.asarray(textures._cut(np.random.default_rng(0), 16, scheme), float)
     assert cut.shape == (16, 16, 3)
     assert cut.min((0, 1))[[0, 2]].min() > 3 * cut.max((0, 1))[1]
-    scheme = dataclasses.replace(scheme, collection=procedural._Collection((str(grey),)))
-    assert np.asarray(procedural._cut(np.random.default_rng(0), 16, scheme)).shape == (16, 16, 3)
+    scheme = dataclasses.replace(scheme, collection=textures.Collection((str(grey),)))
+    assert np.asarray(textures._cut(np.random.default_rng(0), 16, scheme)).shape == (16, 16, 3)
 
 
 def test_pictures_with_transparent_parts_become_objects(tmp_path):
@@ -233,9 +235,8 @@ def test_pictures_with_transparent_parts_become_objects(tmp_path):
     picture = Image.new("RGBA", (80, 80))
     ImageDraw.Draw(picture).ellipse((0, 0, 79, 79), (250, 10, 240, 255))
     picture.save(tmp_path / "disc.png")
-    source = ProceduralVideos(0, 40, 8, 64, pictures=[str(tmp_path / "disc.png")])
     seen = 0
-    for video in source:
+    for video in ProceduralVideos(0, 40, 8, 64, pictures=[str(tmp_path / "disc.png")]):
         (frame,), (masks,) = video.read([0])
         np.testing.assert_array_equal(frame, video.read([0])[0][0])
         for mask in masks.values():
@@ -252,7 +253,7 @@ def test_a_cutout_lies_where_its_shape_is(size):
     draw.ellipse((1, 1, 100, 100), (10, 200, 30, 255))
     draw.ellipse((26, 26, 75, 75), (0, 0, 0, 0))
     at_rest = ((0.0, 1.0, 1.0, 0.0),) * 2
-    cutout = procedural._Cutout(picture, at_rest)
+    cutout = Cutout(picture, at_rest)
     radius = size / 2 * 1.02  # of the picture with its border
     affine = (radius, 0.0, size, 0.0, radius, size)
     cover = cutout.cover(0.0, affine, (2 * size, 2 * size))
