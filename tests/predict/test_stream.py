@@ -183,4 +183,6 @@ def test_resident_memory_is_flat_over_800_frames():
     resident = {int(t): int(size) for t, size in map(str.split, result.stdout.splitlines())}
     assert len(resident) == 16
     after_warm_up = [size for t, size in resident.items() if t >= 200]
-    assert max(after_warm_up) <= 1.02 * after_warm_up[0]
+    # The allocator may take another arena once (13 MB were seen); what leaks grows all the time.
+    assert max(after_warm_up) <= 1.05 * after_warm_up[0]
+    assert np.median(np.diff(after_warm_up)) < 50 * 4096
