@@ -60,7 +60,7 @@ def repeat(
     """
 
     def stack(variables):
-        trees = [variables["params"][name] for name in names]
+        trees = [nn.meta.unbox(variables["params"][name]) for name in names]
         return {"params": {"layer": jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)}}
 
     def body(layer, x, xs):
