@@ -39,12 +39,19 @@ def get_config():
 
 
 def compile_for(tmp_path, *flags):
-    (tmp_path / "config.py").write_text(CONFIG)
-    command = [sys.executable, str(ROOT / "scripts" / "compile_for.py"), "--quick", *flags]
-    command += [f"--config={tmp_path / 'config.py'}", f"--json={tmp_path / 'report.json'}"]
+    command = [sys.executable, str(ROOT / "scripts" / "compile_for.py"), *flags]
+    command.append(f"--json={tmp_path / 'report.json'}")
+    environment = os.environ | {
+        "XLA_FLAGS": ""
+    }  # the tests' own are for programs that run on the CPU
     return subprocess.run(
-        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=900
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
     )
+
+
+def report_of(tmp_path, result):
+    assert result.returncode == 0, result.stderr
+    return json.loads((tmp_path / "report.json").read_text())
 
 
 needs_libtpu = pytest.mark.skipif(
@@ -53,28 +60,36 @@ needs_libtpu = pytest.mark.skipif(
 
 
 @needs_libtpu
-@pytest.mark.parametrize("what", ["train", "inference"])
-def test_a_step_compiles_for_four_chips(tmp_path, what):
-    result = compile_for(tmp_path, "--topology=v5e:2x2", f"--what={what}")
-    assert result.returncode == 0, result.stderr
-    assert f"sam2.1_hiera_tiny, {what}, v5e:2x2" in result.stdout
+def test_a_training_step_compiles_for_four_chips(tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG)
+    result = compile_for(
+        tmp_path, "--quick", "--topology=v5e:2x2", f"--config={tmp_path / 'config.py'}"
+    )
+    report = report_of(tmp_path, result)
+    assert "sam2.1_hiera_tiny, train, v5e:2x2" in result.stdout
     assert "| chips | 4 |" in result.stdout
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["cost"]["flops"] > 1e7
-    assert report["cost"]["unknown_loops"] == 0
+    cost = report["cost"]
+    assert cost["flops"] > 1e7
+    assert cost["unknown_loops"] == 0
     num_params = sum(x.size for x in param_shapes_of_the_config())
-    collectives = report["cost"]["collectives"]
-    if what == "inference":
-        assert not collectives, "videos have nothing to do with each other"
-        assert report["arguments"] > 4 * num_params
-    else:
-        # Parameters are gathered once, and gradients added up once, in float32; small ones are whole.
-        assert 3.6 * num_params < collectives["all-gather"][1] <= 4 * num_params
-        # Of arrays as small as these, the compiler makes some sums whole and cuts them afterwards.
-        added_up = collectives["reduce-scatter"][1] + collectives["all-reduce"][1]
-        assert 3.6 * num_params < added_up <= 5.5 * num_params
-        # Parameters and both moments are cut; small arrays fill whole tiles of a TPU's memory all the same.
-        assert report["arguments"] < 12 * num_params
+    # Parameters are gathered once, and gradients added up once, in float32; small ones are whole.
+    assert 3.6 * num_params < cost["collectives"]["all-gather"][1] <= 4 * num_params
+    # Of arrays as small as these, the compiler makes some sums whole and cuts them afterwards.
+    added_up = cost["collectives"]["reduce-scatter"][1] + cost["collectives"]["all-reduce"][1]
+    assert 3.6 * num_params < added_up <= 5.5 * num_params
+    # Parameters and both moments are cut; small arrays fill whole tiles of a TPU's memory all the same.
+    assert report["arguments"] < 12 * num_params
+
+
+@needs_libtpu
+def test_videos_on_four_chips_have_nothing_to_do_with_each_other(tmp_path):
+    size = ["--model=sam2_nano", "--image_size=64", "--objects=2"]
+    result = compile_for(tmp_path, "--quick", "--what=inference", "--topology=v5e:2x2", *size)
+    report = report_of(tmp_path, result)
+    assert "sam2_nano, 2 objects, 1 frame, inference, v5e:2x2" in result.stdout
+    assert report["chips"] == 4
+    assert not report["cost"]["collectives"]
+    assert report["cost"]["cycles"] > 0
 
 
 def param_shapes_of_the_config():
@@ -85,7 +100,14 @@ def param_shapes_of_the_config():
 
 @needs_libtpu
 def test_a_topology_that_does_not_exist_is_an_error_of_one_line(tmp_path):
-    result = compile_for(tmp_path, "--topology=v5e:3x5")
+    result = compile_for(tmp_path, "--what=inference", "--topology=v5e:3x5")
     assert result.returncode == 1
     assert "there is no topology 'v5e:3x5'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_training_needs_an_experiment(tmp_path):
+    result = compile_for(tmp_path, "--topology=v5e:2x2")
+    assert result.returncode == 1
+    assert "--config is what --what=train needs" in result.stderr
     assert "Traceback" not in result.stderr
