@@ -1,0 +1,1 @@
+"""Mathematics with several executions, each with a plain reference."""
