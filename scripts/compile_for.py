@@ -1,7 +1,7 @@
 """Compiles a step for chips that need not be there, and says what it does and what a chip must hold.
 
     python scripts/compile_for.py --what=inference --platform=gpu --objects=8 --frames=8
-    python scripts/compile_for.py --what=inference --model=sam2.1_hiera_large --topology=v5e:1x1
+    python scripts/compile_for.py --what=inference --model=sam2.1_hiera_large --topology=v5e:2x2
     python scripts/compile_for.py --config=configs/smoke.py --topology=v5e:2x4
     python scripts/compile_for.py --config=configs/train_joint.py:large --dataset=sav --topology=v5e:16x16
 

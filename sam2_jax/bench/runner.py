@@ -78,7 +78,7 @@ def _run_phase(
                 error = next(filter(None, map(str.strip, reversed(lines))), "it said nothing")
                 error = f"exit status {process.returncode}: {error}"
         except subprocess.TimeoutExpired:
-            error = f"it took longer than {limit:.0f} s"
+            error = f"it took longer than {limit:.3g} s"
         finally:
             with contextlib.suppress(ProcessLookupError):  # compilers of its own may outlive it
                 os.killpg(process.pid, signal.SIGKILL)

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from sam2_jax.config import get_config
 
     sizes = {} if args.image_size is None else {"image_size": args.image_size}
-    for model in args.models or ():
+    for model in args.models or ["sam2_nano"]:
         get_config(model, **sizes)  # fails here, in one line, not in every phase
     given = {name: getattr(args, name) for name in ("models", "objects", "image_size", "dtype")}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
