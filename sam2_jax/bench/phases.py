@@ -1,8 +1,7 @@
 """The phases of the device benchmark: each yields rows as it measures them, and runs in a process of its own.
 
 A row is a dict. `case` says what was run; `ms` how long it took, the median of several runs, of one frame or
-image where a run has several; `rate` and `unit` say it the other way round. All else are remarks: the key of a
-number is what follows it in a sentence.
+image where a run has several; `rate` and `unit` say it the other way round. All else are remarks.
 """
 
 import dataclasses
@@ -164,9 +163,8 @@ def encode(settings: Settings) -> Iterator[Row]:
             size = model.config.image_size
             images = jax.device_put(random_images(batch, size, size, 3))
             program = jax.jit(functools.partial(encode_images, model.module))
-            compiled, facts = _compile(program, model.params, images)
+            compiled, facts = _compile(program, "kernels an image", batch, model.params, images)
             seconds = _median(lambda c=compiled, m=model, x=images: c(m.params, x)) / batch
-            facts["kernels an image"] = round(facts.pop("kernels") / batch)
             case = f"{model.name}, {size} px, batch {batch}"
             yield _row(case, seconds, 1 / seconds, "images/s", **facts)
 
@@ -176,7 +174,6 @@ def propagate(settings: Settings) -> Iterator[Row]:
     for model, num_objects in settings.build_cases():
         call, facts = _tracker(model, num_objects)
         seconds = _median(call) / _FRAMES
-        facts["kernels a frame"] = round(facts.pop("kernels") / _FRAMES)
         yield _row(_case(model, num_objects), seconds, 1 / seconds, "frames/s", **facts)
 
 
@@ -229,7 +226,7 @@ def pytorch(settings: Settings) -> Iterator[Row]:
                 1 / their_seconds,
                 "frames/s",
                 **{
-                    "ms with this project": _short(1e3 * our_seconds),
+                    "ms here": _short(1e3 * our_seconds),
                     "times as fast": _short(their_seconds / our_seconds),
                 },
             )
@@ -255,7 +252,9 @@ def _tracker(model: Model, num_objects: int) -> tuple[Callable[[], Any], Row]:
     images = jax.device_put(random_images(_FRAMES, size, size, 3))
     bank, index = full_bank(model.config, num_objects), NOW + np.arange(_FRAMES, dtype=np.int32)
     program = jax.jit(functools.partial(track_frames, model.module), donate_argnums=1)
-    compiled, facts = _compile(program, model.params, bank, Frame(images, index))
+    compiled, facts = _compile(
+        program, "kernels a frame", _FRAMES, model.params, bank, Frame(images, index)
+    )
 
     def call():
         nonlocal bank, index
@@ -266,18 +265,20 @@ def _tracker(model: Model, num_objects: int) -> tuple[Callable[[], Any], Row]:
     return call, facts
 
 
-def _compile(function: Any, *args: Any) -> tuple[jax.stages.Compiled, Row]:
-    """Compiles a jitted function; says what the program does."""
+def _compile(
+    function: Any, kernels_a: str, number: int, *args: Any
+) -> tuple[jax.stages.Compiled, Row]:
+    """Compiles a jitted function for a number of frames or images; says what the program does."""
     start = time.perf_counter()
     compiled = function.lower(*args).compile()
     seconds = time.perf_counter() - start
     cost = hlo.cost(compiled.as_text())
     return compiled, {
-        "kernels": cost.kernels,
+        kernels_a: round(cost.kernels / number),
         "loops": cost.loops,
         "conditionals": cost.conditionals,
-        "MiB of temporary memory": compiled.memory_analysis().temp_size_in_bytes // 2**20,
-        "s to compile": _short(seconds),
+        "temporary MiB": compiled.memory_analysis().temp_size_in_bytes // 2**20,
+        "seconds to compile": _short(seconds),
     }
 
 
