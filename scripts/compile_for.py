@@ -12,7 +12,7 @@ What can be compiled:
     inference  a tracked frame, or with --frames=T that many in one program; every chip gets a video of its own
     encode     the features of --frames images, by default one
     recall     memory attention alone
-    attention  of that, one layer's attention to the memory: the kernel
+    attention  of that, what one layer attends to: the frame itself, and the memory
 
 Compiling takes minutes, far fewer with --quick, which does not optimise. TPUs need libtpu (`make pods`, or
 `pip install 'jax[tpu]'`), --platform=gpu needs `pip install 'jax[cuda13]'`, which takes 5 GB and no GPU.
@@ -36,7 +36,7 @@ from sam2_jax.experiment import Experiment, from_config_dict
 from sam2_jax.experiment import Mesh as MeshSizes
 from sam2_jax.model import memory_bank
 from sam2_jax.model.sam2 import Sam2, param_shapes
-from sam2_jax.ops.attention import attend_parts, merge
+from sam2_jax.ops.attention import attend_parts, attention, merge
 from sam2_jax.parallel.mesh import BATCH_AXES, make_mesh
 from sam2_jax.structs import Features, Frame
 from sam2_jax.track import propagate, step
@@ -90,14 +90,15 @@ def inference(config: Sam2Config, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]
     elif _WHAT.value == "recall":
         function, arguments = apply("recall"), (bank, Features(embedding, ()), index)
     elif _WHAT.value == "attention":
-        slots = shape((_OBJECTS.value, config.num_maskmem), jnp.bool)
+        c, slots = config.hidden_dim, config.num_maskmem
         each = lambda *sizes: shape((_OBJECTS.value, *sizes), jnp.dtype(config.dtype))
-        keys, values = (
-            each(config.num_maskmem, grid**2, width)
-            for width in (config.hidden_dim, config.memory_dim)
-        )
-        function = lambda _, *parts: merge(attend_parts(*parts))
-        arguments = (each(grid**2, config.hidden_dim), keys, values, slots)
+        frame = each(grid**2, 1, c)
+        memory = [each(slots, grid**2, width) for width in (c, config.memory_dim)]
+        arguments = (frame, frame, frame, *memory, shape((_OBJECTS.value, slots), jnp.bool))
+
+        def function(_, q, k, v, *memory):
+            return attention(q, k, v), merge(attend_parts(q[:, :, 0], *memory))
+
     elif _FRAMES.value is None:
         function, arguments = functools.partial(step, sam2), (bank, Frame(image, index))
     else:
