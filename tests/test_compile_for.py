@@ -129,7 +129,7 @@ def numbers(pattern, path):
 
 @needs_libtpu
 def test_the_kernels_of_a_layer_keep_to_their_budget(tmp_path):
-    """The compiler does not estimate their cycles, but writes how many bundles they are, one a cycle at best."""
+    """The compiler does not estimate their cycles, but writes how many bundles there are, one a cycle."""
     dump = f"--xla_jf_dump_to={tmp_path} --xla_jf_dump_llo_text=true"
     flags = ["--what=attention", "--topology=v5e:2x2"]
     report = report_of(tmp_path, compile_for(tmp_path, *flags, LIBTPU_INIT_ARGS=dump))

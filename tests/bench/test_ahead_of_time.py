@@ -9,7 +9,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sam2_jax import experiment
-from sam2_jax.bench.ahead_of_time import compile_ahead, tpu_devices
+from sam2_jax.bench.ahead_of_time import compile_ahead, gpu_devices, tpu_devices
 from sam2_jax.parallel.mesh import make_mesh
 
 
@@ -60,6 +60,12 @@ def test_a_missing_compiler_is_told(monkeypatch):
     monkeypatch.setattr(topologies, "get_topology_desc", fail(RuntimeError("not installed")))
     with pytest.raises(RuntimeError, match="libtpu is not installed; `make pods`"):
         tpu_devices("v5e:2x4")
+
+
+def test_a_missing_compiler_for_gpus_is_told(monkeypatch):
+    monkeypatch.setattr(topologies, "get_topology_desc", fail(RuntimeError("no such platform")))
+    with pytest.raises(RuntimeError, match=r"\(no such platform\); pip install 'jax\[cuda13\]'"):
+        gpu_devices()
 
 
 def test_slices_are_asked_for_by_number(monkeypatch):
