@@ -108,9 +108,8 @@ def table(records: Sequence[Record]) -> str:
 def _line(phase: str, row: Mapping[str, Any]) -> str:
     if "failed" in row:
         return f"| {phase} | {row['case']} | | **failed** | {row['failed']} |"
-    remarks = ", ".join(
-        f"{_show(value)} {key}" for key, value in row.items() if key not in _COLUMNS
-    )
+    notes = {key: _show(value) for key, value in row.items() if key not in _COLUMNS}
+    remarks = "; ".join(f"{key}: {value}" for key, value in notes.items())
     rate = f"{_show(row['rate'])} {row['unit']}"
     return f"| {phase} | {row['case']} | {_show(row['ms'])} | {rate} | {remarks} |"
 
