@@ -182,24 +182,30 @@ def video(settings: Settings) -> Iterator[Row]:
     num_frames = 2 * _FRAMES if _is_cpu() else _VIDEO
     frames = random_images(num_frames, HEIGHT, WIDTH, 3)
     for model, num_objects in settings.build_cases():
-        predictor = SAM2VideoPredictor(model)
+        for what in ("masks", "logits"):
+            predictor = SAM2VideoPredictor(model)
+            for _ in itertools.islice(
+                _track(predictor, frames, num_objects, what), predictor.chunk + 1
+            ):
+                pass  # compiles
+            results = _track(predictor, frames, num_objects, what)
+            next(results)  # frame 0 was prompted
+            start = time.perf_counter()
+            count = sum(1 for _ in results)
+            seconds = (time.perf_counter() - start) / count
+            case = f"{_case(model, num_objects)}, {what}"
+            yield _row(case, seconds, 1 / seconds, "frames/s", frames=count)
 
-        def track(predictor=predictor, num_objects=num_objects):
-            state = predictor.init_state(frames)
-            for n in range(num_objects):
-                point = np.array([[WIDTH / (n + 2), HEIGHT / 2]])
-                predictor.add_new_points_or_box(state, 0, n, point, np.array([1]))
-            yield from (None for _ in predictor.propagate_in_video(state))
 
-        for _ in itertools.islice(track(), predictor.chunk + 1):  # compiles
-            pass
-        results = track()
-        next(results)  # frame 0 was prompted
-        start = time.perf_counter()
-        count = sum(1 for _ in results)
-        seconds = (time.perf_counter() - start) / count
-        case = f"{_case(model, num_objects)}, logits"
-        yield _row(case, seconds, 1 / seconds, "frames/s", frames=count)
+def _track(
+    predictor: SAM2VideoPredictor, frames: np.ndarray, num_objects: int, what: str
+) -> Iterator[Any]:
+    """Clicks on so many objects on frame 0, and tracks them to the end."""
+    state = predictor.init_state(frames)
+    for n in range(num_objects):
+        point = np.array([[WIDTH / (n + 2), HEIGHT / 2]])
+        predictor.add_new_points_or_box(state, 0, n, point, np.array([1]))
+    yield from predictor.propagate_in_video(state, return_logits=what == "logits")
 
 
 def pytorch(settings: Settings) -> Iterator[Row]:
