@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import struct
 
 from sam2_jax.ops.convolution import convolve, convolve_depthwise, convolve_transposed
+from sam2_jax.ops.dense import dense
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -105,7 +106,7 @@ class Dense(nn.Module):
         init = uniform(x.shape[-1])
         kernel = self.param("kernel", init, shape).astype(self.dtype)
         bias = self.param("bias", init, shape[1:]).astype(self.dtype)
-        return x.astype(self.dtype) @ kernel + bias
+        return dense(x.astype(self.dtype), kernel) + bias
 
 
 class LayerNorm(nn.Module):
