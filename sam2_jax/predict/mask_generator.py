@@ -143,10 +143,10 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _map_chosen(function: Callable, masks: jax.Array, is_chosen: jax.Array, size: int) -> Any:
-    """A function of masks, several at once, of those alone that are chosen.
+    """A function of a mask, of those alone that are chosen.
 
     Args:
-      function: of (n, h, w), whose answers have the same leading axis.
+      function: of (h, w).
       masks: (K, h, w).
       is_chosen: (K,) bool.
       size: pixels that the function makes of a mask. They decide how many go at once; on CPUs it is one,
@@ -163,11 +163,11 @@ def _map_chosen(function: Callable, masks: jax.Array, is_chosen: jax.Array, size
 
         def step(i, answers):
             own = jax.lax.dynamic_slice_in_dim(chosen_first, i * at_once, at_once)
-            answer = function(masks.at[own].get(mode="clip"))
+            answer = jax.vmap(function)(masks.at[own].get(mode="clip"))
             return jax.tree.map(lambda x, new: x.at[own].set(new, mode="drop"), answers, answer)
 
         nothing = jax.tree.map(
-            lambda x: jnp.zeros((k, *x.shape[1:]), x.dtype), jax.eval_shape(function, masks[:1])
+            lambda x: jnp.zeros((k, *x.shape), x.dtype), jax.eval_shape(function, masks[0])
         )
         num_steps = (is_chosen.sum() + at_once - 1) // at_once
         return jax.lax.fori_loop(0, num_steps, step, nothing)
@@ -201,32 +201,35 @@ def _take(masks: jax.Array, index: jax.Array) -> jax.Array:
     return masks[index]
 
 
-def _enlarge(masks, rows, columns):
-    """(..., h, w) logits -> (..., H, W), minus infinity outside of the crop."""
-    enlarged = jnp.einsum("yi,...ij,xj->...yx", rows, masks, columns, precision="highest")
+def _enlarge(mask, rows, columns):
+    """(h, w) logits -> (H, W), minus infinity outside of the crop."""
+    wide = jnp.einsum("ij,xj->ix", mask, columns, precision="highest")
+    # A row of pixels lies between two of the map: two products instead of h.
+    first = jnp.minimum(jnp.argmax(rows > 0, 1), rows.shape[1] - 2)
+    enlarged = sum(jnp.take_along_axis(rows, i[:, None], 1) * wide[i] for i in (first, first + 1))
     is_inside = rows.any(1)[:, None] & columns.any(1)
     return jnp.where(is_inside, enlarged, -jnp.inf)
 
 
 def _first_and_last(is_set):
-    """(n, L) bool -> (n,) positions of the first and the last True."""
-    return jnp.argmax(is_set, 1), is_set.shape[1] - 1 - jnp.argmax(is_set[:, ::-1], 1)
+    """(L,) bool -> positions of the first and the last True."""
+    return jnp.argmax(is_set), len(is_set) - 1 - jnp.argmax(is_set[::-1])
 
 
 @jax.jit
 def _measure(masks, is_chosen, rows, columns, threshold, offset):
     """Stability (K,) and boxes (K, 4) in the crop of masks (K, h, w); 0 if empty or not chosen."""
 
-    def measure(masks):
-        logits = _enlarge(masks, rows, columns)
+    def measure(mask):
+        logits = _enlarge(mask, rows, columns)
         inner, outer = (
-            (logits > level).sum((1, 2)) for level in (threshold + offset, threshold - offset)
+            (logits > level).sum() for level in (threshold + offset, threshold - offset)
         )
-        y0, y1 = _first_and_last(logits.max(2) > threshold)
-        x0, x1 = _first_and_last(logits.max(1) > threshold)
-        is_full = logits.max((1, 2)) > threshold
-        boxes = jnp.where(is_full[:, None], jnp.stack([x0, y0, x1, y1], 1), 0)
-        return inner / jnp.maximum(outer, 1), boxes
+        highest = logits.max(1)
+        y0, y1 = _first_and_last(highest > threshold)
+        x0, x1 = _first_and_last(logits.max(0) > threshold)
+        box = jnp.where(highest.max() > threshold, jnp.stack([x0, y0, x1, y1]), 0)
+        return inner / jnp.maximum(outer, 1), box
 
     return _map_chosen(measure, masks, is_chosen, len(rows) * len(columns))
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
-from sam2_jax import SAM2AutomaticMaskGenerator, SAM2ImagePredictor
+from sam2_jax import SAM2AutomaticMaskGenerator, SAM2ImagePredictor, build_sam2
 from sam2_jax.data.masks import decode_rle
-from sam2_jax.predict import mask_generator, transforms
+from sam2_jax.predict import image, mask_generator, transforms
 from tests import toy
 from tests.parity.reference_scene import scene
 
@@ -33,6 +33,11 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def model():
     return toy.model(dynamic_multimask_via_stability=True)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return build_sam2("sam2_nano")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -245,10 +250,22 @@ def test_masks_are_those_of_the_predictor_click_by_click(model, mode):
     # Chosen by stability, all refined masks would be those of the whole picture.
     model = toy.model() if mode == "refined crops" else model
     found = SAM2AutomaticMaskGenerator(model, **(OPTIONS | MODES[mode])).generate(PICTURE)
-    expected = generate_slowly(model, MODES[mode])
-    assert len(found) == len(expected) > 1
+    check(found, generate_slowly(model, MODES[mode]))
     num_crops = len({tuple(annotation["crop_box"]) for annotation in found})
     assert (num_crops > 1) == ("crop_n_layers" in MODES[mode])
+
+
+@pytest.mark.parametrize("area", [0, 6, 40])
+def test_masks_of_trained_weights_are_those_of_the_predictor(nano, area):
+    options = {"points_per_side": 6, "points_per_batch": 16, "min_mask_region_area": area}
+    options |= {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.5, "mask_threshold": 0.0}
+    options |= {"stability_score_offset": 1.0, "box_nms_thresh": 0.7}
+    found = SAM2AutomaticMaskGenerator(nano, **options).generate(PICTURE)
+    check(found, generate_slowly(nano, options))
+
+
+def check(found, expected):
+    assert len(found) == len(expected) > 1
     for ours, (mask, box, iou, stability, point, crop) in zip(found, expected, strict=True):
         assert ours["predicted_iou"] == pytest.approx(iou, abs=1e-4)
         assert ours["stability_score"] == pytest.approx(stability, abs=1e-2)
@@ -279,6 +296,57 @@ def test_one_program_decodes_all_batches_of_all_crops_and_pictures(model, traces
     larger = np.pad(PICTURE, ((0, 200), (0, 0), (0, 0)))  # 512 x 256 is another bucket
     large = added(OPTIONS | {"points_per_side": 5, "points_per_batch": 7}, larger)
     assert large == {"_measure": 1, "_binarise": 1}
+
+
+class NumpyOfHostArrays:
+    """numpy, whose functions refuse what is on the device."""
+
+    def __getattr__(self, name):
+        function = getattr(np, name)
+
+        def checked(*args, **kwargs):
+            for leaf in jax.tree.leaves((args, kwargs)):
+                assert not isinstance(leaf, jax.Array), f"np.{name} of {leaf.shape}"
+            return function(*args, **kwargs)
+
+        return checked if callable(function) and not isinstance(function, type) else function
+
+
+@pytest.mark.parametrize("mode", ["refined crops", "cleaned", "no filter"])
+def test_no_logits_come_to_the_host(model, mode, monkeypatch):
+    fetched = []
+
+    def device_get(x):
+        fetched.extend(jax.tree.leaves(x))
+        return get(x)
+
+    get = jax.device_get
+    monkeypatch.setattr(jax, "device_get", device_get)
+    for module in (mask_generator, transforms, image):  # on CPUs jax's own guard does not notice
+        monkeypatch.setattr(module, "np", NumpyOfHostArrays())
+    generator = SAM2AutomaticMaskGenerator(model, **(OPTIONS | MODES[mode]))
+    with jax.transfer_guard_device_to_host("disallow"):
+        found = generator.generate(PICTURE)
+    assert len(found) > 1
+    assert any(x.dtype == np.uint8 for x in fetched)
+    for x in fetched:
+        # Numbers of the candidates of a batch, or the bits of one mask, rounded up to 256 pixels.
+        assert x.nbytes <= (256 * 256 // 8 if x.dtype == np.uint8 else 6 * 3 * 4 * 4), x.shape
+
+
+def test_maps_are_kept_of_survivors_only(model, monkeypatch):
+    taken = []
+    take = mask_generator._take
+    monkeypatch.setattr(
+        mask_generator, "_take", lambda masks, index: taken.append(take(masks, index)) or taken[-1]
+    )
+    assert SAM2AutomaticMaskGenerator(model, **OPTIONS).generate(PICTURE)
+    shapes = {x.shape for x in taken}
+    assert shapes == {(mask_generator._PAGE, toy.SIZE // 4, toy.SIZE // 4)}
+    taken.clear()
+    options = OPTIONS | {"stability_score_thresh": 1.0}
+    SAM2AutomaticMaskGenerator(model, **options).generate(PICTURE)
+    assert not taken
 
 
 def test_masks_come_in_three_forms(model):
