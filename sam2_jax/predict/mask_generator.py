@@ -9,11 +9,11 @@ Candidates are maps of S/4 cells, which never leave the device. There they are e
 once more when they survived: seven numbers of each and the bits of the survivors are all that comes down.
 Suppression is done on these numbers by the host, in float64, whose rounding decides between equals.
 
-Memory on the device, beside that of the decoder: three batches of maps; the maps that passed the filters of
-one crop and up to 15 more a batch, which is all that grows with the number of clicks; and enlarged masks of
-2**24 pixels, 64 MiB, or a single one that is larger. In float32 a map has S * S / 4 bytes, 256 KiB at
-1024 px: never more than 151 MB and 868 MB with 32 x 32 clicks in batches of 64, and about a third of the
-latter by the usual filters.
+Memory on the device, beside that of the decoder: three batches of maps, and some four more while regions
+are cleaned; the maps that passed the filters of one crop and up to 15 more a batch, which is all that grows
+with the number of clicks; and enlarged masks of 2**24 pixels, 64 MiB, or a single one that is larger. In
+float32 a map has S * S / 4 bytes, 256 KiB at 1024 px: with 32 x 32 clicks in batches of 64 that is 151 MB
+and, if no filter drops any, 868 MB.
 """
 
 import dataclasses
