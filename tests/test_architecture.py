@@ -24,7 +24,7 @@ ALLOWED = {
     "parallel": BASE | AROUND,
     "checkpoint": BASE | AROUND,
     "ops": set(),
-    "model": BASE,
+    "model": BASE | {"ops"},
     "track": BASE | {"model"},
     "predict": BASE | AROUND | {"ops", "model", "track", "build"},
     "evaluate": BASE | AROUND | {"model", "track", "build", "predict"},

@@ -1,1 +1,1 @@
-"""Mathematics with several executions: the plain formula, and what is fast on each platform."""
+"""Mathematics with several executions, each with a plain reference."""
