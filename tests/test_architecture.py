@@ -27,7 +27,7 @@ ALLOWED = {
     "ops": set(),
     "model": BASE | {"ops"},
     "track": BASE | {"model"},
-    "predict": BASE | AROUND | {"model", "track", "build"},
+    "predict": BASE | AROUND | {"ops", "model", "track", "build"},
     "evaluate": BASE | AROUND | {"model", "track", "build", "predict"},
     "train": BASE | AROUND | {"model", "track", "build"},
     "train.loop": BASE | AROUND | {"model", "track", "build", "evaluate"},
