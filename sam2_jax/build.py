@@ -201,8 +201,8 @@ def build_sam2(
         random weights, with a warning, if it is another.
       apply_postprocessing: choose the mask by stability when a single one is asked for.
       **kwargs: `image_size` (a multiple of 32; the model's own by default), `dtype` ("float32" or
-        "bfloat16"; by default float32 on CPU and bfloat16 elsewhere), the original's `config_file`, `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`,
-        and any field of `Sam2Config`.
+        "bfloat16"; by default float32 on CPU and bfloat16 elsewhere), the original's `config_file`,
+        `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`, and any field of `Sam2Config`.
 
     Raises:
       ValueError: unknown model or field, or a checkpoint that does not fit.

@@ -30,13 +30,13 @@ from absl import app, flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
-from sam2_jax.bench import ahead_of_time
 from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config, get_config
 from sam2_jax.experiment import Experiment, from_config_dict
 from sam2_jax.experiment import Mesh as MeshSizes
 from sam2_jax.model import memory_bank
 from sam2_jax.model.sam2 import Sam2, param_shapes
 from sam2_jax.ops.attention import attend_parts, attention, merge
+from sam2_jax.parallel import ahead_of_time
 from sam2_jax.parallel.mesh import BATCH_AXES, make_mesh
 from sam2_jax.structs import Features, Frame
 from sam2_jax.track import propagate, step

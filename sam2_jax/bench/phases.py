@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam2_jax.bench import hlo
 from sam2_jax.bench import pytorch as torch_side
 from sam2_jax.bench.workload import (
     HEIGHT,
@@ -34,6 +33,7 @@ from sam2_jax.bench.workload import (
 from sam2_jax.build import Model
 from sam2_jax.config import RELEASED, Sam2Config, get_config, resolve_model_name
 from sam2_jax.ops.attention import attend_parts, merge
+from sam2_jax.parallel import hlo
 from sam2_jax.predict.video import SAM2VideoPredictor
 from sam2_jax.structs import Frame
 from sam2_jax.track import encode as encode_images

@@ -9,7 +9,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sam2_jax import experiment
-from sam2_jax.bench.ahead_of_time import compile_ahead, gpu_devices, tpu_devices
+from sam2_jax.parallel.ahead_of_time import compile_ahead, gpu_devices, tpu_devices
 from sam2_jax.parallel.mesh import make_mesh
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from sam2_jax.bench import hlo
+from sam2_jax.parallel import hlo
 
 _GIB = 2**30
 # Else libtpu asks a cloud's metadata server who it is, and lets one process on a machine compile.

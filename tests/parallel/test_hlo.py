@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sam2_jax import experiment
-from sam2_jax.bench import hlo
+from sam2_jax.parallel import hlo
 from sam2_jax.parallel.mesh import make_mesh
 
 
