@@ -48,8 +48,9 @@ def _lay_out(x: jax.Array, side: int, old: int, new: int) -> jax.Array:
 
 def _pool(x: jax.Array) -> jax.Array:
     """2 x 2 maximum: (B, H, W, C) -> (B, H/2, W/2, C)."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    # Of two at a time: the gradient of a reduction over both axes is twice as slow on CPU.
+    x = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
 
 
 class WindowAttention(nn.Module):
