@@ -8,7 +8,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 _POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("dense"),  # see `ops.dense`
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

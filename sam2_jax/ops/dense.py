@@ -4,6 +4,7 @@ x (..., C), kernel (C, O)  ->  (..., O)
 """
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 
 def dense(x: jax.Array, kernel: jax.Array, *, implementation: str | None = None) -> jax.Array:
@@ -28,7 +29,8 @@ def dense(x: jax.Array, kernel: jax.Array, *, implementation: str | None = None)
         return x @ kernel
     if implementation not in ("flat", None):
         raise ValueError(f"Unknown implementation {implementation!r}. Known: reference, flat.")
-    return _flat(x, kernel)
+    # Policies of `jax.checkpoint` do not look for products inside functions with a gradient of their own.
+    return checkpoint_name(_flat(x, kernel), "dense")
 
 
 @jax.custom_vjp
