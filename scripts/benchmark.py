@@ -46,11 +46,10 @@ from sam2_jax.model import memory_bank
 from sam2_jax.model.sam2 import Sam2, init_params, param_shapes
 from sam2_jax.parallel.mesh import make_mesh
 from sam2_jax.predict.image import encode_images
-from sam2_jax.predict.passes import _propagate
 from sam2_jax.predict.stream import SAM2StreamPredictor
 from sam2_jax.predict.video import SAM2VideoPredictor
 from sam2_jax.structs import Frame, MemoryBank
-from sam2_jax.track import encode, propagate_features
+from sam2_jax.track import encode, propagate, propagate_features
 from sam2_jax.train.step import Learner
 
 CASES = ("encode", "track", "train", "objects", "memory", "stream", "compile")
@@ -59,6 +58,8 @@ NOW = 20  # the frame that is tracked; frame 0 is prompted
 POINTER_TOKENS = 16 * 4  # a pointer is cut into four tokens
 BATCH = 4  # images of a training step
 RATE, DECAY, CLIP = 1e-4, 0.1, 0.1  # of its optimizer
+
+_propagate = jax.jit(propagate, static_argnums=0)
 
 
 class Task(NamedTuple):

@@ -22,7 +22,7 @@ from PIL import Image
 from sam2_jax.build import Model, load_pretrained
 from sam2_jax.config import POSTPROCESSING_IMAGE
 from sam2_jax.data.masks import encode_rle
-from sam2_jax.predict import transforms
+from sam2_jax.predict import postprocessing, preprocessing
 from sam2_jax.predict.image import SAM2ImagePredictor
 from sam2_jax.structs import Prompt
 
@@ -175,14 +175,14 @@ class _Crop:
         self.height, self.width = height, width
         padded = [-(-side // _SIZE_STEP) * _SIZE_STEP for side in (height, width)]
         self._weights = [
-            transforms.pad_rows(transforms.resize_weights(mask_size, side), size)
+            preprocessing.pad_rows(postprocessing.resize_weights(mask_size, side), size)
             for side, size in zip((height, width), padded, strict=True)
         ]
 
     def _run(self, function: Callable, masks: np.ndarray, *thresholds: float) -> Iterator:
         for i in range(0, len(masks), _MASKS_AT_ONCE):
             chunk = masks[i : i + _MASKS_AT_ONCE]
-            n, padded = len(chunk), transforms.pad_rows(chunk, _MASKS_AT_ONCE)
+            n, padded = len(chunk), preprocessing.pad_rows(chunk, _MASKS_AT_ONCE)
             answer = function(padded, *self._weights, *thresholds)
             yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], answer)
 
@@ -329,7 +329,7 @@ class SAM2AutomaticMaskGenerator:
         Raises:
           ValueError: it is not an image.
         """
-        image = transforms.check_image(image)
+        image = preprocessing.check_image(image)
         height, width = image.shape[:2]
         crops = crop_boxes(height, width, self.crop_n_layers, self.crop_overlap_ratio)
         found = _join(
@@ -375,10 +375,10 @@ class SAM2AutomaticMaskGenerator:
                 own = slice(i, i + size)
                 n = len(points[own])
                 logits = np.asarray(masks[own]).clip(
-                    -transforms.LOGIT_LIMIT, transforms.LOGIT_LIMIT
+                    -postprocessing.LOGIT_LIMIT, postprocessing.LOGIT_LIMIT
                 )
                 prompt = self._clicks(points[own], size).replace(
-                    mask_logits=transforms.pad_rows(logits, size),
+                    mask_logits=preprocessing.pad_rows(logits, size),
                     has_mask_logits=np.arange(size) < n,
                 )
                 refined.append([x[:, 0] for x in self._run(prompt, n, False)])
@@ -391,8 +391,8 @@ class SAM2AutomaticMaskGenerator:
     def _clicks(self, points: np.ndarray, size: int) -> Prompt:
         """One click a prompt, filled up to `size` prompts."""
         scaled = (points * self.model.config.image_size).astype(np.float32)
-        padded = transforms.pad_rows(scaled, size)
-        return transforms.pad_points(padded[:, None], np.ones((size, 1), np.int32))
+        padded = preprocessing.pad_rows(scaled, size)
+        return preprocessing.pad_points(padded[:, None], np.ones((size, 1), np.int32))
 
     def _run(self, prompt: Prompt, n: int, is_multimask: bool) -> tuple[np.ndarray, np.ndarray]:
         """Logits (n, C, S/4, S/4) and IoUs (n, C) of the first n prompts."""

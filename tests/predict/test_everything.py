@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 
 from sam2_jax import SAM2AutomaticMaskGenerator, SAM2ImagePredictor
 from sam2_jax.data.masks import decode_rle
-from sam2_jax.predict import everything, transforms
+from sam2_jax.predict import everything, postprocessing
 from tests import toy
 from tests.parity.reference_scene import scene
 
@@ -155,7 +155,7 @@ def test_masks_are_measured_at_the_size_of_the_crop(height, width):
     masks[2] = 0.25  # empty at the threshold alone
     masks[3] = 5
     masks[4, :, :5] = -5
-    full = np.asarray(transforms.resize_masks(masks, height, width))
+    full = np.asarray(postprocessing.resize_masks(masks, height, width))
     crop = everything._Crop(height, width, 16)
     stability, boxes = crop.measure(masks, 0.3, 0.2)
     inner, outer = ((full > level).sum((1, 2)) for level in (0.5, 0.1))

@@ -662,7 +662,7 @@ def test_answers_spill_to_disk_and_change_nothing(predictor, tmp_path, limit):
         click(predictor, state, 4, at=1, label=0)
         masks.append(stack(run(predictor, state, 6, None, True)))
     assert any(tmp_path.rglob("*.npy"))
-    assert state.vault.num_bytes <= limit
+    assert state.store.num_bytes <= limit
     np.testing.assert_array_equal(*masks)
 
 

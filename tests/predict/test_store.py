@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sam2_jax.predict import vault
-from sam2_jax.predict.vault import Vault
+from sam2_jax.predict import store as store_module
+from sam2_jax.predict.store import Store
 
 
 def arrays(count=10, size=100):
@@ -22,72 +22,72 @@ def files(folder):
 
 @pytest.mark.parametrize(("limit", "num_files"), [(1000, 0), (999, 1), (450, 6), (50, 10), (0, 10)])
 def test_what_exceeds_the_limit_is_on_disk(tmp_path, limit, num_files):
-    this = Vault(limit, tmp_path)
+    store = Store(limit, tmp_path)
     given = arrays()
-    kept = [this.keep(array) for array in given]
-    assert this.num_bytes <= limit
+    kept = [store.keep(array) for array in given]
+    assert store.num_bytes <= limit
     assert len(files(tmp_path)) == num_files
     for k, array in zip(kept, given, strict=True):
         np.testing.assert_array_equal(k.get(), array)
 
 
 def test_the_oldest_go_first(tmp_path):
-    this = Vault(300, tmp_path)
-    kept = [this.keep(array) for array in arrays(5)]
+    store = Store(300, tmp_path)
+    kept = [store.keep(array) for array in arrays(5)]
     assert sorted(path.name for path in files(tmp_path)) == ["0.npy", "1.npy"]
     del kept
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, bool, np.int32])
 def test_types_and_shapes_come_back(tmp_path, dtype):
-    this = Vault(0, tmp_path)
+    store = Store(0, tmp_path)
     array = np.arange(24).reshape(2, 3, 4).astype(dtype)
-    found = this.keep(array).get()
+    found = store.keep(array).get()
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, array)
 
 
 def test_what_nobody_refers_to_is_gone(tmp_path):
-    this = Vault(300, tmp_path)
-    kept = [this.keep(array) for array in arrays(6)]
+    store = Store(300, tmp_path)
+    kept = [store.keep(array) for array in arrays(6)]
     del kept[4], kept[0]
     gc.collect()
-    assert this.num_bytes == 200
+    assert store.num_bytes == 200
     assert len(files(tmp_path)) == 2
     assert [k.get()[0, 0] for k in kept] == [1, 2, 3, 5]
 
 
-def test_the_folder_is_gone_with_the_vault(tmp_path):
-    this = Vault(0, tmp_path)
-    kept = this.keep(np.zeros(3))
+def test_the_folder_is_gone_with_the_store(tmp_path):
+    store = Store(0, tmp_path)
+    kept = store.keep(np.zeros(3))
     assert len(os.listdir(tmp_path)) == 1
-    del kept, this
+    del kept, store
     gc.collect()
     assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
-    this = Vault(300, tmp_path)
-    kept = [this.keep(array) for array in arrays(4)]
+    store = Store(300, tmp_path)
+    kept = [store.keep(array) for array in arrays(4)]
 
     def full(file, *_, **__):
         file.write(b"a beginning")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(vault.np.lib.format, "write_array", full)
+        patch.setattr(store_module.np.lib.format, "write_array", full)
         with pytest.raises(
             OSError, match=r"memory limit of 300 bytes.*No space left.*spill_folder"
         ):
-            this.keep(np.zeros(100, np.uint8))
+            store.keep(np.zeros(100, np.uint8))
     assert [k.get()[0, 0] for k in kept] == [0, 1, 2, 3]
     assert len(files(tmp_path)) == 1
-    again = this.keep(np.full(100, 9, np.uint8))
+    again = store.keep(np.full(100, 9, np.uint8))
     assert again.get()[0] == 9
 
 
 def test_impossible_limits_and_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match="-1 bytes"):
-        Vault(-1)
+        Store(-1)
     with pytest.raises(FileNotFoundError, match=r"no such folder: .*missing"):
-        Vault(0, tmp_path / "missing")
+        Store(0, tmp_path / "missing")
