@@ -1,7 +1,6 @@
 """Small layers and resizing rules that several boxes share."""
 
-import functools
-import itertools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -9,11 +8,41 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from sam2_jax.ops.convolution import convolve, convolve_depthwise, convolve_transposed
+
 
 def gelu(x: jax.Array) -> jax.Array:
     """Exact GELU."""
     # With erf, because the erfc of `jax.nn.gelu` is twice as slow on CPU.
     return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+
+
+def uniform(fan_in: int) -> nn.initializers.Initializer:
+    """Uniform in +-1 / sqrt(fan_in): PyTorch's default, for kernels and for their biases."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, -bound, bound
+    )
+
+
+class Dense(nn.Module):
+    """Dense layer.
+
+    Attributes:
+      features: channels of the output.
+    """
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., C) to (..., features)."""
+        shape = (x.shape[-1], self.features)
+        init = uniform(x.shape[-1])
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
+        bias = self.param("bias", init, shape[1:]).astype(self.dtype)
+        return x.astype(self.dtype) @ kernel + bias
 
 
 class LayerNorm(nn.Module):
@@ -52,115 +81,67 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., C) to (..., widths[-1])."""
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, dtype=self.dtype, name=f"layers_{i}")(x)
+            x = Dense(width, self.dtype, name=f"layers_{i}")(x)
             if i < len(self.widths) - 1:
                 x = self.activation(x)
         return x
 
 
-def _by_convolution(x, kernel, strides, padding):
-    axes = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=axes)
+class Conv(nn.Module):
+    """Convolution.
 
+    Attributes:
+      features: channels of the output.
+      kernel_size: of the kernel, in pixels.
+      stride: step of the kernel, in pixels.
+      padding: zeros on each side, in pixels.
+    """
 
-def _patches(x, size, strides, padding):
-    """What a kernel of this size sees of (B, H, W, C), as the channels of each output pixel."""
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    _, height, width, _ = padded.shape
-    rows, columns = height - size[0] + 1, width - size[1] + 1
-    return jnp.concatenate(
-        [
-            padded[:, i : i + rows : strides[0], j : j + columns : strides[1]]
-            for i, j in itertools.product(*map(range, size))
-        ],
-        -1,
-    )
-
-
-def _by_product(x, kernel, strides, padding):
-    patches = _patches(x, kernel.shape[:2], strides, padding)
-    return patches @ kernel.reshape(-1, kernel.shape[-1])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x, kernel, strides, padding):
-    apply = lambda kind: functools.partial(kind, strides=strides, padding=padding)
-    # On GPU cuDNN takes ten times as long as a product, or more, for so few channels.
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=apply(_by_convolution),
-        tpu=apply(_by_convolution),
-        default=apply(_by_product),
-    )
-
-
-def _convolve_forward(x, kernel, strides, padding):
-    return _convolve(x, kernel, strides, padding), (x, kernel)
-
-
-def _convolve_backward(strides, padding, saved, dy):
-    x, kernel = saved
-
-    def towards_x(kind):
-        convolve = functools.partial(kind, strides=strides, padding=padding)
-        return lambda dy, kernel: jax.linear_transpose(lambda x: convolve(x, kernel), x)(dy)[0]
-
-    def kernel_by_convolution(dy, x):
-        convolve = functools.partial(_by_convolution, strides=strides, padding=padding)
-        return jax.linear_transpose(lambda kernel: convolve(x, kernel), kernel)(dy)[0]
-
-    # Of all patches at once: XLA's convolution is several times slower on CPU, and for a batch of clips on
-    # GPU it becomes one of as many groups.
-    def kernel_by_product(dy, x):
-        patches = _patches(x, kernel.shape[:2], strides, padding)
-        patches = patches.reshape(-1, patches.shape[-1])
-        return (patches.T @ dy.reshape(len(patches), -1)).reshape(kernel.shape)
-
-    dx = jax.lax.platform_dependent(
-        dy,
-        kernel,
-        cpu=towards_x(_by_convolution),
-        tpu=towards_x(_by_convolution),
-        default=towards_x(_by_product),
-    )
-    dkernel = jax.lax.platform_dependent(
-        dy, x, tpu=kernel_by_convolution, default=kernel_by_product
-    )
-    return dx, dkernel
-
-
-_convolve.defvjp(_convolve_forward, _convolve_backward)
-
-
-def _as_linen_calls_it(x, kernel, strides, padding, *_, **__):
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    return _convolve(x, kernel, tuple(strides), tuple(padding))
-
-
-# A small convolution that is fast everywhere, and so is its gradient.
-Conv = functools.partial(nn.Conv, conv_general_dilated=_as_linen_calls_it)
-
-
-class Upsample2x2(nn.Module):
-    """Transposed 2 x 2 convolution with stride 2: every cell becomes four, as one matrix product."""
-
-    width: int
+    features: int
+    kernel_size: tuple[int, int]
+    stride: int = 1
+    padding: int = 0
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to (B, 2H, 2W, width)."""
-        b, h, w, c = x.shape
-        kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(in_axis=2, out_axis=3), (2, 2, c, self.width)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        flat = kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.width).astype(self.dtype)
-        y = (x.astype(self.dtype).reshape(b, h * w, c) @ flat).reshape(b, h, w, 2, 2, self.width)
-        y = y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.width)
-        return y + bias.astype(self.dtype)
+        """Maps (B, H, W, C) to (B, H', W', features)."""
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        init = uniform(math.prod(shape[:-1]))
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
+        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
+        return convolve(x.astype(self.dtype), kernel, self.stride, self.padding) + bias
+
+
+class DepthwiseConv(nn.Module):
+    """Convolution of each channel by itself, which keeps the size."""
+
+    kernel_size: tuple[int, int]
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C) to (B, H, W, C)."""
+        c, init = x.shape[-1], uniform(math.prod(self.kernel_size))
+        kernel = self.param("kernel", init, (*self.kernel_size, 1, c)).astype(self.dtype)
+        bias = self.param("bias", init, (c,)).astype(self.dtype)
+        return convolve_depthwise(x.astype(self.dtype), kernel) + bias
+
+
+class Upsample2x2(nn.Module):
+    """Transposed 2 x 2 convolution with stride 2: every cell becomes four."""
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C) to (B, 2H, 2W, features)."""
+        init = uniform(4 * self.features)  # PyTorch counts the outputs of a transposed convolution
+        shape = (2, 2, x.shape[-1], self.features)
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
+        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
+        return convolve_transposed(x.astype(self.dtype), kernel) + bias
 
 
 def upsample_4x(x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import struct
 
 from sam2_jax.config import Sam2Config
-from sam2_jax.model.layers import MLP, Conv, LayerNorm, Upsample2x2, gelu
+from sam2_jax.model.layers import MLP, Conv, Dense, LayerNorm, Upsample2x2, gelu
 from sam2_jax.model.two_way import TwoWayTransformer
 
 NUM_MASKS = 4  # one for clear prompts, three for ambiguous ones
@@ -59,9 +59,7 @@ class MaskDecoder(nn.Module):
         if config.pred_obj_scores:
             self.obj_score_token = embedding("obj_score_token", 1)
             is_mlp = config.pred_obj_scores_mlp
-            self.pred_obj_score_head = (
-                MLP((c, c, 1), dtype=dtype) if is_mlp else nn.Dense(1, dtype=dtype)
-            )
+            self.pred_obj_score_head = MLP((c, c, 1), dtype=dtype) if is_mlp else Dense(1, dtype)
 
     def project_high_res(self, maps: list[jax.Array]) -> tuple[jax.Array, ...]:
         """Narrows the stride-4 and stride-8 maps for the skips; done once a frame, not once a prompt."""

@@ -5,14 +5,12 @@ features (B, H, W, C)  +  mask (B, 16H, 16W)   ->   memory (B, H, W, M)
 
 import chex
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
-from sam2_jax.model.layers import Conv, LayerNorm, gelu
+from sam2_jax.model.layers import Conv, Dense, DepthwiseConv, LayerNorm, gelu
 
 _HALVINGS = 4  # 2**4 = 16, from mask pixels to feature cells
-_KERNEL = 7
 
 
 class MaskDownsampler(nn.Module):
@@ -31,46 +29,6 @@ class MaskDownsampler(nn.Module):
         return Conv(self.width, (1, 1), dtype=self.dtype, name=f"encoder_{3 * _HALVINGS}")(x)
 
 
-class DepthwiseConv(nn.Module):
-    """7 x 7 convolution of each channel by itself."""
-
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to (B, H, W, C)."""
-        c = x.shape[-1]
-        init = nn.initializers.lecun_normal(in_axis=(0, 1))
-        kernel = self.param("kernel", init, (_KERNEL, _KERNEL, 1, c)).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (c,)).astype(self.dtype)
-
-        def as_convolution(x, kernel):
-            return jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (1, 1),
-                "SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=c,
-            )
-
-        def as_shifted_sum(x, kernel):  # grouped convolutions are 15 times slower on CPU
-            _, h, w, _ = x.shape
-            half = _KERNEL // 2
-            padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
-
-            def add_row(total, row):  # a loop, since 49 terms and their gradients compile slowly
-                i, taps = row
-                rows = jax.lax.dynamic_slice_in_dim(padded, i, h, 1)
-                terms = (rows[:, :, j : j + w] * taps[j, 0] for j in range(_KERNEL))
-                return total + sum(terms), None
-
-            return jax.lax.scan(add_row, jnp.zeros_like(x), (jnp.arange(_KERNEL), kernel))[0]
-
-        y = jax.lax.platform_dependent(x, kernel, cpu=as_shifted_sum, default=as_convolution)
-        return y + bias
-
-
 class ConvNextBlock(nn.Module):
     """Depthwise 7 x 7, then a two-layer MLP, scaled and added back (Liu et al. 2022)."""
 
@@ -80,10 +38,10 @@ class ConvNextBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, H, W, C) to (B, H, W, C)."""
         c = x.shape[-1]
-        y = DepthwiseConv(self.dtype, name="dwconv")(x)
+        y = DepthwiseConv((7, 7), self.dtype, name="dwconv")(x)
         y = LayerNorm(1e-6, self.dtype, name="norm")(y)
-        y = gelu(nn.Dense(4 * c, dtype=self.dtype, name="pwconv1")(y))
-        y = nn.Dense(c, dtype=self.dtype, name="pwconv2")(y)
+        y = gelu(Dense(4 * c, self.dtype, name="pwconv1")(y))
+        y = Dense(c, self.dtype, name="pwconv2")(y)
         gamma = self.param("gamma", nn.initializers.constant(1e-6), (c,))
         return x + y * gamma.astype(self.dtype)
 

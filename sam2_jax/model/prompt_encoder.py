@@ -16,15 +16,21 @@ from sam2_jax.structs import Prompt
 
 
 class FourierPositions(nn.Module):
-    """Position encoding with fixed random frequencies, which checkpoints carry."""
+    """Position encoding with fixed random frequencies, which checkpoints carry.
+
+    Attributes:
+      width: channels.
+      deviation: of the frequencies when drawn.
+    """
 
     width: int
+    deviation: float = 1.0
 
     @nn.compact
     def __call__(self, position: jax.Array) -> jax.Array:
         """Maps (..., 2) positions in [0, 1] to (..., C), float32."""
         name = "positional_encoding_gaussian_matrix"
-        gaussian = self.param(name, nn.initializers.normal(1.0), (2, self.width // 2))
+        gaussian = self.param(name, nn.initializers.normal(self.deviation), (2, self.width // 2))
         return encodings.fourier(position, jax.lax.stop_gradient(gaussian))
 
 
@@ -37,7 +43,9 @@ class PromptEncoder(nn.Module):
         """Creates the parts."""
         c, dtype = self.config.hidden_dim, self.config.dtype
         embedding = lambda name: self.param(name, nn.initializers.normal(1.0), (1, c))
-        self.pe_layer = FourierPositions(c)
+        # Of the original's frequencies, 1, places less than 0.08 of the picture apart are alike. A cell of a
+        # small map is wider, so that a click would share its code with no cell and be unlearned as noise.
+        self.pe_layer = FourierPositions(c, min(1.0, self.config.grid / 16))
         self.by_label = [embedding(f"point_embeddings_{i}") for i in range(4)]
         self.not_a_point_embed = embedding("not_a_point_embed")
         self.no_mask_embed = embedding("no_mask_embed")

@@ -1,1 +1,1 @@
-"""Mathematics with several executions, chosen by platform and shape; each with a plain reference."""
+"""Mathematics with several executions, each with a plain reference."""

@@ -1,0 +1,236 @@
+"""Convolutions of few channels, which most devices are faster at as products of matrices.
+
+x (B, H, W, C), kernel (h, w, C, O)  ->  (B, H', W', O)
+
+Arrays are NHWC, kernels HWIO, and both of one type. Every function chooses its execution by platform and
+shape; `implementation=` forces one: "reference" is XLA's own convolution, the others give the same numbers,
+and the same gradients, to rounding.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+_AXES = ("NHWC", "HWIO", "NHWC")
+
+
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    padding: int = 0,
+    *,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Convolution without groups.
+
+    Args:
+      x: (B, H, W, C).
+      kernel: (h, w, C, O).
+      stride: step of the kernel along both axes, in pixels.
+      padding: zeros on each of the four sides, in pixels.
+      implementation: "reference", or "product" of all patches and the kernel; None chooses.
+
+    Returns:
+      (B, H', W', O), H' = (H + 2 padding - h) // stride + 1.
+
+    Raises:
+      ValueError: on an unknown implementation.
+    """
+    if implementation is None:
+        return _convolve(x, kernel, stride, padding)
+    return _named(_CONVOLVE, implementation)(x, kernel, stride, padding)
+
+
+def convolve_depthwise(
+    x: jax.Array, kernel: jax.Array, *, implementation: str | None = None
+) -> jax.Array:
+    """Convolution of each channel by itself, padded with zeros to the size of the input.
+
+    Args:
+      x: (B, H, W, C).
+      kernel: (h, w, 1, C), h and w odd.
+      implementation: "reference", or "shifts", a sum of shifted maps; None chooses.
+
+    Returns:
+      (B, H, W, C).
+
+    Raises:
+      ValueError: on an unknown implementation.
+    """
+    if implementation is None:
+        # Grouped convolutions are 15 times slower on CPU.
+        kinds = {"cpu": _depthwise_by_shifts, "default": _depthwise_by_convolution}
+        return _by_platform(x, kernel, kinds, kinds)
+    return _named(_DEPTHWISE, implementation)(x, kernel)
+
+
+def convolve_transposed(
+    x: jax.Array, kernel: jax.Array, *, implementation: str | None = None
+) -> jax.Array:
+    """Transposed convolution whose stride is the size of the kernel: every pixel becomes h x w.
+
+    Args:
+      x: (B, H, W, C).
+      kernel: (h, w, C, O).
+      implementation: "reference" or "product"; None is "product" on every platform.
+
+    Returns:
+      (B, h H, w W, O).
+
+    Raises:
+      ValueError: on an unknown implementation.
+    """
+    return _named(_TRANSPOSED, implementation or "product")(x, kernel)
+
+
+def _named(executions: Mapping[str, Callable], name: str) -> Callable:
+    if name not in executions:
+        raise ValueError(f"Unknown implementation {name!r}. Known: {', '.join(executions)}.")
+    return executions[name]
+
+
+def _by_convolution(x, kernel, stride, padding):
+    pads = ((padding, padding),) * 2
+    strides = (stride, stride)
+    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_AXES)
+
+
+def _patches(x, size, stride, padding):
+    """What a kernel of this size sees of (B, H, W, C), as the channels of each output pixel.
+
+    Cut from blocks of stride x stride pixels, which are longer runs of memory than single pixels; in the
+    order of `_flat_kernel`.
+    """
+    b, *_, c = x.shape
+    out = [(n + 2 * padding - k) // stride + 1 for n, k in zip(x.shape[1:3], size, strict=True)]
+    num_blocks = [-(-k // stride) for k in size]  # that a kernel touches
+    whole = [n + k - 1 for n, k in zip(out, num_blocks, strict=True)]
+    ends = [n * stride - padding - m for n, m in zip(whole, x.shape[1:3], strict=True)]
+    pads = [(0, 0, 0), *((padding, end, 0) for end in ends), (0, 0, 0)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), pads)
+    blocks = x.reshape(b, whole[0], stride, whole[1], stride, c).transpose(0, 1, 3, 2, 4, 5)
+    cut = lambda i, j: blocks[
+        :,
+        i : i + out[0],
+        j : j + out[1],
+        : size[0] - i * stride,
+        : size[1] - j * stride,
+    ].reshape(b, *out, -1)
+    return jnp.concatenate(
+        [cut(i, j) for i in range(num_blocks[0]) for j in range(num_blocks[1])], -1
+    )
+
+
+def _flat_kernel(kernel, stride):
+    """(h, w, C, O) -> (h w C, O)."""
+    h, w, _, out = kernel.shape
+    cut = lambda i, j: kernel[i : i + stride, j : j + stride].reshape(-1, out)
+    return jnp.concatenate([cut(i, j) for i in range(0, h, stride) for j in range(0, w, stride)])
+
+
+def _by_product(x, kernel, stride, padding):
+    return _patches(x, kernel.shape[:2], stride, padding) @ _flat_kernel(kernel, stride)
+
+
+def _depthwise_by_convolution(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=_AXES, feature_group_count=x.shape[-1]
+    )
+
+
+def _depthwise_by_shifts(x, kernel):
+    _, height, width, _ = x.shape
+    rows, columns = kernel.shape[:2]
+    padded = jnp.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))
+
+    def add_row(total, row):  # a loop, since 49 terms and their gradients compile slowly
+        i, taps = row
+        cut = jax.lax.dynamic_slice_in_dim(padded, i, height, 1)
+        return total + sum(cut[:, :, j : j + width] * taps[j, 0] for j in range(columns)), None
+
+    return jax.lax.scan(add_row, jnp.zeros_like(x), (jnp.arange(rows), kernel))[0]
+
+
+def _transposed_by_convolution(x, kernel):
+    flipped = kernel[::-1, ::-1]  # jax correlates the dilated map with the kernel
+    return jax.lax.conv_transpose(x, flipped, kernel.shape[:2], "VALID", dimension_numbers=_AXES)
+
+
+def _transposed_by_product(x, kernel):
+    b, h, w, c = x.shape
+    rows, columns, _, out = kernel.shape
+    y = x @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)
+    y = y.reshape(b, h, w, rows, columns, out).transpose(0, 1, 3, 2, 4, 5)
+    return y.reshape(b, rows * h, columns * w, out)
+
+
+_CONVOLVE = {"reference": _by_convolution, "product": _by_product}
+_DEPTHWISE = {"reference": _depthwise_by_convolution, "shifts": _depthwise_by_shifts}
+_TRANSPOSED = {"reference": _transposed_by_convolution, "product": _transposed_by_product}
+
+
+def _choose(kernel, stride):
+    """The executions of `convolve` by platform: for its value and gradient by x, and by the kernel."""
+    if max(kernel.shape[:2]) <= stride:  # patches are a view
+        return {"default": _by_product}, {"default": _by_product}
+    # On GPU cuDNN takes ten times as long as a product, or more, for so few channels. A TPU would fill three
+    # of its 128 lanes with the colours of a picture.
+    others = {"tpu": _by_product if stride > 2 else _by_convolution, "default": _by_product}
+    # XLA's gradient by the kernel is slow on CPU for a batch of clips: a convolution of as many groups.
+    return {"cpu": _by_convolution, **others}, {"cpu": _by_product, **others}
+
+
+def _convolve(x, kernel, stride, padding):
+    forward, by_kernel = (
+        {
+            platform: functools.partial(kind, stride=stride, padding=padding)
+            for platform, kind in kinds.items()
+        }
+        for kinds in _choose(kernel, stride)
+    )
+    return _by_platform(x, kernel, forward, by_kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _by_platform(x, kernel, forward, by_kernel):
+    """A function linear in x and in the kernel, in the execution for each platform.
+
+    Only x and kernel are kept for the backward pass; differentiating through `platform_dependent` would keep
+    what the executions of all platforms need.
+
+    Args:
+      x: any array.
+      kernel: any array.
+      forward: the execution of each platform, for the value and the gradient by x.
+      by_kernel: for the gradient by the kernel.
+    """
+    del by_kernel
+    return jax.lax.platform_dependent(x, kernel, **forward)
+
+
+def _forward(x, kernel, forward, by_kernel):
+    return _by_platform(x, kernel, forward, by_kernel), (x, kernel)
+
+
+def _backward(forward, by_kernel, saved, dy):
+    x, kernel = saved
+
+    def towards_x(kind):
+        return lambda dy, kernel: jax.linear_transpose(lambda x: kind(x, kernel), x)(dy)[0]
+
+    def towards_kernel(kind):
+        return lambda dy, x: jax.linear_transpose(lambda kernel: kind(x, kernel), kernel)(dy)[0]
+
+    dx = jax.lax.platform_dependent(
+        dy, kernel, **{platform: towards_x(kind) for platform, kind in forward.items()}
+    )
+    dkernel = jax.lax.platform_dependent(
+        dy, x, **{platform: towards_kernel(kind) for platform, kind in by_kernel.items()}
+    )
+    return dx, dkernel
+
+
+_by_platform.defvjp(_forward, _backward)
