@@ -97,7 +97,9 @@ def _flash(q, k, v, is_read, keys, interpret):
                 of_keys(e),
             ],
             out_specs=[of_queries(width) for width, _ in shapes],
-            scratch_shapes=[pltpu.VMEM((queries, width), jnp.float32) for width in (_LANES, _LANES, e)],
+            scratch_shapes=[
+                pltpu.VMEM((queries, width), jnp.float32) for width in (_LANES, _LANES, e)
+            ],
         ),
         out_shape=[jax.ShapeDtypeStruct((n, t, width), dtype) for width, dtype in shapes],
         compiler_params=pltpu.CompilerParams(

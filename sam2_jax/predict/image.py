@@ -392,7 +392,7 @@ class SAM2ImagePredictor:
 
     def clean(self, masks: np.ndarray) -> np.ndarray:
         """Fills holes and removes specks of (..., S/4, S/4) logits, as the constructor was told."""
-        return postprocessing.clean_masks(
+        cleaned = postprocessing.clean_masks(
             masks,
             self._max_hole_area,
             self._max_sprinkle_area,
@@ -400,6 +400,7 @@ class SAM2ImagePredictor:
             filled=self.mask_threshold + 10.0,
             removed=self.mask_threshold - 10.0,
         )
+        return np.asarray(cleaned)
 
 
 def _describe(model: Model) -> dict[str, str]:

@@ -5,11 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.ndimage
+
+from sam2_jax.ops import components
 
 LOGIT_LIMIT = 32.0  # of low-resolution masks that are handed out or fed back
-HOLE_LOGIT = 0.1  # of holes that are filled in masks of videos
-_EIGHT_CONNECTED = np.ones((3, 3), int)
+_HOLE_LOGIT = 0.1  # of holes that are filled in masks of videos
+
+clean_masks = jax.jit(components.clean_masks, static_argnums=(1, 2))
 
 
 def resize_weights(size: int, new_size: int) -> np.ndarray:
@@ -63,13 +65,7 @@ def _show(masks, index, count, size, is_exclusive, return_logits, is_packed):
 @functools.partial(jax.jit, static_argnums=1)
 def fill_holes(masks: jax.Array, area: int) -> jax.Array:
     """(..., h, w) mask logits -> float32, holes of up to `area` cells filled."""
-    masks = masks.astype(jnp.float32)
-    if area <= 0:
-        return masks
-    fill = functools.partial(
-        clean_masks, max_hole_area=area, max_sprinkle_area=0, filled=HOLE_LOGIT
-    )
-    return jax.pure_callback(lambda x: fill(np.asarray(x)), masks, masks)
+    return components.clean_masks(masks.astype(jnp.float32), area, 0, filled=_HOLE_LOGIT)
 
 
 class VideoMasks:
@@ -112,43 +108,3 @@ class VideoMasks:
         if found.dtype == np.uint8:
             found = np.unpackbits(found, axis=-1, count=height * width).view(bool)
         return found.reshape(self._count, 1, height, width)
-
-
-def _small_components(inside: np.ndarray, area: float) -> np.ndarray:
-    """(h, w) bool -> those pixels of it whose 8-connected component has at most `area` pixels."""
-    labels, _ = scipy.ndimage.label(inside, _EIGHT_CONNECTED)
-    return inside & (np.bincount(labels.ravel())[labels] <= area)
-
-
-def clean_masks(
-    masks: np.ndarray,
-    max_hole_area: float,
-    max_sprinkle_area: float,
-    *,
-    threshold: float = 0.0,
-    filled: float,
-    removed: float = 0.0,
-) -> np.ndarray:
-    """Fills small holes and removes small sprinkles of mask logits.
-
-    Args:
-      masks: (..., h, w) float32 logits.
-      max_hole_area: background components of at most this many cells get the logit `filled`; 0 is off.
-      max_sprinkle_area: foreground components of at most this many cells get `removed`; 0 is off.
-      threshold: logits above it are foreground.
-      filled: see above.
-      removed: see above.
-
-    Returns:
-      Masks of the same shape; the argument itself if there is nothing to do.
-    """
-    if max_hole_area <= 0 and max_sprinkle_area <= 0:
-        return masks
-    flat = masks.reshape(-1, *masks.shape[-2:])
-    cleaned = flat.copy()
-    for old, new in zip(flat, cleaned, strict=True):  # both component maps are the uncleaned mask's
-        if max_hole_area > 0:
-            new[_small_components(old <= threshold, max_hole_area)] = filled
-        if max_sprinkle_area > 0:
-            new[_small_components(old > threshold, max_sprinkle_area)] = removed
-    return cleaned.reshape(masks.shape)

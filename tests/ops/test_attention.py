@@ -127,7 +127,9 @@ def test_gradients_of_parts_agree(monkeypatch, name):
 
 def test_weights_are_dropped_and_the_rest_scaled():
     q, k = jnp.zeros((1, 2048, 1, 8)), jnp.zeros((1, 512, 1, 8))
-    found = ops.attention(q, k, jnp.ones((1, 512, 1, 1)), dropout=0.25, dropout_key=jax.random.key(0))
+    found = ops.attention(
+        q, k, jnp.ones((1, 512, 1, 1)), dropout=0.25, dropout_key=jax.random.key(0)
+    )
     assert np.std(found) > 0.01
     np.testing.assert_allclose(found.mean(), 1, atol=2e-3)
 
@@ -156,7 +158,7 @@ def test_on_a_tpu_it_is_one_kernel_and_no_loop(dtype):
 
 def test_on_a_hopper_it_is_one_call_of_cudnn_and_no_loop():
     text = lowered("cuda", "bfloat16")
-    assert text.count("__cudnn$fmhaSoftmax(") + text.count('@__cudnn$fmhaSoftmax') >= 1
+    assert text.count("__cudnn$fmhaSoftmax(") + text.count("@__cudnn$fmhaSoftmax") >= 1
     assert "stablehlo.while" not in text
 
 
