@@ -1,10 +1,8 @@
 """Masks on their way to the picture: resized, cleaned, packed."""
 
-import hypothesis
-import hypothesis.extra.numpy
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from sam2_jax.predict import postprocessing
 
@@ -41,49 +39,55 @@ def test_masks_are_resized_without_antialiasing(height, width):
         np.testing.assert_allclose(resized, expected, atol=1e-5)
 
 
-def components(inside):
-    """Sets of pixels that touch, also at corners, by flood filling."""
-    left = set(map(tuple, np.argwhere(inside)))
-    found = []
-    while left:
-        waiting, component = [left.pop()], set()
-        while waiting:
-            y, x = waiting.pop()
-            component.add((y, x))
-            around = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
-            left -= around
-            waiting.extend(around)
-        found.append(component)
-    return found
+@pytest.fixture
+def logits():
+    return np.random.default_rng(0).standard_normal((2, 3, 4, 16, 16)).astype(np.float32)
 
 
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
-@hypothesis.given(
-    hypothesis.extra.numpy.arrays(
-        np.float32, (2, 7, 9), elements=st.sampled_from([-3.0, -1.0, 0.0, 0.5, 1.0, 4.0])
-    ),
-    st.integers(0, 12),
-    st.integers(0, 12),
-    st.sampled_from([0.0, 0.5, -1.0]),
-)
-def test_small_holes_and_specks_are_those_of_a_flood_fill(masks, holes, specks, threshold):
-    expected = masks.copy()
-    for old, new in zip(masks, expected, strict=True):
-        for area, inside, value in (
-            (holes, old <= threshold, 10.0),
-            (specks, old > threshold, -10.0),
-        ):
-            for component in components(inside):
-                if len(component) <= area:
-                    new[tuple(np.array(list(component)).T)] = value
-    before = masks.copy()
-    answer = postprocessing.clean_masks(
-        masks, holes, specks, threshold=threshold, filled=10.0, removed=-10.0
+def shown(logits, index, count, size, is_exclusive=False, return_logits=True, is_packed=None):
+    masks = postprocessing.VideoMasks(
+        logits, index, count, size, is_exclusive, return_logits, is_packed
     )
-    np.testing.assert_array_equal(answer, expected)
-    np.testing.assert_array_equal(masks, before)
+    return masks.get()
 
 
-def test_nothing_to_clean_gives_the_masks_themselves():
-    masks = np.zeros((1, 4, 4), np.float32)
-    assert postprocessing.clean_masks(masks, 0, 0, filled=1.0) is masks
+@pytest.mark.parametrize("size", [(40, 56), (33, 7), (1, 3)])
+@pytest.mark.parametrize("is_exclusive", [False, True])
+def test_bits_are_where_logits_are_positive(logits, size, is_exclusive):
+    expected = shown(logits, 4, 3, size, is_exclusive)
+    assert (expected.dtype, expected.shape) == (np.float32, (3, 1, *size))
+    for is_packed in (True, False):
+        masks = shown(logits, 4, 3, size, is_exclusive, False, is_packed)
+        assert (masks.dtype, masks.shape) == (bool, expected.shape)
+        np.testing.assert_array_equal(masks, expected > 0)
+
+
+def test_the_masks_of_one_frame_are_shown(logits):
+    for index in range(6):
+        expected = postprocessing.resize_masks(logits.reshape(6, 4, 16, 16)[index], 20, 30)
+        np.testing.assert_array_equal(shown(logits, index, 4, (20, 30))[:, 0], expected)
+
+
+def test_only_the_strongest_of_the_objects_is_left(logits):
+    logits[0, 0, 2:] = 100  # padding, not an object
+    plain = shown(logits, 0, 2, (20, 30))
+    answer = shown(logits, 0, 2, (20, 30), is_exclusive=True)
+    is_strongest = plain == plain.max(0)
+    np.testing.assert_array_equal(answer, np.where(is_strongest, plain, np.minimum(plain, -10)))
+
+
+def test_what_is_not_a_number_stays_so(logits):
+    logits[0, 0, 1, 3, 4] = np.nan
+    for is_exclusive in (False, True):
+        filled = postprocessing.fill_holes(logits, 8)
+        assert np.isnan(shown(filled, 0, 4, (16, 16), is_exclusive)[1, 0, 3, 4])
+
+
+def test_holes_are_filled_in_float32():
+    masks = jnp.full((1, 9, 9), 3, jnp.bfloat16).at[0, 2, 3].set(-5).at[0, 6:, 6:].set(-5)
+    filled = postprocessing.fill_holes(masks, 8)
+    assert filled.dtype == jnp.float32
+    expected = np.array(masks, np.float32)
+    expected[0, 2, 3] = 0.1
+    np.testing.assert_array_equal(filled, expected)
+    np.testing.assert_array_equal(postprocessing.fill_holes(masks, 0), np.float32(masks))

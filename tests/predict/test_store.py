@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -87,7 +88,58 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 
 def test_impossible_limits_and_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="-1 bytes"):
-        Store(-1)
+    for limits in ({"limit": -1}, {"device_limit": -1}):
+        with pytest.raises(ValueError, match="-1 bytes"):
+            Store(**limits)
     with pytest.raises(FileNotFoundError, match=r"no such folder: .*missing"):
         Store(0, tmp_path / "missing")
+
+
+def on_device(count=10):
+    return [jnp.full((4, 25), i, jnp.uint8) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("device_limit", "limit", "counts"),
+    [(1000, 0, (10, 0, 0)), (999, 1000, (9, 1, 0)), (300, 400, (3, 4, 3)), (0, 250, (0, 2, 8))],
+)
+def test_the_oldest_leave_the_device_first(tmp_path, device_limit, limit, counts):
+    store = Store(limit, tmp_path, device_limit)
+    kept = [store.keep(array) for array in on_device()]
+    found = store.num_device_bytes, store.num_bytes, 100 * len(files(tmp_path))
+    assert found == tuple(100 * count for count in counts)
+    numbers = sorted(int(path.stem) for path in files(tmp_path))
+    assert numbers == list(range(counts[2]))
+    for i, k in enumerate(kept):
+        array = k.get()
+        assert isinstance(array, np.ndarray)
+        np.testing.assert_array_equal(array, np.full((4, 25), i))
+    del kept, k
+    gc.collect()
+    assert (store.num_device_bytes, store.num_bytes, files(tmp_path)) == (0, 0, [])
+
+
+@pytest.mark.parametrize("limits", [(0, 1000), (1000, 0), (0, 0)])
+def test_a_part_is_got_alone_and_keeps_the_whole(tmp_path, limits):
+    device_limit, limit = limits
+    store = Store(limit, tmp_path, device_limit)
+    array = jnp.arange(24, dtype=jnp.bfloat16).reshape(2, 3, 4)
+    whole = store.keep(array)
+    part = whole.at(1).at(2)
+    del whole
+    gc.collect()
+    assert store.num_device_bytes + store.num_bytes + len(files(tmp_path)) > 0
+    found = part.get()
+    assert found.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(found, array[1, 2])
+    assert float(part.at(3).get()) == 23
+    del part
+    gc.collect()
+    assert (store.num_device_bytes, store.num_bytes, files(tmp_path)) == (0, 0, [])
+
+
+def test_where_the_device_is_the_host_nothing_is_kept_twice():
+    store = Store()
+    kept = store.keep(on_device(1)[0])
+    assert (store.num_device_bytes, store.num_bytes) == (0, 100)
+    del kept
