@@ -158,7 +158,7 @@ class Propagation:
         """Prepares to read frames for a device; None is JAX's default device."""
         size = self.session.model.config.image_size
         images = _read(self.session.frames, self._order, size, device)
-        self._reader = FrameReader(images, self.chunk if self._reads_ahead else 0)
+        self._reader = FrameReader(images, self.chunk + 1 if self._reads_ahead else 0)
 
     def close(self) -> None:
         """Ends reading."""
@@ -197,9 +197,11 @@ class Propagation:
         for t, image in items:
             if any(t not in history.prompted for history in self.objects):
                 if isinstance(image, Exception):
-                    if not clip.frames and start == 0:
+                    if clip.frames:
+                        break  # first what could be read; the next call says why it ends here
+                    if wait:
                         raise image
-                    break  # first what could be read; the next call says why it ends here
+                    return None
                 clip.tracked.append(t)
                 clip.images.append(image)
             clip.frames.append(t)
@@ -207,6 +209,8 @@ class Propagation:
 
     def show(self, place: tuple[int, ...], prediction: Prediction, clip: _Clip) -> _Answers:
         """Starts the finishing of what was launched for a clip."""
+        for x in (prediction.ious, prediction.scores, prediction.verdicts):
+            x.copy_to_host_async()
         shown = {}
         first = sum(place) * self.chunk  # one leading axis before that of the frames, or none
         is_everything = len(self.objects) == len(self.session.objects)
@@ -331,9 +335,8 @@ def run_many(
     mesh = Mesh(np.array(devices), ("video",))
     videos = NamedSharding(mesh, PartitionSpec("video"))
     params = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
-    share = -(
-        -len(runs) // mesh.size
-    )  # videos of a device; the last devices may have none of their own
+    # Videos of a device; the last devices may have none of their own.
+    share = -(-len(runs) // mesh.size)
 
     def load(banks):
         banks = [*banks, *[banks[0]] * (share * mesh.size - len(banks))]

@@ -39,10 +39,10 @@ class FrameReader:
         Args:
           count: how many.
           start: see above.
-          wait: without it, None where they are not at hand yet.
+          wait: without it, None where they are not at hand yet, or an error has their place.
 
         Raises:
-          Exception: what the iterator raised, once everything before it was taken.
+          Exception: what the iterator raised, if there is nothing before it.
         """
         while len(self._seen) < start + count and self._end is None:
             if not wait and self._found.empty():
@@ -52,9 +52,11 @@ class FrameReader:
             except Exception as error:
                 self._end = error
         found = list(itertools.islice(self._seen, start, start + count))
-        if not self._seen and not isinstance(self._end, StopIteration):
+        if found or isinstance(self._end, StopIteration):
+            return found
+        if wait:
             raise self._end
-        return found
+        return None
 
     def take(self) -> None:
         """Takes the first item."""

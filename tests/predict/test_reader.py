@@ -53,8 +53,9 @@ def test_an_error_comes_after_everything_before_it(ahead):
 
     reader = FrameReader(items(), ahead)
     assert reader.look(9) == [0, 1, 2, 3]
-    assert reader.look(2, start=4) == []
+    assert reader.look(2, start=4, wait=False) is None
     assert [take(reader) for _ in range(4)] == [0, 1, 2, 3]
+    assert reader.look(1, wait=False) is None
     for _ in range(2):
         with pytest.raises(KeyError, match="four"):
             reader.look(1)
