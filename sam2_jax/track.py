@@ -17,6 +17,8 @@ from sam2_jax.model import memory_bank
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.structs import Features, Frame, MemoryBank, Prediction, Prompt
 
+_ENCODED_AT_ONCE = 8  # images; bounds the memory that a long clip takes
+
 
 def empty_bank(
     sam2: Sam2, num_objects: int, num_prompted: int = 1, num_frames: int = 16
@@ -26,12 +28,12 @@ def empty_bank(
 
 
 def encode(sam2: Sam2, params: dict, images: jax.Array) -> Features:
-    """Encodes images (T, S, S, 3), uint8 RGB or normalised float32, one after the other.
-
-    One at a time, so that a frame's features never depend on how the video was cut into clips.
-    """
-    one = lambda image: sam2.apply({"params": params}, image[None], method="encode")
-    return jax.tree.map(lambda x: x[:, 0], jax.lax.map(one, images))
+    """Encodes images (T, S, S, 3), uint8 RGB or normalised float32; of a long clip a few at a time."""
+    one_batch = lambda images: sam2.apply({"params": params}, images, method="encode")
+    if len(images) <= _ENCODED_AT_ONCE:
+        return one_batch(images)
+    one = lambda image: jax.tree.map(lambda x: x[0], one_batch(image[None]))
+    return jax.lax.map(one, images, batch_size=_ENCODED_AT_ONCE)
 
 
 def begin(
@@ -73,19 +75,6 @@ def step(
     return sam2.apply({"params": params}, bank, features, frame.index, prompt)
 
 
-def _fenced(params, function, otherwise, *args):
-    """`function(*args)`, compiled apart from what is around it.
-
-    XLA merges a scan of one frame with its surroundings, which moves the last bits; it does not look into the
-    branches of a condition that it cannot decide, here whether a parameter is a number. The frame's index
-    would do as well, but `vmap` over videos would then turn the condition into a choice between two results
-    and give every video weights of its own, which is slow and, when the compiler spreads the videos over
-    devices, comes out wrong (jax 0.10.2, CPU).
-    """
-    anchor = params["no_mem_embed"].ravel()[0]
-    return jax.lax.cond(anchor == anchor, function, otherwise, *args)
-
-
 def propagate_features(
     sam2: Sam2, params: dict, bank: MemoryBank, features: Features, indices: jax.Array
 ) -> tuple[MemoryBank, Prediction]:
@@ -96,8 +85,8 @@ def propagate_features(
       params: its parameters.
       bank: of N objects.
       features: leaves lead with T.
-      indices: (T,) int32 frame indices in the order of tracking. -1 marks padding, which
-        changes nothing and answers zeros.
+      indices: (T,) int32 frame indices in the order of tracking. -1 marks padding, which changes nothing and
+        whose answers mean nothing.
 
     Returns:
       The bank after the last frame, and predictions whose leaves lead with T.
@@ -106,11 +95,7 @@ def propagate_features(
     def one_frame(bank, xs):
         features, index = xs
         features = jax.tree.map(lambda x: x[None], features)
-        take = lambda bank: sam2.apply({"params": params}, bank, features, index)
-        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(take, bank)[1])
-        new_bank, prediction = _fenced(params, take, lambda bank: (bank, blank), bank)
-        keep = lambda new, old: jnp.where(index >= 0, new, old)
-        return jax.tree.map(keep, (new_bank, prediction), (bank, blank))
+        return sam2.apply({"params": params}, bank, features, index)
 
     return jax.lax.scan(
         jax.checkpoint(one_frame, prevent_cse=False), bank, (features, indices.astype(jnp.int32))
@@ -122,7 +107,8 @@ def propagate(
 ) -> tuple[MemoryBank, Prediction]:
     """Tracks through a clip: images are encoded, then scanned with the bank as carry.
 
-    Cutting a video into clips and carrying the bank between them gives the same numbers as one long clip.
+    Cutting a video into clips and carrying the bank between them gives the same numbers, to rounding, as one
+    long clip.
 
     Args:
       sam2: the module.

@@ -18,9 +18,9 @@ from sam2_jax.data.sources import open_source
 from sam2_jax.evaluate.annotator import next_click
 from sam2_jax.evaluate.metrics import iou, video_scores
 from sam2_jax.experiment import Dataset
-from sam2_jax.model.layers import upsample_4x
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.ops.bicubic import resize_bicubic
+from sam2_jax.ops.resize import upsample_4x
 from sam2_jax.predict.preprocessing import mask_to_input, pad_points
 from sam2_jax.structs import Frame, Prompt
 from sam2_jax.track import track

@@ -1,6 +1,10 @@
 """Hiera: the hierarchical vision transformer that is the image encoder's trunk (Ryali et al. 2023).
 
 image (B, S, S, 3) -> four maps of stride 4, 8, 16, 32
+
+Tokens lie in the order of the map, or in that of the windows in which they attend to each other:
+(B * windows, side, side, C). Layers that see one token at a time do not mind, and pooling makes of windows of
+8 x 8 the windows of 4 x 4 that the next stage has, so that stages 1 and 2 are laid out once.
 """
 
 import functools
@@ -11,11 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sam2_jax.config import HieraConfig
-from sam2_jax.model.attention import attend
-from sam2_jax.model.layers import MLP, LayerNorm, cubic_weights, gelu
-from sam2_jax.model.remat import rematerialise
-
-_STRIP = 16  # rows: a block's temporaries then stay in the CPU's caches (docs/performance.md)
+from sam2_jax.model.layers import MLP, Conv, Dense, LayerNorm, constant, gelu
+from sam2_jax.model.repeat import rematerialised, repeat
+from sam2_jax.ops.attention import attention
+from sam2_jax.ops.resize import cubic_weights
 
 
 def _split_windows(x: jax.Array, window: int) -> jax.Array:
@@ -33,6 +36,14 @@ def _merge_windows(x: jax.Array, height: int, width: int) -> jax.Array:
     rows, columns = math.ceil(height / window), math.ceil(width / window)
     x = x.reshape(-1, rows, columns, window, window, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(-1, rows * window, columns * window, c)[:, :height, :width]
+
+
+def _lay_out(x: jax.Array, side: int, old: int, new: int) -> jax.Array:
+    """Tokens of maps of a side, from windows of side `old` into those of side `new`; 0 is the map itself."""
+    if old == new:
+        return x
+    x = _merge_windows(x, side, side) if old else x
+    return _split_windows(x, new) if new else x
 
 
 def _pool(x: jax.Array) -> jax.Array:
@@ -59,12 +70,12 @@ class WindowAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, h, w, C) to (B, h or h/2, w or w/2, width); every batch entry is one window."""
         b, h, w, _ = x.shape
-        q, k, v = jnp.split(nn.Dense(3 * self.width, dtype=self.dtype, name="qkv")(x), 3, -1)
+        q, k, v = jnp.split(Dense(3 * self.width, self.dtype, name="qkv")(x), 3, -1)
         if self.has_pooled_queries:
             q, h, w = _pool(q), h // 2, w // 2
         split_heads = lambda x: x.reshape(b, -1, self.heads, self.width // self.heads)
-        x = attend(split_heads(q), split_heads(k), split_heads(v)).reshape(b, h, w, self.width)
-        return nn.Dense(self.width, dtype=self.dtype, name="proj")(x)
+        x = attention(split_heads(q), split_heads(k), split_heads(v)).reshape(b, h, w, self.width)
+        return Dense(self.width, self.dtype, name="proj")(x)
 
 
 class Block(nn.Module):
@@ -73,7 +84,7 @@ class Block(nn.Module):
     Attributes:
       width: output channels; if they differ from the input's, the block opens a stage.
       heads: number of heads.
-      window: side of the attention windows; 0 attends over the whole map.
+      window: side of the attention windows; 0 attends over all of what it is given.
     """
 
     width: int
@@ -91,32 +102,32 @@ class Block(nn.Module):
         """Maps (B, H, W, C) to (B, H, W, width), half the side if the block opens a stage.
 
         Args:
-          x: the map.
+          x: the map, or windows of it.
           branch_scales: (2, B) factors of what attention and MLP add, as `drop_path` draws them; None is 1.
+            A map in windows has them for each map.
           is_global: () bool, True attends over the whole map in spite of `window`; None is False.
         """
         opens_stage = x.shape[-1] != self.width
         y = LayerNorm(1e-6, self.dtype, name="norm1")(x)
         if opens_stage:
-            x = _pool(nn.Dense(self.width, dtype=self.dtype, name="proj")(y))
-        _, height, width, _ = x.shape
+            x = _pool(Dense(self.width, self.dtype, name="proj")(y))
+        b, height, width, _ = x.shape
 
-        attention = WindowAttention(self.width, self.heads, opens_stage, self.dtype, name="attn")
+        attend = WindowAttention(self.width, self.heads, opens_stage, self.dtype, name="attn")
+
+        def in_windows(attend, y):
+            return _merge_windows(attend(_split_windows(y, self.window)), height, width)
+
         if is_global is not None:
-            variables, pure = attention.variables, attention.clone(parent=None)
-            attention = functools.partial(pure.apply, variables)
-        in_windows = lambda y: _merge_windows(
-            attention(_split_windows(y, self.window)), height, width
-        )
-        if is_global is not None:
-            y = jax.lax.cond(is_global, attention, in_windows, y)
+            y = nn.cond(is_global, lambda attend, y: attend(y), in_windows, attend, y)
         else:
-            y = in_windows(y) if self.window else attention(y)
+            y = in_windows(attend, y) if self.window else attend(y)
 
         def scale(y, branch):
             if branch_scales is None:
                 return y
-            return (y * branch_scales[branch][:, None, None, None]).astype(y.dtype)
+            scales = jnp.repeat(branch_scales[branch], b // branch_scales.shape[1])
+            return (y * scales[:, None, None, None]).astype(y.dtype)
 
         x = x + scale(y, 0)
         y = LayerNorm(1e-6, self.dtype, name="norm2")(x)
@@ -139,54 +150,13 @@ def drop_path(key: jax.Array, rates: jax.Array, batch: int) -> jax.Array:
     return jax.random.bernoulli(key, keep, (len(rates), 2, batch)) / keep
 
 
-def _apply(block: Block, x: jax.Array) -> jax.Array:
-    """Applies a block; on CPU strip by strip, where its windows do not reach across strips."""
-    b, height, width, c = x.shape
-    is_local = block.window and _STRIP % block.window == 0 and height % _STRIP == 0
-    if not is_local or block.is_initializing():
-        return block(x)
-    variables, pure = block.variables, block.clone(parent=None)
-
-    def strip_by_strip(x):
-        strips = x.reshape(-1, 1, _STRIP, width, c)
-        y = jax.lax.map(lambda strip: pure.apply(variables, strip), strips)
-        return y.reshape(b, -1, *y.shape[3:])
-
-    at_once = lambda x: pure.apply(variables, x)
-    return jax.lax.platform_dependent(x, cpu=strip_by_strip, default=at_once)
-
-
-def _train(blocks: list[Block], x: jax.Array, branch_scales: jax.Array, remat: str) -> jax.Array:
-    """Applies the blocks of a stage; those after the opening one are alike and run as a loop.
-
-    What is compiled, above all for TPUs, is then two blocks a stage, however deep it is.
-    """
-    if x.shape[-1] != blocks[0].width:
-        pure = blocks[0].clone(parent=None)
-        opener = rematerialise(pure.apply, remat, in_loop=False)
-        x = opener(blocks[0].variables, x, branch_scales[0])
-        blocks, branch_scales = blocks[1:], branch_scales[1:]
-    if not blocks:
-        return x
-    windows = [block.window for block in blocks]
-    pure = blocks[0].clone(parent=None, window=max(windows))
-    is_global = jnp.array(windows) == 0 if len(set(windows)) > 1 else None
-
-    def body(x, xs):
-        return pure.apply(xs[0], x, *xs[1:]), None
-
-    variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(b.variables for b in blocks))
-    body = rematerialise(body, remat, in_loop=len(blocks) > 1)
-    return jax.lax.scan(body, x, (variables, branch_scales, is_global))[0]
-
-
 class Hiera(nn.Module):
     """The trunk: patches, positions, four stages of blocks.
 
     Attributes:
       config: sizes.
       dtype: compute type.
-      remat: what the backward pass computes again; see `remat.rematerialise`.
+      remat: what the backward pass computes again; see `repeat.rematerialise`.
     """
 
     config: HieraConfig
@@ -200,46 +170,62 @@ class Hiera(nn.Module):
         While training, samples skip branches by drop path, drawn from the random stream "dropout".
         """
         c = self.config
-        x = nn.Conv(c.embed_dim, (7, 7), 4, padding=3, dtype=self.dtype, name="patch_embed")(image)
-        x = x + self._positions(*x.shape[1:3]).astype(x.dtype)
+        x = Conv(c.embed_dim, (7, 7), 4, 3, self.dtype, name="patch_embed")(image)
+        side, window = x.shape[1], 0  # of the map, and of the windows that tokens lie in
+        x = x + self._positions(side, side).astype(x.dtype)
+        scales = self._branch_scales(x.shape[0]) if is_training else None
 
-        if is_training:
-            scales = jnp.ones((sum(c.stages), 2, x.shape[0]))
-            if c.drop_path_rate:
-                rates = jnp.linspace(0, c.drop_path_rate, sum(c.stages))
-                scales = drop_path(self.make_rng("dropout"), rates, x.shape[0])
         maps, done = [], 0
-        for blocks in self._stages():
-            if is_training and not self.is_initializing():
-                x = _train(blocks, x, scales[done : done + len(blocks)], self.remat)
-            else:
-                for block in blocks:
-                    x = _apply(block, x)
-            done += len(blocks)
-            maps.append(x)
+        for stage, num_blocks in enumerate(c.stages):
+            # The block that opens a stage still has the windows of the stage before.
+            groups = [(1, c.window_sizes[stage - 1])] if stage else []
+            groups.append((num_blocks - len(groups), c.window_sizes[stage]))
+            for size, own_window in groups:
+                indices, done = range(done, done + size), done + size
+                if not size:
+                    continue
+                is_global = [i in c.global_attention_blocks for i in indices]
+                wanted = 0 if any(is_global) or side % own_window else own_window
+                x, window = _lay_out(x, side, window, wanted), wanted
+                inside = [0 if wanted or whole else own_window for whole in is_global]
+                x = self._blocks(x, stage, indices, inside, scales)
+                if x.shape[1] != (window or side):  # pooled
+                    side, window = side // 2, window // 2
+            maps.append(_lay_out(x, side, window, 0))
         return maps
 
-    def _stages(self) -> list[list[Block]]:
-        c, stages = self.config, []
-        for stage, num_blocks in enumerate(c.stages):
-            first, blocks = sum(c.stages[:stage]), []
-            for i in range(first, first + num_blocks):
-                # The block that opens a stage still has the windows of the stage before.
-                window = c.window_sizes[max(stage - (i == first), 0)]
-                if i in c.global_attention_blocks:
-                    window = 0
-                heads = c.num_heads * 2**stage
-                name = f"blocks_{i}"
-                blocks.append(Block(c.widths[stage], heads, window, self.dtype, name=name))
-            stages.append(blocks)
-        return stages
+    def _blocks(self, x, stage, indices, windows, scales):
+        """Applies blocks of one stage, which are equal but for their windows."""
+        c = self.config
+        block = functools.partial(Block, c.widths[stage], c.num_heads * 2**stage, dtype=self.dtype)
+        names = [f"blocks_{i}" for i in indices]
+        if scales is None or self.is_initializing():
+            for name, window in zip(names, windows, strict=True):
+                x = block(window=window, name=name)(x)
+            return x
+        scales = scales[indices.start : indices.stop]
+        if len(names) == 1:
+            block = functools.partial(
+                rematerialised(Block, self.remat), *block.args, **block.keywords
+            )
+            return block(window=windows[0], name=names[0])(x, scales[0])
+        is_global = jnp.array(windows) == 0 if len(set(windows)) > 1 else None
+        layer = block(window=max(windows), parent=None)
+        call = lambda block, x, xs: block(x, *xs)
+        return repeat(self, layer, names, x, call, (scales, is_global), self.remat)
+
+    def _branch_scales(self, batch):
+        num_blocks, rate = sum(self.config.stages), self.config.drop_path_rate
+        if not rate:
+            return jnp.ones((num_blocks, 2, batch))
+        return drop_path(self.make_rng("dropout"), jnp.linspace(0, rate, num_blocks), batch)
 
     def _positions(self, height: int, width: int) -> jax.Array:
         """(1, height, width, C): a coarse table resized to the map plus a fine one tiled over it."""
         c = self.config.embed_dim
-        coarse = self.param("pos_embed", nn.initializers.zeros, (1, *self.config.position_grid, c))
+        coarse = self.param("pos_embed", constant(0.0), (1, *self.config.position_grid, c))
         window = self.config.window_sizes[0]
-        fine = self.param("pos_embed_window", nn.initializers.zeros, (1, window, window, c))
+        fine = self.param("pos_embed_window", constant(0.0), (1, window, window, c))
         rows = cubic_weights(coarse.shape[1], height)
         columns = cubic_weights(coarse.shape[2], width)
         coarse = jnp.einsum("yh,xw,bhwc->byxc", rows, columns, coarse)

@@ -1,12 +1,14 @@
-"""Small layers and resizing rules that several boxes share."""
+"""Small layers that several boxes share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import struct
 
 from sam2_jax.ops.convolution import convolve, convolve_depthwise, convolve_transposed
 
@@ -17,12 +19,73 @@ def gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
+@struct.dataclass
+class Drawn(nn.meta.AxisMetadata):
+    """A parameter as a module makes it, with the way to draw it on the host.
+
+    Drawing on a device would compile one random generator for every parameter, which takes minutes.
+
+    Attributes:
+      value: the parameter.
+      draw: `draw(rng, shape)` gives a float32 numpy array.
+    """
+
+    value: Any
+    draw: Callable = struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        """The parameter."""
+        return self.value
+
+    def replace_boxed(self, value: Any) -> "Drawn":
+        """Another value that is drawn alike."""
+        return self.replace(value=value)
+
+    def add_axis(self, index: int, params: dict) -> "Drawn":
+        """Axes mean nothing here."""
+        return self
+
+    remove_axis = add_axis
+
+
+def _initializer(draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]):
+    """Returns an initializer in Flax's sense for float32 numpy arrays drawn on the host."""
+
+    def init(key, shape, dtype=jnp.float32):
+        on_host = lambda seed: draw(np.random.default_rng(np.asarray(seed).ravel()), shape)
+        result = jax.ShapeDtypeStruct(shape, jnp.float32)
+        value = jax.pure_callback(on_host, result, jax.random.key_data(key))
+        return Drawn(value.astype(dtype), draw)
+
+    return init
+
+
 def uniform(fan_in: int) -> nn.initializers.Initializer:
     """Uniform in +-1 / sqrt(fan_in): PyTorch's default, for kernels and for their biases."""
-    bound = fan_in**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-        key, shape, dtype, -bound, bound
+    return _initializer(
+        lambda rng, shape: (2 * rng.random(shape, np.float32) - 1) * np.float32(fan_in**-0.5)
     )
+
+
+def uniform_but(fan_in: int, places: np.ndarray, value: float) -> nn.initializers.Initializer:
+    """`uniform` for a vector, but with a value of its own at some places."""
+
+    def draw(rng, shape):
+        vector = (2 * rng.random(shape, np.float32) - 1) * np.float32(fan_in**-0.5)
+        vector[places] = value
+        return vector
+
+    return _initializer(draw)
+
+
+def normal(deviation: float) -> nn.initializers.Initializer:
+    """Normal around 0."""
+    return _initializer(lambda rng, shape: deviation * rng.standard_normal(shape, np.float32))
+
+
+def constant(value: float) -> nn.initializers.Initializer:
+    """The same everywhere."""
+    return _initializer(lambda _, shape: np.full(shape, value, np.float32))
 
 
 class Dense(nn.Module):
@@ -57,8 +120,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., C) to (..., C)."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = self.param("scale", constant(1.0), (x.shape[-1],))
+        bias = self.param("bias", constant(0.0), (x.shape[-1],))
         x = x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
@@ -142,53 +205,3 @@ class Upsample2x2(nn.Module):
         kernel = self.param("kernel", init, shape).astype(self.dtype)
         bias = self.param("bias", init, (self.features,)).astype(self.dtype)
         return convolve_transposed(x.astype(self.dtype), kernel) + bias
-
-
-def upsample_4x(x: jax.Array) -> jax.Array:
-    """Bilinear resize (B, h, w) -> (B, 4h, 4w), half-pixel centres, edges clamped.
-
-    Every output phase is a fixed blend of two neighbours, so it is four shifted sums an axis; the general
-    `jax.image.resize` is four times slower on CPU.
-    """
-
-    def along(x, axis):
-        n = x.shape[axis]
-        take = lambda lo, hi: jax.lax.slice_in_dim(x, lo, hi, axis=axis)
-        before = jnp.concatenate([take(0, 1), take(0, n - 1)], axis)
-        after = jnp.concatenate([take(1, n), take(n - 1, n)], axis)
-        phases = [
-            0.375 * before + 0.625 * x,
-            0.125 * before + 0.875 * x,
-            0.875 * x + 0.125 * after,
-            0.625 * x + 0.375 * after,
-        ]
-        stacked = jnp.stack(phases, axis + 1)
-        return stacked.reshape(*x.shape[:axis], 4 * n, *x.shape[axis + 1 :])
-
-    return along(along(x, 1), 2)
-
-
-def downsample_antialiased(x: jax.Array, size: int) -> jax.Array:
-    """Bilinear antialiased resize (B, S, S) -> (B, size, size)."""
-    return jax.image.resize(x, (x.shape[0], size, size), "bilinear", antialias=True)
-
-
-def cubic_weights(source: int, target: int) -> np.ndarray:
-    """(target, source) float32 matrix of bicubic resizing with a = -0.75, half-pixel centres, edges clamped.
-
-    Hiera's position table is resized this way; the cubic kernel of `jax.image.resize` has a = -0.5.
-    """
-    a = -0.75
-    position = (np.arange(target) + 0.5) * source / target - 0.5
-    base = np.floor(position).astype(int)
-    weights = np.zeros((target, source))
-    for tap in range(-1, 3):
-        d = np.abs(position - (base + tap))
-        near = ((a + 2) * d - (a + 3)) * d * d + 1
-        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-        np.add.at(
-            weights,
-            (np.arange(target), np.clip(base + tap, 0, source - 1)),
-            np.where(d <= 1, near, far),
-        )
-    return weights.astype(np.float32)

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import struct
 
 from sam2_jax.config import Sam2Config
-from sam2_jax.model.layers import MLP, Conv, Dense, LayerNorm, Upsample2x2, gelu
+from sam2_jax.model.layers import MLP, Conv, Dense, LayerNorm, Upsample2x2, gelu, normal
 from sam2_jax.model.two_way import TwoWayTransformer
 
 NUM_MASKS = 4  # one for clear prompts, three for ambiguous ones
@@ -42,7 +42,7 @@ class MaskDecoder(nn.Module):
         """Creates the parts."""
         config = self.config
         c, dtype = config.hidden_dim, config.dtype
-        embedding = lambda name, n: self.param(name, nn.initializers.normal(1.0), (n, c))
+        embedding = lambda name, n: self.param(name, normal(1.0), (n, c))
         self.iou_token = embedding("iou_token", 1)
         self.mask_tokens = embedding("mask_tokens", NUM_MASKS)
         self.transformer = TwoWayTransformer(dtype)

@@ -6,42 +6,87 @@ frame (L, C)  x  memory slots (R, L, M) + object pointers (X, M)   ->   conditio
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax import struct
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.model import encodings
-from sam2_jax.model.attention import attend, attend_slots
-from sam2_jax.model.layers import LayerNorm
-from sam2_jax.model.remat import rematerialise
+from sam2_jax.model.layers import Dense, LayerNorm, uniform, uniform_but
+from sam2_jax.model.repeat import repeat
+from sam2_jax.ops.attention import attend_parts, attention, merge
 
 _WIDER = 8  # channels inside an MLP, in C; 2048 in the released models
 
+Table = tuple[np.ndarray, np.ndarray]  # of `encodings.rotary_table`
+
+
+@struct.dataclass
+class Memory:
+    """What all layers read, in compute type; R slots of L cells, X tokens of object pointers.
+
+    Attributes:
+      slots: (N, R, L, M) values.
+      slot_keys: the same with their positions, from which a layer makes its keys.
+      slot_mask: (N, R) bool, which are read.
+      pointers: (N, X, M) values.
+      pointer_keys: like slot_keys.
+      pointer_mask: (N, X) bool.
+    """
+
+    slots: jax.Array
+    slot_keys: jax.Array
+    slot_mask: jax.Array
+    pointers: jax.Array
+    pointer_keys: jax.Array
+    pointer_mask: jax.Array
+
 
 class Projection(nn.Module):
-    """A dense layer whose parts can be used apart, since attention in M channels needs its algebra."""
+    """A dense layer whose parts can be used apart, since attention in M channels needs its algebra.
+
+    Attributes:
+      width: channels of the output.
+      is_of_place: whether the bias makes a cell look at its own place to begin with; one beside it weighs
+        0.1 of it. Tracking then begins as a copy of the last mask. From the original's distribution it
+        begins as a mean over the map, which takes long to leave.
+    """
 
     width: int
+    is_of_place: bool = False
 
     @nn.compact
     def __call__(self, input_width: int) -> tuple[jax.Array, jax.Array]:
         """Returns kernel (input_width, width) and bias (width,)."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (input_width, self.width))
-        return kernel, self.param("bias", nn.initializers.zeros, (self.width,))
+        init = uniform(input_width)
+        kernel = self.param("kernel", init, (input_width, self.width))
+        if self.is_of_place:
+            places = encodings.fastest_rotary(self.width)
+            init = uniform_but(input_width, places, self.width**0.25)
+        return kernel, self.param("bias", init, (self.width,))
 
 
 class RotaryAttention(nn.Module):
-    """One-head attention whose queries and keys turn with their place on the map."""
+    """One-head attention whose queries and keys turn with their place on the map.
+
+    Attributes:
+      width: C.
+      dtype: compute type.
+      dropout: of the attention weights, while training.
+      is_of_place: see `Projection`.
+    """
 
     width: int
     dtype: str
-    dropout: float = 0.0  # of the attention weights, while training
+    dropout: float = 0.0
+    is_of_place: bool = False
 
     def setup(self):
         """Creates the parts."""
-        self.q_proj = Projection(self.width)
-        self.k_proj = Projection(self.width)
+        self.q_proj = Projection(self.width, self.is_of_place)
+        self.k_proj = Projection(self.width, self.is_of_place)
         self.v_proj = Projection(self.width)
-        self.out_proj = nn.Dense(self.width, dtype=self.dtype)
+        self.out_proj = Dense(self.width, self.dtype)
 
     def _turned(self, projection: nn.Module, input_width: int) -> tuple[jax.Array, jax.Array]:
         order = encodings.rotary_order(self.width)
@@ -51,20 +96,22 @@ class RotaryAttention(nn.Module):
     def _dropout_key(self, is_training: bool) -> jax.Array | None:
         return self.make_rng("dropout") if is_training and self.dropout else None
 
-    def self_attention(self, x: jax.Array, table, is_training: bool = False) -> jax.Array:
+    def self_attention(self, x: jax.Array, table: Table, is_training: bool = False) -> jax.Array:
         """Maps (B, L, C) to (B, L, C)."""
         (wq, bq), (wk, bk) = (
             self._turned(proj, x.shape[-1]) for proj in (self.q_proj, self.k_proj)
         )
         wv, bv = self.v_proj(x.shape[-1])
-        q = encodings.rotate(x @ wq + bq, table)[:, :, None]
-        k = encodings.rotate(x @ wk + bk, table)[:, :, None]
-        v = (x @ wv.astype(self.dtype) + bv.astype(self.dtype))[:, :, None]
-        x = attend(q, k, v, dropout=self.dropout, dropout_key=self._dropout_key(is_training))
+        q = encodings.rotate(x @ wq + bq, table)
+        k = encodings.rotate(x @ wk + bk, table)
+        v = x @ wv.astype(self.dtype) + bv.astype(self.dtype)
+        one_head = (x[:, :, None] for x in (q, k, v))
+        key = self._dropout_key(is_training)
+        x = attention(*one_head, dropout=self.dropout, dropout_key=key)
         return self.out_proj(x[:, :, 0])
 
     def cross_attention(
-        self, x: jax.Array, memory: "Memory", table, is_training: bool = False
+        self, x: jax.Array, memory: Memory, table: Table, is_training: bool = False
     ) -> jax.Array:
         """Maps queries (N or 1, L, C) to (N, L, C).
 
@@ -75,50 +122,38 @@ class RotaryAttention(nn.Module):
         wk, bk = self._turned(self.k_proj, memory.slots.shape[-1])
         wv, bv = self.v_proj(memory.slots.shape[-1])
         q = encodings.rotate(x @ wq + bq, table)
-        slot_keys = lambda slot: encodings.rotate(slot @ wk + bk, table)
-        pointer_keys = memory.pointers_and_positions @ wk + bk
+        slot_keys = encodings.rotate(memory.slot_keys @ wk + bk, table)
+        pointer_keys = memory.pointer_keys @ wk + bk
         wv, bv = wv.astype(self.dtype), bv.astype(self.dtype)
         if is_training:
             key = self._dropout_key(is_training)
-            read = memory.read_at_once(q, slot_keys, pointer_keys, self.dropout, key)
+            read = _read_at_once(q, memory, slot_keys, pointer_keys, self.dropout, key)
             # With dropout the rows no longer add up to 1; the last channel says to what.
             return self.out_proj(read[..., :-1] @ wv + read[..., -1:] * bv)
-        read = attend_slots(
-            q,
-            memory.slots_and_positions,
-            memory.slots,
-            memory.slot_mask,
-            slot_keys,
-            pointer_keys,
-            memory.pointers,
-            memory.pointer_mask,
+        one_token = lambda x: x[:, :, None]  # a pointer's token is a slot of its own
+        read = merge(
+            attend_parts(q, slot_keys, memory.slots, memory.slot_mask),
+            attend_parts(
+                q, one_token(pointer_keys), one_token(memory.pointers), memory.pointer_mask
+            ),
         )
         return self.out_proj(read.astype(self.dtype) @ wv + bv)
 
 
-class Memory:
-    """Keys and values of the bank in compute type, shared by all layers (see `MemoryAttention`)."""
+def _read_at_once(q, memory, slot_keys, pointer_keys, dropout, dropout_key):
+    """Attends (N or 1, L, C) to all slots and pointers together, with dropout: (N, L, M + 1).
 
-    def __init__(self, slots, slot_positions, slot_mask, pointers, pointer_positions, pointer_mask):
-        self.slots, self.slot_mask = slots, slot_mask
-        self.slots_and_positions = slots + slot_positions
-        self.pointers, self.pointer_mask = pointers, pointer_mask
-        self.pointers_and_positions = pointers + pointer_positions
-
-    def read_at_once(self, q, slot_keys, pointer_keys, dropout, dropout_key):
-        """Attends (N or 1, L, C) to all slots and pointers together, empty ones masked: (N, L, M + 1).
-
-        Unlike the running softmax over slots it remembers little for the backward pass, and no device waits
-        for a condition that differs between videos. The last channel is the sum of a row's weights.
-        """
-        n, r, cells, _ = self.slots.shape
-        flat = lambda slots: slots.reshape(n, r * cells, -1)
-        values = jnp.concatenate([flat(self.slots), self.pointers], 1)
-        values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], -1)
-        keys = jnp.concatenate([flat(slot_keys(self.slots_and_positions)), pointer_keys], 1)
-        mask = jnp.concatenate([jnp.repeat(self.slot_mask, cells, 1), self.pointer_mask], 1)
-        one_head = (x[:, :, None] for x in (q, keys, values))
-        return attend(*one_head, mask, dropout, dropout_key)[:, :, 0]
+    The last channel is the sum of a row's weights.
+    """
+    n, r, cells, _ = memory.slots.shape
+    flat = lambda slots: slots.reshape(n, r * cells, -1)
+    values = jnp.concatenate([flat(memory.slots), memory.pointers], 1)
+    values = jnp.concatenate([values, jnp.ones_like(values[..., :1])], -1)
+    keys = jnp.concatenate([flat(slot_keys), pointer_keys], 1)
+    mask = jnp.concatenate([jnp.repeat(memory.slot_mask, cells, 1), memory.pointer_mask], 1)
+    one_head = (x[:, :, None] for x in (q, keys, values))
+    read = attention(*one_head, mask=mask[:, None, None], dropout=dropout, dropout_key=dropout_key)
+    return read[:, :, 0]
 
 
 class MemoryAttentionLayer(nn.Module):
@@ -127,19 +162,20 @@ class MemoryAttentionLayer(nn.Module):
     config: Sam2Config
 
     @nn.compact
-    def __call__(self, x: jax.Array, memory: Memory, table, is_training: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, memory: Memory, table: Table, is_training: bool = False
+    ) -> jax.Array:
         """Maps (N or 1, L, C) to (N, L, C); the objects part ways at the cross-attention."""
         c, dtype = self.config.hidden_dim, self.config.dtype
         rate = self.config.memory_attention_dropout
         norm = lambda name: LayerNorm(1e-5, dtype, name=name)
         drop = nn.Dropout(rate, deterministic=not is_training)
-        attention = lambda name: RotaryAttention(c, dtype, rate, name=name)
-        y = attention("self_attn").self_attention(norm("norm1")(x), table, is_training)
-        x = x + drop(y)
-        y = norm("norm2")(x)
-        x = x + drop(attention("cross_attn_image").cross_attention(y, memory, table, is_training))
-        y = drop(nn.relu(nn.Dense(_WIDER * c, dtype=dtype, name="linear1")(norm("norm3")(x))))
-        return x + drop(nn.Dense(c, dtype=dtype, name="linear2")(y))
+        own = RotaryAttention(c, dtype, rate, name="self_attn")
+        x = x + drop(own.self_attention(norm("norm1")(x), table, is_training))
+        cross = RotaryAttention(c, dtype, rate, True, name="cross_attn_image")
+        x = x + drop(cross.cross_attention(norm("norm2")(x), memory, table, is_training))
+        y = drop(nn.relu(Dense(_WIDER * c, dtype, name="linear1")(norm("norm3")(x))))
+        return x + drop(Dense(c, dtype, name="linear2")(y))
 
 
 class MemoryAttention(nn.Module):
@@ -176,39 +212,28 @@ class MemoryAttention(nn.Module):
         Returns:
           (N, L, C).
         """
+        config = self.config
         n, _, cells, m = slots.shape
         chex.assert_shape(pointers, (n, None, m))
-        dtype = jnp.dtype(self.config.dtype)
-        cast = lambda x: x.astype(dtype)
+        cast = lambda x: x.astype(config.dtype)
+        slots, pointers = cast(slots), cast(pointers)
         memory = Memory(
-            cast(slots),
-            cast(slot_positions),
+            slots,
+            slots + cast(slot_positions),
             slot_mask,
-            cast(pointers),
-            cast(pointer_positions),
+            pointers,
+            pointers + cast(pointer_positions),
             pointer_mask,
         )
-        table = encodings.rotary_table(round(cells**0.5), self.config.hidden_dim)
+        table = encodings.rotary_table(round(cells**0.5), config.hidden_dim)
         x = cast(features) + 0.1 * cast(feature_positions)
-        layers = [
-            MemoryAttentionLayer(self.config, name=f"layers_{i}")
-            for i in range(self.config.memory_attention_layers)
-        ]
+        names = [f"layers_{i}" for i in range(config.memory_attention_layers)]
         if is_training and not self.is_initializing():
-            x = self._in_a_scan(layers, jnp.broadcast_to(x, (n, *x.shape[1:])), memory, table)
+            x = jnp.broadcast_to(x, (n, *x.shape[1:]))
+            layer = MemoryAttentionLayer(config, parent=None)
+            apply = lambda layer, x, _: layer(x, memory, table, True)
+            x = repeat(self, layer, names, x, apply, remat=config.remat)
         else:
-            for layer in layers:
-                x = layer(x, memory, table)
-        return LayerNorm(1e-5, self.config.dtype, name="norm")(x)
-
-    def _in_a_scan(self, layers, x, memory, table):
-        """Applies equal layers as one scan: compiled once, and only what lies between them is remembered."""
-        params = jax.tree.map(lambda *x: jnp.stack(x), *(layer.variables for layer in layers))
-        pure = layers[0].clone(parent=None)
-
-        def body(x, xs):
-            params, key = xs
-            return pure.apply(params, x, memory, table, True, rngs={"dropout": key}), None
-
-        keys = jax.random.split(self.make_rng("dropout"), len(layers))
-        return jax.lax.scan(rematerialise(body, self.config.remat), x, (params, keys))[0]
+            for name in names:
+                x = MemoryAttentionLayer(config, name=name)(x, memory, table)
+        return LayerNorm(1e-5, config.dtype, name="norm")(x)

@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
-from sam2_jax.model.layers import Conv, Dense, DepthwiseConv, LayerNorm, gelu
+from sam2_jax.model.layers import Conv, Dense, DepthwiseConv, LayerNorm, constant, gelu
 
 _HALVINGS = 4  # 2**4 = 16, from mask pixels to feature cells
 
@@ -42,7 +42,7 @@ class ConvNextBlock(nn.Module):
         y = LayerNorm(1e-6, self.dtype, name="norm")(y)
         y = gelu(Dense(4 * c, self.dtype, name="pwconv1")(y))
         y = Dense(c, self.dtype, name="pwconv2")(y)
-        gamma = self.param("gamma", nn.initializers.constant(1e-6), (c,))
+        gamma = self.param("gamma", constant(1e-6), (c,))
         return x + y * gamma.astype(self.dtype)
 
 

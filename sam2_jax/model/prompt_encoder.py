@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from sam2_jax.config import Sam2Config
 from sam2_jax.model import encodings
-from sam2_jax.model.layers import Conv, LayerNorm, gelu
+from sam2_jax.model.layers import Conv, LayerNorm, gelu, normal
 from sam2_jax.structs import Prompt
 
 
@@ -30,7 +30,7 @@ class FourierPositions(nn.Module):
     def __call__(self, position: jax.Array) -> jax.Array:
         """Maps (..., 2) positions in [0, 1] to (..., C), float32."""
         name = "positional_encoding_gaussian_matrix"
-        gaussian = self.param(name, nn.initializers.normal(self.deviation), (2, self.width // 2))
+        gaussian = self.param(name, normal(self.deviation), (2, self.width // 2))
         return encodings.fourier(position, jax.lax.stop_gradient(gaussian))
 
 
@@ -42,7 +42,7 @@ class PromptEncoder(nn.Module):
     def setup(self):
         """Creates the parts."""
         c, dtype = self.config.hidden_dim, self.config.dtype
-        embedding = lambda name: self.param(name, nn.initializers.normal(1.0), (1, c))
+        embedding = lambda name: self.param(name, normal(1.0), (1, c))
         # Of the original's frequencies, 1, places less than 0.08 of the picture apart are alike. A cell of a
         # small map is wider, so that a click would share its code with no cell and be unlearned as noise.
         self.pe_layer = FourierPositions(c, min(1.0, self.config.grid / 16))
@@ -77,14 +77,9 @@ class PromptEncoder(nn.Module):
 
     def _encode_mask(self, prompt):
         nothing = self.no_mask_embed[:, None, None]
-        if prompt.mask_logits is None and not self.is_initializing():
+        if prompt.mask_logits is None:
             grid = self.config.grid
             return jnp.broadcast_to(nothing, (1, grid, grid, nothing.shape[-1]))
-        if self.is_initializing():  # every parameter exists whatever the first prompt was
-            size = self.config.mask_size
-            prompt = prompt.replace(
-                mask_logits=jnp.zeros((1, size, size)), has_mask_logits=jnp.ones(1, bool)
-            )
         x = prompt.mask_logits[..., None].astype(self.config.dtype)
         x = gelu(self.mask_downscaling_1(self.mask_downscaling_0(x)))
         x = gelu(self.mask_downscaling_4(self.mask_downscaling_3(x)))

@@ -7,7 +7,6 @@ the scan in `sam2_jax.track`. Nothing here loops over time.
 """
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,12 @@ from flax import linen as nn
 from sam2_jax.config import Sam2Config
 from sam2_jax.model import encodings, memory_bank, memory_policy
 from sam2_jax.model.image_encoder import ImageEncoder
-from sam2_jax.model.layers import MLP, downsample_antialiased, upsample_4x
+from sam2_jax.model.layers import MLP, Conv, Dense, Drawn, normal
 from sam2_jax.model.mask_decoder import Decoded, MaskDecoder
 from sam2_jax.model.memory_attention import MemoryAttention
 from sam2_jax.model.memory_encoder import MemoryEncoder
 from sam2_jax.model.prompt_encoder import PromptEncoder
+from sam2_jax.ops.resize import downsample_antialiased, upsample_4x
 from sam2_jax.structs import Features, MemoryBank, Prediction, Prompt, Segmentation
 
 NO_OBJECT = -1024.0  # mask logit everywhere if the object is judged absent
@@ -67,7 +67,7 @@ class Sam2(nn.Module):
         """Creates the parts."""
         config = self.config
         c, m, dtype = config.hidden_dim, config.memory_dim, config.dtype
-        small = lambda name, *shape: self.param(name, nn.initializers.normal(0.02), shape)
+        small = lambda name, *shape: self.param(name, normal(0.02), shape)
         self.image_encoder = ImageEncoder(config)
         self.memory_attention = MemoryAttention(config)
         self.memory_encoder = MemoryEncoder(config)
@@ -82,11 +82,11 @@ class Sam2(nn.Module):
         if config.no_obj_embed_spatial:
             self.no_obj_embed_spatial = small("no_obj_embed_spatial", 1, m)
         if config.use_obj_ptrs_in_encoder:
-            self.mask_downsample = nn.Conv(1, (4, 4), 4)
+            self.mask_downsample = Conv(1, (4, 4), 4)
             is_mlp = config.use_mlp_for_obj_ptr_proj
-            self.obj_ptr_proj = MLP((c, c, c), dtype=dtype) if is_mlp else nn.Dense(c, dtype=dtype)
+            self.obj_ptr_proj = MLP((c, c, c), dtype=dtype) if is_mlp else Dense(c, dtype)
             if config.proj_tpos_enc_in_obj_ptrs:
-                self.obj_ptr_tpos_proj = nn.Dense(m)
+                self.obj_ptr_tpos_proj = Dense(m)
 
     def encode(self, images: jax.Array, is_training: bool = False) -> Features:
         """Encodes images (B, S, S, 3), uint8 RGB or normalised float32."""
@@ -355,7 +355,8 @@ class Sam2(nn.Module):
         masks = jnp.where(is_known[:, None, None], answer.masks, NO_OBJECT)
         scores = jnp.where(is_known, answer.scores, -10.0)
         memories = self.remember(features, masks, scores, is_prompted)
-        is_tracked = is_known & ~is_prompted & ~(bank.prompted_frames == index).any(1)
+        is_taken = is_known & (index >= 0)  # padding of a clip changes nothing
+        is_tracked = is_taken & ~is_prompted & ~(bank.prompted_frames == index).any(1)
         policy, verdicts = memory_policy.judge(
             self.config, bank.policy, index, answer.replace(masks=masks, scores=scores), is_tracked
         )
@@ -363,73 +364,49 @@ class Sam2(nn.Module):
             masks, answer.ious, scores, answer.pointers, memories, verdicts, policy
         )
         bank = memory_bank.write(
-            self.config, bank, index, memories, answer.pointers, is_known, is_prompted, verdicts
+            self.config, bank, index, memories, answer.pointers, is_taken, is_prompted, verdicts
         ).replace(policy=policy)
         return bank, prediction
 
-    def touch_everything(self, image: jax.Array) -> list[jax.Array]:
-        """Uses every parameter once, which is how Linen creates them; image (1, S, S, 3) float32."""
-        config = self.config
-        masks, is_prompted = jnp.zeros((1, config.image_size, config.image_size)), jnp.ones(1, bool)
-        logits = jnp.zeros((1, config.mask_size, config.mask_size))
-        prompt = no_prompt(1).replace(mask_logits=logits, has_mask_logits=is_prompted)
-        features = self.encode(image)
-        decoded = self.decode(self.forget(features), features.high_res, prompt)
-        used = [
-            self._pointer(decoded.tokens[:, 0], decoded.scores),
-            self.remember(features, masks, decoded.scores, is_prompted),
-            self.recall(memory_bank.empty(config, 1), features, jnp.int32(1)),
-        ]
-        if config.use_obj_ptrs_in_encoder and config.use_mask_input_as_output_without_sam:
-            used.append(self.mask_downsample(masks[..., None]))
-        return used
+
+def _two_frames(sam2: Sam2, image: jax.Array) -> tuple[MemoryBank, Prediction]:
+    """Tracks something from one frame to the next, which uses every parameter."""
+    size, mask_size = sam2.config.image_size, sam2.config.mask_size
+    prompt = no_prompt(1).replace(
+        mask_logits=jnp.zeros((1, mask_size, mask_size)),
+        has_mask_logits=jnp.ones(1, bool),
+        masks=jnp.zeros((1, size, size)),
+        has_mask=jnp.ones(1, bool),
+    )
+    features = sam2.encode(image)
+    bank, _ = sam2.begin(memory_bank.empty(sam2.config, 1), features, jnp.int32(0), prompt)
+    return sam2(bank, features, jnp.int32(1))
+
+
+def _drawn_params(config: Sam2Config) -> dict:
+    """Shapes of the parameters, and how each is drawn."""
+    # Models of 256 px and more differ in nothing of it.
+    return _trace_params(config.replace(image_size=min(config.image_size, 256)))
+
+
+@functools.lru_cache(maxsize=32)
+def _trace_params(config: Sam2Config) -> dict:
+    """It takes seconds, and everything that loads or checks weights asks."""
+    image = jnp.zeros((1, config.image_size, config.image_size, 3))
+    init = lambda key: Sam2(config).init(key, image, method=_two_frames)["params"]
+    return jax.eval_shape(init, jax.random.key(0))
 
 
 def param_shapes(config: Sam2Config) -> dict:
     """Returns the shapes and types of the parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
-    # No parameter depends on the image size, so a small one does.
-    return jax.tree.map(lambda x: x, _param_shapes(config.replace(image_size=64)))
-
-
-@functools.lru_cache(maxsize=32)
-def _param_shapes(config):
-    """Tracing takes seconds, and everything that loads or checks weights asks."""
-    init = functools.partial(Sam2(config).init, method="touch_everything")
-    shape = (1, config.image_size, config.image_size, 3)
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return jax.eval_shape(init, jax.random.key(0), image)["params"]
-
-
-_NORMAL = {  # standard deviation of what is not a layer's weight
-    "maskmem_tpos_enc": 0.02,
-    "no_mem_embed": 0.02,
-    "no_mem_pos_enc": 0.02,
-    "no_obj_ptr": 0.02,
-    "no_obj_embed_spatial": 0.02,
-    "positional_encoding_gaussian_matrix": 1.0,
-    "point_embeddings": 1.0,
-    "not_a_point_embed": 1.0,
-    "no_mask_embed": 1.0,
-    "iou_token": 1.0,
-    "mask_tokens": 1.0,
-    "obj_score_token": 1.0,
-}
-_CONSTANT = {"scale": 1.0, "gamma": 1e-6, "pos_embed": 0.0, "pos_embed_window": 0.0}
+    return nn.meta.unbox(_drawn_params(config))
 
 
 def init_params(config: Sam2Config, key: jax.Array) -> dict:
     """Returns random parameters with the original's initial distribution (PyTorch's defaults).
 
-    One differs, for models smaller than 256 px: the frequencies of the position encoding fall with the
-    number of cells. The original's make places alike that are less than 0.08 of the picture apart; a cell of
-    a 4 x 4 map is 0.25 wide, so that a click would share its code with no cell, its own included, and be
-    unlearned as noise.
-
-    Another differs for all: queries and keys of the memory attention have biases that make a cell look at its
-    own place in the memories (a cell beside it weighs 0.1 of it). Tracking then begins as a copy of the last
-    mask; from the original's distribution it begins as a mean over the map, which takes long to leave.
-
-    Drawn on the host: initialising through the modules compiles the whole model for nothing.
+    Two differ: the frequencies of the position encoding in models smaller than 256 px (`PromptEncoder`), and
+    biases in the cross-attention to memories (`memory_attention.RotaryAttention`).
 
     Args:
       config: sizes.
@@ -439,31 +416,6 @@ def init_params(config: Sam2Config, key: jax.Array) -> dict:
       Nested dicts of float32 arrays on the host.
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-
-    def draw(name, shape, siblings):
-        if name in _CONSTANT or "scale" in siblings:  # the latter is a norm
-            return np.full(shape, _CONSTANT.get(name, 0.0), np.float32)
-        deviation = _NORMAL.get(re.sub(r"_\d+$", "", name))
-        if name == "positional_encoding_gaussian_matrix":
-            deviation *= min(1.0, config.grid / 16)
-        if deviation is not None:
-            return deviation * rng.standard_normal(shape, np.float32)
-        kernel = siblings["kernel"].shape
-        # A transposed convolution counts its outputs, as in PyTorch.
-        is_transposed = kernel[:2] == (2, 2) and kernel[2] > kernel[3]
-        fan_in = 4 * kernel[3] if is_transposed else int(np.prod(kernel[:-1]))
-        return (2 * rng.random(shape, np.float32) - 1) * np.float32(fan_in**-0.5)
-
-    def fill(shapes):
-        return {
-            name: fill(x) if isinstance(x, dict) else draw(name, x.shape, shapes)
-            for name, x in sorted(shapes.items())
-        }
-
-    params = fill(param_shapes(config))
-    for layer in params["memory_attention"].values():
-        if "cross_attn_image" in layer:
-            for projection in ("q_proj", "k_proj"):
-                bias = layer["cross_attn_image"][projection]["bias"]
-                bias[encodings.fastest_rotary(len(bias))] = len(bias) ** 0.25
-    return params
+    is_drawn = lambda x: isinstance(x, Drawn)
+    draw = lambda drawn: np.asarray(drawn.draw(rng, drawn.value.shape), np.float32)
+    return jax.tree.map(draw, _drawn_params(config), is_leaf=is_drawn)

@@ -6,8 +6,8 @@ tokens (N, K, C), image (N, L, C)  ->  the same shapes
 import jax
 from flax import linen as nn
 
-from sam2_jax.model.attention import attend
-from sam2_jax.model.layers import MLP, LayerNorm
+from sam2_jax.model.layers import MLP, Dense, LayerNorm
+from sam2_jax.ops.attention import attention
 
 _HEADS = 8
 _DEPTH = 2
@@ -27,11 +27,14 @@ class Attention(nn.Module):
         """Maps queries (N, Tq, C), keys and values (N, Tk, C) to (N, Tq, C)."""
 
         def project(x, name):
-            x = nn.Dense(self.inner_width, dtype=self.dtype, name=name)(x)
+            x = Dense(self.inner_width, self.dtype, name=name)(x)
             return x.reshape(*x.shape[:2], _HEADS, -1)
 
-        x = attend(project(q, "q_proj"), project(k, "k_proj"), project(v, "v_proj"), key_mask)
-        return nn.Dense(q.shape[-1], dtype=self.dtype, name="out_proj")(x.reshape(*x.shape[:2], -1))
+        mask = None if key_mask is None else key_mask[:, None, None]
+        width = q.shape[-1]
+        q, k, v = project(q, "q_proj"), project(k, "k_proj"), project(v, "v_proj")
+        x = attention(q, k, v, mask=mask)
+        return Dense(width, self.dtype, name="out_proj")(x.reshape(*x.shape[:2], -1))
 
 
 class TwoWayBlock(nn.Module):
@@ -46,23 +49,23 @@ class TwoWayBlock(nn.Module):
         c = tokens.shape[-1]
         norm = lambda name: LayerNorm(1e-5, self.dtype, name=name)
 
-        attention = Attention(c, self.dtype, name="self_attn")
+        attend = Attention(c, self.dtype, name="self_attn")
         if self.is_first:  # the tokens still are their own positions: neither encoding nor residual
-            tokens = attention(tokens, tokens, tokens, token_mask)
+            tokens = attend(tokens, tokens, tokens, token_mask)
         else:
             q = tokens + token_positions
-            tokens = tokens + attention(q, q, tokens, token_mask)
+            tokens = tokens + attend(q, q, tokens, token_mask)
         tokens = norm("norm1")(tokens)
 
-        attention = Attention(c // 2, self.dtype, name="cross_attn_token_to_image")
+        attend = Attention(c // 2, self.dtype, name="cross_attn_token_to_image")
         q, k = tokens + token_positions, image + image_positions
-        tokens = norm("norm2")(tokens + attention(q, k, image))
+        tokens = norm("norm2")(tokens + attend(q, k, image))
         mlp = MLP((_WIDER * c, c), dtype=self.dtype, name="mlp")
         tokens = norm("norm3")(tokens + mlp(tokens))
 
-        attention = Attention(c // 2, self.dtype, name="cross_attn_image_to_token")
+        attend = Attention(c // 2, self.dtype, name="cross_attn_image_to_token")
         q = tokens + token_positions
-        return tokens, norm("norm4")(image + attention(k, q, tokens, token_mask))
+        return tokens, norm("norm4")(image + attend(k, q, tokens, token_mask))
 
 
 class TwoWayTransformer(nn.Module):
@@ -89,6 +92,6 @@ class TwoWayTransformer(nn.Module):
         for i in range(_DEPTH):
             block = TwoWayBlock(i == 0, self.dtype, name=f"layers_{i}")
             tokens, image = block(tokens, image, positions, image_positions, token_mask)
-        attention = Attention(tokens.shape[-1] // 2, self.dtype, name="final_attn_token_to_image")
-        tokens = tokens + attention(tokens + positions, image + image_positions, image)
+        attend = Attention(tokens.shape[-1] // 2, self.dtype, name="final_attn_token_to_image")
+        tokens = tokens + attend(tokens + positions, image + image_positions, image)
         return LayerNorm(1e-5, self.dtype, name="norm_final_attn")(tokens), image

@@ -186,8 +186,7 @@ def _in_chunks(q, k, v, mask, dropout, dropout_key, one_group_at_a_time):
     if mask is not None:
         bias = jnp.repeat(jnp.where(mask, 0.0, _NEVER), heads, 0)[:, None]
     softmax = functools.partial(_softmax, dropout=dropout)
-    has_few_keys = bias is not None and k.shape[1] < _CHUNK
-    if not _is_cut(q.shape[1]) or has_few_keys:
+    if not _is_cut(q, k):
         out = softmax(q, k, v, bias, dropout_key)
     elif one_group_at_a_time:
         one = lambda xs: _by_chunks(softmax, *jax.tree.map(lambda x: x[None], xs[:4]), xs[4])[0]
@@ -197,8 +196,9 @@ def _in_chunks(q, k, v, mask, dropout, dropout_key, one_group_at_a_time):
     return out.reshape(b, heads, *out.shape[1:]).transpose(0, 2, 1, 3)
 
 
-def _is_cut(num_queries):
-    return num_queries % _CHUNK == 0 and num_queries >= 4 * _CHUNK
+def _is_cut(q, k):
+    num_queries, num_keys = q.shape[1], k.shape[1]
+    return num_queries % _CHUNK == 0 and num_queries >= 4 * _CHUNK and num_keys >= _CHUNK
 
 
 def _split(key, num):
@@ -259,7 +259,7 @@ def _reference_parts(q, k, v, used):
 def _parts_in_chunks(q, k, v, used):
     q, k, v, bias = _flat(q, k, v, used)
     n, t, d = q.shape
-    if not _is_cut(t):
+    if not _is_cut(q, k):
         return _scored(q, k, v, bias)
     chunks = q.reshape(n, t // _CHUNK, _CHUNK, d).swapaxes(0, 1)
     one = jax.checkpoint(lambda q: _scored(q, k, v, bias), prevent_cse=False)

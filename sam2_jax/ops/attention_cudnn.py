@@ -59,7 +59,7 @@ def _call(q, k, v, key_lengths):
 
 
 def _widened(v, width):
-    """CuDNN wants values as wide as keys."""
+    """Values as wide as keys, as cuDNN wants them."""
     return jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, width - v.shape[-1])])
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 _AXES = ("NHWC", "HWIO", "NHWC")
+_SMALL_PATCH = 64  # numbers; up to here CPUs copy patches faster than they convolve
 
 
 def convolve(
@@ -31,7 +32,8 @@ def convolve(
       kernel: (h, w, C, O).
       stride: step of the kernel along both axes, in pixels.
       padding: zeros on each of the four sides, in pixels.
-      implementation: "reference", or "product" of all patches and the kernel; None chooses.
+      implementation: "reference"; "columns", a convolution of blocks of columns, whose channels are those of
+        `stride` pixels in a row; "product" of all patches and the kernel; None chooses.
 
     Returns:
       (B, H', W', O), H' = (H + 2 padding - h) // stride + 1.
@@ -96,6 +98,21 @@ def _by_convolution(x, kernel, stride, padding):
     pads = ((padding, padding),) * 2
     strides = (stride, stride)
     return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_AXES)
+
+
+def _by_columns(x, kernel, stride, padding):
+    width, (h, w, c, out) = x.shape[2], kernel.shape
+    num_out = (width + 2 * padding - w) // stride + 1
+    # Zeros around the kernel make it begin and end between blocks, so that no pixel has to move.
+    front = -padding % stride
+    num_blocks = -(-(front + w) // stride)
+    taps = ((0, 0), (front, num_blocks * stride - front - w), (0, 0), (0, 0))
+    kernel = jnp.pad(kernel, taps).reshape(h, num_blocks, stride * c, out)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, -width % stride), (0, 0)))
+    x = x.reshape(*x.shape[:2], -1, stride * c)
+    before = (front + padding) // stride
+    pads = ((padding, padding), (before, num_out + num_blocks - 1 - before - x.shape[2]))
+    return jax.lax.conv_general_dilated(x, kernel, (stride, 1), pads, dimension_numbers=_AXES)
 
 
 def _patches(x, size, stride, padding):
@@ -167,20 +184,22 @@ def _transposed_by_product(x, kernel):
     return y.reshape(b, rows * h, columns * w, out)
 
 
-_CONVOLVE = {"reference": _by_convolution, "product": _by_product}
+_CONVOLVE = {"reference": _by_convolution, "columns": _by_columns, "product": _by_product}
 _DEPTHWISE = {"reference": _depthwise_by_convolution, "shifts": _depthwise_by_shifts}
 _TRANSPOSED = {"reference": _transposed_by_convolution, "product": _transposed_by_product}
 
 
 def _choose(kernel, stride):
     """The executions of `convolve` by platform: for its value and gradient by x, and by the kernel."""
-    if max(kernel.shape[:2]) <= stride:  # patches are a view
+    h, w, c, _ = kernel.shape
+    if max(h, w) <= stride:  # patches are a view
         return {"default": _by_product}, {"default": _by_product}
-    # On GPU cuDNN takes ten times as long as a product, or more, for so few channels. A TPU would fill three
-    # of its 128 lanes with the colours of a picture.
-    others = {"tpu": _by_product if stride > 2 else _by_convolution, "default": _by_product}
+    # On GPU cuDNN takes ten times as long as a product, or more, for so few channels. On a TPU three colours
+    # fill three of 128 lanes.
+    others = {"tpu": _by_columns, "default": _by_product}
+    forward = _by_product if h * w * c <= _SMALL_PATCH else _by_columns
     # XLA's gradient by the kernel is slow on CPU for a batch of clips: a convolution of as many groups.
-    return {"cpu": _by_convolution, **others}, {"cpu": _by_product, **others}
+    return {"cpu": forward, **others}, {"cpu": _by_product, **others}
 
 
 def _convolve(x, kernel, stride, padding):

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from sam2_jax.config import Sam2Config
 from sam2_jax.experiment import Interaction, LossWeights
 from sam2_jax.model import memory_bank
-from sam2_jax.model.layers import upsample_4x
-from sam2_jax.model.remat import rematerialise
+from sam2_jax.model.repeat import rematerialise
 from sam2_jax.model.sam2 import Sam2, asks_for_three
+from sam2_jax.ops.resize import upsample_4x
 from sam2_jax.structs import Prompt
 from sam2_jax.train.clicks import Plan, first_click, jittered_box, next_click
 from sam2_jax.train.losses import prediction_losses

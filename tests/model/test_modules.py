@@ -11,16 +11,8 @@ from flax import linen as nn
 
 from sam2_jax.config import get_config
 from sam2_jax.model import encodings
-from sam2_jax.model.attention import QUERY_CHUNK, attend, attend_slots
 from sam2_jax.model.image_encoder import ImageEncoder
-from sam2_jax.model.layers import (
-    Conv,
-    Dense,
-    DepthwiseConv,
-    Upsample2x2,
-    cubic_weights,
-    upsample_4x,
-)
+from sam2_jax.model.layers import Conv, Dense, DepthwiseConv, Upsample2x2
 from sam2_jax.model.memory_bank import num_recent
 from sam2_jax.model.sam2 import init_params, param_shapes
 from sam2_jax.track import track
@@ -29,95 +21,6 @@ from tests import toy
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def softmax_attention(q, k, v, mask):
-    """(T, D), (K, D), (K, E), (K,) -> (T, E), in float64 and one row at a time."""
-    if not mask.any():
-        return np.zeros((len(q), v.shape[-1]))
-    k, v = k[mask].astype(np.float64), v[mask].astype(np.float64)
-    rows = []
-    for row in q.astype(np.float64):
-        weights = np.exp(k @ row / np.sqrt(q.shape[-1]))
-        rows.append(weights @ v / weights.sum())
-    return np.stack(rows)
-
-
-@pytest.mark.parametrize(("batch_q", "batch_k"), [(2, 2), (1, 2), (2, 1)])
-@pytest.mark.parametrize("is_masked", [True, False])
-def test_attention_is_a_softmax_over_the_keys_that_are_kept(batch_q, batch_k, is_masked):
-    q, k, v = normal(0, batch_q, 5, 3, 4), normal(1, batch_k, 7, 3, 4), normal(2, batch_k, 7, 3, 6)
-    mask = np.random.default_rng(3).random((batch_k, 7)) > 0.4 if is_masked else None
-    answer = np.asarray(attend(q, k, v, mask))
-    assert answer.shape == (2, 5, 3, 6)
-    kept = np.ones((batch_k, 7), bool) if mask is None else mask
-    for b in range(2):
-        i, j = b % batch_q, b % batch_k
-        for h in range(3):
-            expected = softmax_attention(q[i, :, h], k[j, :, h], v[j, :, h], kept[j])
-            np.testing.assert_allclose(answer[b, :, h], expected, atol=1e-5)
-
-
-def test_many_queries_are_cut_into_chunks_without_a_trace():
-    t = 4 * QUERY_CHUNK
-    q, k, v = normal(0, 1, t, 2, 4), normal(1, 2, 9, 2, 4), normal(2, 2, 9, 2, 3)
-    assert "scan" in str(jax.make_jaxpr(attend)(q, k, v))
-    answer = np.asarray(attend(q, k, v))
-    assert answer.shape == (2, t, 2, 3)
-    for b in range(2):
-        for h in range(2):
-            expected = softmax_attention(q[0, :, h], k[b, :, h], v[b, :, h], np.ones(9, bool))
-            np.testing.assert_allclose(answer[b, :, h], expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(("queries", "batch"), [(6, 3), (6, 1), (4 * QUERY_CHUNK, 1)])
-def test_slots_are_read_as_one_long_row_of_keys(queries, batch):
-    """The last object has no used slot, the one before nothing to read at all; long maps go in chunks."""
-    n, r, cells, m, d, x = 4, 3, 5, 4, 6, 2
-    q, slots = normal(0, batch, queries, d), normal(1, n, r, cells, m)
-    values, kernel = normal(2, n, r, cells, m), normal(3, m, d)
-    extra_keys, extra_values = normal(4, n, x, d), normal(5, n, x, m)
-    if batch > 1:
-        q = normal(0, n, queries, d)
-    slot_mask = np.array([[1, 1, 1], [0, 1, 0], [0, 0, 0], [0, 0, 0]], bool)
-    extra_mask = np.array([[1, 1], [0, 0], [0, 0], [0, 1]], bool)
-    project = lambda slot: slot @ kernel
-    answer = np.asarray(
-        attend_slots(q, slots, values, slot_mask, project, extra_keys, extra_values, extra_mask)
-    )
-    assert answer.shape == (n, queries, m)
-    for i in range(n):
-        keys = np.concatenate([(slots[i] @ kernel).reshape(-1, d), extra_keys[i]])
-        all_values = np.concatenate([values[i].reshape(-1, m), extra_values[i]])
-        mask = np.concatenate([slot_mask[i].repeat(cells), extra_mask[i]])
-        expected = softmax_attention(q[i % len(q)], keys, all_values, mask)
-        np.testing.assert_allclose(answer[i], expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(2, 5, 7), (1, 1, 1), (1, 2, 3)])
-def test_the_fast_upsampling_is_a_bilinear_resize(shape):
-    x = normal(0, *shape)
-    expected = jax.image.resize(x, (shape[0], 4 * shape[1], 4 * shape[2]), "bilinear")
-    np.testing.assert_allclose(upsample_4x(x), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(("source", "target"), [(7, 7), (7, 16), (14, 64), (7, 3), (1, 4)])
-def test_cubic_weights_are_averages_and_symmetric(source, target):
-    weights = cubic_weights(source, target)
-    assert weights.shape == (target, source)
-    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
-    np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-6)
-    if source == target:
-        np.testing.assert_allclose(weights, np.eye(source), atol=1e-6)
-
-
-def test_the_cubic_kernel_is_the_one_of_the_original():
-    """Half way between two pixels: -a/8 outside of them, with a = -0.75."""
-    weights = cubic_weights(8, 16)
-    tap = lambda d: 1.25 * d**3 - 2.25 * d**2 + 1 if d < 1 else -0.75 * (d - 1) * (d - 2) ** 2
-    np.testing.assert_allclose(
-        weights[7, 2:6], [tap(1.25), tap(0.25), tap(0.75), tap(1.75)], atol=1e-6
-    )
 
 
 @pytest.fixture(scope="module")

@@ -34,9 +34,35 @@ def by_name(monkeypatch, name):
     return name
 
 
+def softmax_attention(q, k, v, mask):
+    """(T, D), (S, D), (S, E), (S,) -> (T, E), in float64 and one row at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k[mask], v[mask]))
+    rows = []
+    for row in q:
+        weights = np.exp(k @ row / np.sqrt(q.shape[-1]))
+        rows.append(weights @ v / weights.sum())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("name", ["reference", None])
+@pytest.mark.parametrize(("batch_q", "batch_k"), [(2, 2), (1, 2), (2, 1)])
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_attention_is_a_softmax_over_the_keys_that_are_kept(name, batch_q, batch_k, is_masked):
+    q, k, v = random(0, batch_q, 5, 3, 4), random(1, batch_k, 7, 3, 4), random(2, batch_k, 7, 3, 6)
+    kept = np.random.default_rng(3).random((batch_k, 7)) > (0.4 if is_masked else -1)
+    mask = kept[:, None, None] if is_masked else None
+    answer = np.asarray(ops.attention(q, k, v, mask=mask, implementation=name))
+    assert answer.shape == (2, 5, 3, 6)
+    for b in range(2):
+        i, j = b % batch_q, b % batch_k
+        for h in range(3):
+            expected = softmax_attention(q[i, :, h], k[j, :, h], v[j, :, h], kept[j])
+            np.testing.assert_allclose(answer[b, :, h], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["xla", "cpu", "tpu"])
-@pytest.mark.parametrize("shape", [(1, 2048, 1, 64, 32), (2, 256, 3, 96, 96), (3, 256, 1, 256, 64)])
+@pytest.mark.parametrize("shape", [(1, 2048, 1, 64, 32), (2, 256, 3, 96, 96)])
 def test_executions_of_attention_agree(monkeypatch, name, shape, dtype):
     b, t, heads, d, e = shape
     q, k, v = (random(i, b, t, heads, width, dtype=dtype) for i, width in enumerate((d, d, e)))
@@ -61,9 +87,9 @@ def test_keys_that_are_masked_do_not_count(name, t):
 @pytest.mark.parametrize("is_shared", [True, False])
 @pytest.mark.parametrize("t", [128, 2048])
 def test_executions_of_parts_agree(monkeypatch, name, is_shared, t, dtype):
-    n, r, cells = 3, 4, 256
-    q = random(0, 1 if is_shared else n, t, 256, dtype=dtype)
-    k, v = random(1, n, r, cells, 256, dtype=dtype), random(2, n, r, cells, 64, dtype=dtype)
+    n, r, cells = 3, 4, 128
+    q = random(0, 1 if is_shared else n, t, 64, dtype=dtype)
+    k, v = random(1, n, r, cells, 64, dtype=dtype), random(2, n, r, cells, 16, dtype=dtype)
     used = jnp.array([[True] * 4, [False] * 4, [False, True, False, True]])
     found = ops.attend_parts(q, k, v, used, implementation=by_name(monkeypatch, name))
     expected = ops.attend_parts(q, k, v, used, implementation="reference")
