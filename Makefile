@@ -26,7 +26,7 @@ test: $(DEV)  ## run the tests, warnings as errors
 parity: $(PARITY)  ## compare with PyTorch in an environment of its own (Python 3.11)
 	$(VENV_PARITY)/bin/python -m pytest tests/parity_torch
 
-pods: $(TPU)  ## compile a small training step for TPUs that need not be there
+pods: $(TPU)  ## compile for TPUs that need not be there: steps, their loops, cycles and memory
 	JAX_PLATFORMS=cpu $(VENV_TPU)/bin/python -m pytest tests/test_compile_for.py
 
 lint: $(DEV)  ## check style and formatting

@@ -11,8 +11,8 @@
 from sam2_jax.build import Model, build_sam2
 from sam2_jax.config import MODELS, HieraConfig, Sam2Config, get_config
 from sam2_jax.model.sam2 import Sam2, init_params
-from sam2_jax.predict.everything import SAM2AutomaticMaskGenerator
 from sam2_jax.predict.image import SAM2ImagePredictor
+from sam2_jax.predict.mask_generator import SAM2AutomaticMaskGenerator
 from sam2_jax.predict.stream import SAM2StreamPredictor
 from sam2_jax.predict.video import SAM2VideoPredictor, build_sam2_video_predictor
 from sam2_jax.structs import Frame, MemoryBank, Prediction, Prompt

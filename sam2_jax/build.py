@@ -17,7 +17,7 @@ from sam2_jax.bundled import NAME as DEFAULT_MODEL
 from sam2_jax.bundled import bundled_checkpoint
 from sam2_jax.checkpoint import saved_overrides
 from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config, get_config, resolve_model_name
-from sam2_jax.model.sam2 import Sam2, init_params
+from sam2_jax.model.sam2 import Sam2, in_compute_type, init_params
 from sam2_jax.track import begin, empty_bank, propagate, step, track
 
 _LOG = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Model:
     Attributes:
       name: the released model it is built as.
       config: what it computes.
-      params: nested dicts of float32 arrays.
+      params: nested dicts of arrays: kernels in compute type, the rest float32.
     """
 
     name: str
@@ -138,7 +138,7 @@ def build_model(
     postprocessing: dict[str, Any],
     *,
     image_size: int | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     config_file: str | None = None,
     ckpt_path: str | os.PathLike | None = None,
     device: Any = None,
@@ -153,7 +153,7 @@ def build_model(
     overrides = {
         **postprocessing,
         **({} if image_size is None else {"image_size": image_size}),
-        "dtype": dtype,
+        "dtype": dtype or _default_dtype(),
         **_hydra_overrides(hydra_overrides_extra),
         **model_overrides,
     }
@@ -166,7 +166,7 @@ def build_model(
         config = get_config(name, **{**saved_overrides(checkpoint), **overrides})
         if is_bundled:
             _LOG.warning(_WHICH_MODEL)
-        return Model(name, config, jax.device_put(params))
+        return Model(name, config, jax.device_put(in_compute_type(config, params)))
 
     config = get_config(name, **overrides)
     warnings.warn(
@@ -175,7 +175,13 @@ def build_model(
         f"{DEFAULT_MODEL}, whose weights come with the package.",
         stacklevel=3,
     )
-    return Model(name, config, init_params(config, jax.random.key(0)))
+    params = init_params(config, jax.random.key(0))
+    return Model(name, config, jax.device_put(in_compute_type(config, params)))
+
+
+def _default_dtype() -> str:
+    """Half precision is what accelerators are fast in; most CPUs are not."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def build_sam2(
@@ -195,8 +201,8 @@ def build_sam2(
         random weights, with a warning, if it is another.
       apply_postprocessing: choose the mask by stability when a single one is asked for.
       **kwargs: `image_size` (a multiple of 32; the model's own by default), `dtype` ("float32" or
-        "bfloat16"), the original's `config_file`, `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`,
-        and any field of `Sam2Config`.
+        "bfloat16"; by default float32 on CPU and bfloat16 elsewhere), the original's `config_file`,
+        `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`, and any field of `Sam2Config`.
 
     Raises:
       ValueError: unknown model or field, or a checkpoint that does not fit.

@@ -8,7 +8,7 @@ import sys
 import warnings
 from typing import Any, NoReturn
 
-from sam2_jax.commands import evaluate, everything, image, serve, track, train
+from sam2_jax.commands import bench, evaluate, everything, image, serve, track, train
 from sam2_jax.commands.common import cache_compiled_programs, use_huge_pages
 
 _COMMANDS = {
@@ -16,6 +16,7 @@ _COMMANDS = {
     "everything": everything,
     "track": track,
     "evaluate": evaluate,
+    "bench": bench,
     "serve": serve,
 }
 _CONVERT_EXAMPLES = """examples:
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
             cache_compiled_programs()
-            _COMMANDS[args.command].run(args)
+            return _COMMANDS[args.command].run(args) or 0
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"sam2-jax {args.command}: error: {message}", file=sys.stderr)
@@ -79,7 +80,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"sam2-jax {args.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

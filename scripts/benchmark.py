@@ -38,6 +38,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sam2_jax.bench.pytorch import check_attention, full_session, transformers_config
+from sam2_jax.bench.workload import NOW, full_bank
 from sam2_jax.build import Model
 from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config, get_config
 from sam2_jax.data.videos import Frames
@@ -48,14 +50,12 @@ from sam2_jax.parallel.mesh import make_mesh
 from sam2_jax.predict.image import encode_images
 from sam2_jax.predict.stream import SAM2StreamPredictor
 from sam2_jax.predict.video import SAM2VideoPredictor
-from sam2_jax.structs import Frame, MemoryBank
+from sam2_jax.structs import Frame
 from sam2_jax.track import encode, propagate, propagate_features
 from sam2_jax.train.step import Learner
 
 CASES = ("encode", "track", "train", "objects", "memory", "stream", "compile")
 TINY, BASE, LARGE = (f"sam2.1_hiera_{size}" for size in ("tiny", "base_plus", "large"))
-NOW = 20  # the frame that is tracked; frame 0 is prompted
-POINTER_TOKENS = 16 * 4  # a pointer is cut into four tokens
 BATCH = 4  # images of a training step
 RATE, DECAY, CLIP = 1e-4, 0.1, 0.1  # of its optimizer
 
@@ -77,11 +77,6 @@ class Task(NamedTuple):
         what = f"train on {BATCH} images with {self.objects} objects" if self.trains else what
         return f"{what}, {self.model}, {self.size} px"
 
-    @property
-    def memory_tokens(self) -> int:
-        """What one object reads when its memory is full."""
-        return 7 * (self.size // 16) ** 2 + POINTER_TOKENS
-
 
 def random_params(config: Sam2Config) -> dict:
     """Returns initial weights on the device."""
@@ -99,7 +94,7 @@ def ours(task: Task) -> Callable[[], Any]:
         image = jax.device_put(image)
         return lambda: jax.block_until_ready(encode_images(module, params, image))
     frames = jax.device_put(Frame(image, np.array([NOW], np.int32)))
-    bank = full_bank(config, task)
+    bank = full_bank(config, task.objects)
     return lambda: jax.block_until_ready(_propagate(module, params, bank, frames))
 
 
@@ -147,28 +142,6 @@ def training_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
     return images, masks
 
 
-def full_bank(config: Sam2Config, task: Task) -> MemoryBank:
-    """Returns a bank of random memories without an empty slot, as frame `NOW` finds it."""
-    bank = jax.tree.map(np.array, memory_bank.empty(config, task.objects))
-    bank.prompted_frames[:] = 0
-    for frame in range(NOW - memory_bank.num_recent(config), NOW):
-        bank.recent_frames[:, memory_bank.recent_slot(config, frame)] = frame
-    reach = memory_bank.num_pointers(config)
-    for frame in range(NOW - reach, NOW):
-        bank.recent_pointer_frames[:, frame % reach] = frame
-    rng = np.random.default_rng(1)
-
-    def fill(x):
-        is_index = np.issubdtype(x.dtype, np.integer)
-        return x if is_index else rng.standard_normal(x.shape, np.float32).astype(x.dtype)
-
-    bank = jax.device_put(jax.tree.map(fill, bank))
-    seen = memory_bank.read(config, bank, NOW)
-    tokens = seen.slot_mask.sum(1) * config.grid**2 + seen.pointer_mask.sum(1) * 4
-    assert (tokens == task.memory_tokens).all()
-    return bank
-
-
 def looped(task: Task) -> Callable[[], Any]:
     """Returns the call to time when objects are taken one by one: they share the image's features only."""
     config = get_config(task.model, image_size=task.size)
@@ -176,7 +149,7 @@ def looped(task: Task) -> Callable[[], Any]:
     rng = np.random.default_rng(0)
     image = jax.device_put(rng.standard_normal((1, task.size, task.size, 3), np.float32))
     index = jax.device_put(np.array([NOW], np.int32))
-    bank = full_bank(config, task._replace(objects=1))
+    bank = full_bank(config, 1)
     encode_one = jax.jit(encode, static_argnums=0)
     propagate_one = jax.jit(propagate_features, static_argnums=0)
 
@@ -196,14 +169,15 @@ def theirs(task: Task) -> Callable[[], Any]:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    config = transformers_config(task)
+    our_config = get_config(task.model, image_size=task.size)
+    config = transformers_config(our_config)
     if task.trains:
         return their_training(task, config)
     pixels = torch.randn(3, task.size, task.size)
     if task.objects:
         model = transformers.Sam2VideoModel(config).eval()
         check_attention(model)
-        session = full_session(model, pixels, task)
+        session = full_session(model, pixels, our_config, task.objects)
 
         def call():
             session.cache.clear_all()  # holds the features of the call before
@@ -271,69 +245,6 @@ def their_training(task: Task, config: Any) -> Callable[[], Any]:
         optimizer.zero_grad()
 
     return call
-
-
-def transformers_config(task: Task) -> Any:
-    """Returns the `Sam2VideoConfig` of a SAM 2.1 model."""
-    import transformers
-
-    hiera, grid = get_config(task.model).hiera, task.size // 16
-    backbone = transformers.Sam2HieraDetConfig(
-        hidden_size=hiera.embed_dim,
-        num_attention_heads=hiera.num_heads,
-        image_size=[task.size, task.size],
-        blocks_per_stage=list(hiera.stages),
-        embed_dim_per_stage=list(hiera.widths),
-        num_attention_heads_per_stage=[hiera.num_heads * 2**i for i in range(4)],
-        window_size_per_stage=list(hiera.window_sizes),
-        global_attention_blocks=list(hiera.global_attention_blocks),
-        window_positional_embedding_background_size=list(hiera.position_grid),
-    )
-    vision = transformers.Sam2VisionConfig(
-        backbone_config=backbone,
-        backbone_channel_list=list(hiera.widths[::-1]),
-        backbone_feature_sizes=[[k * grid, k * grid] for k in (4, 2, 1)],
-    )
-    return transformers.Sam2VideoConfig(
-        vision_config=vision,
-        prompt_encoder_config={"image_size": task.size},
-        image_size=task.size,
-        memory_attention_rope_feat_sizes=[grid, grid],
-    )
-
-
-def check_attention(model: Any) -> None:
-    """Makes sure that no part of a transformers model runs its slow, unfused attention."""
-    configs = [module.config for module in model.modules() if hasattr(module, "config")]
-    assert {config._attn_implementation for config in configs} == {"sdpa"}
-
-
-def full_session(model: Any, pixels: Any, task: Task) -> Any:
-    """Returns a session at frame `NOW` with every memory in place: copies of those of frame 1."""
-    import torch
-    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
-
-    session = Sam2VideoInferenceSession(
-        pixels.expand(NOW + 1, -1, -1, -1), task.size, task.size, dtype=torch.float32
-    )
-    for obj_id in range(task.objects):
-        click = {
-            "point_coords": torch.full((1, 1, 1, 2), task.size / (obj_id + 2)),
-            "point_labels": torch.ones(1, 1, 1, dtype=torch.int32),
-        }
-        session.add_point_inputs(session.obj_id_to_idx(obj_id), 0, click)
-    session.obj_with_new_inputs = list(range(task.objects))
-    for frame in (0, 1):
-        model(inference_session=session, frame_idx=frame)
-    for outputs in session.output_dict_per_obj.values():
-        tracked = outputs["non_cond_frame_outputs"]
-        tracked.update(dict.fromkeys(range(2, NOW), tracked[1]))
-
-    def check(module, args, kwargs):
-        assert kwargs["memory"].shape[0] == task.memory_tokens
-
-    model.memory_attention.register_forward_pre_hook(check, with_kwargs=True)
-    return session
 
 
 SIDES = {"ours": ours, "theirs": theirs, "loop": looped}

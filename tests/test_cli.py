@@ -387,7 +387,7 @@ def test_the_module_is_the_command(case, files):
     assert_one_line(answer.stderr, message)
 
 
-@pytest.mark.parametrize("command", ["track", "image", "everything", "evaluate", "serve"])
+@pytest.mark.parametrize("command", ["track", "image", "everything", "evaluate", "bench", "serve"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -25,7 +25,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--image-size", type=int, help="side of the model's input (default: the model's own)"
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="compute type; by default float32 on CPU, bfloat16 elsewhere",
     )
 
 

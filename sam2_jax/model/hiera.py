@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sam2_jax.config import HieraConfig
-from sam2_jax.model.layers import MLP, Conv, Dense, LayerNorm, constant, gelu
+from sam2_jax.model.layers import MLP, Conv, Dense, LayerNorm, SplitDense, constant, gelu
 from sam2_jax.model.repeat import rematerialised, repeat
 from sam2_jax.ops.attention import attention
 from sam2_jax.ops.resize import cubic_weights
@@ -49,7 +49,10 @@ def _lay_out(x: jax.Array, side: int, old: int, new: int) -> jax.Array:
 def _pool(x: jax.Array) -> jax.Array:
     """2 x 2 maximum: (B, H, W, C) -> (B, H/2, W/2, C)."""
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    # Not as a reduction, which compilers for TPU and CPU are slow at.
+    rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
 class WindowAttention(nn.Module):
@@ -70,7 +73,7 @@ class WindowAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, h, w, C) to (B, h or h/2, w or w/2, width); every batch entry is one window."""
         b, h, w, _ = x.shape
-        q, k, v = jnp.split(Dense(3 * self.width, self.dtype, name="qkv")(x), 3, -1)
+        q, k, v = SplitDense(self.width, 3, self.dtype, name="qkv")(x)
         if self.has_pooled_queries:
             q, h, w = _pool(q), h // 2, w // 2
         split_heads = lambda x: x.reshape(b, -1, self.heads, self.width // self.heads)

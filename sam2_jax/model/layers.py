@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import struct
 
 from sam2_jax.ops.convolution import convolve, convolve_depthwise, convolve_transposed
+from sam2_jax.ops.dense import dense
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -105,7 +106,31 @@ class Dense(nn.Module):
         init = uniform(x.shape[-1])
         kernel = self.param("kernel", init, shape).astype(self.dtype)
         bias = self.param("bias", init, shape[1:]).astype(self.dtype)
-        return x.astype(self.dtype) @ kernel + bias
+        return dense(x.astype(self.dtype), kernel) + bias
+
+
+class SplitDense(nn.Module):
+    """Dense layers of one input that are stored as one: a product each, so that nothing is split afterwards.
+
+    Attributes:
+      features: channels of each output.
+      num: of outputs.
+    """
+
+    features: int
+    num: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        """Maps (..., C) to `num` of (..., features)."""
+        shape = (x.shape[-1], self.num * self.features)
+        init = uniform(x.shape[-1])
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
+        bias = self.param("bias", init, shape[1:]).astype(self.dtype)
+        x = x.astype(self.dtype)
+        kernels, biases = (jnp.split(w, self.num, -1) for w in (kernel, bias))
+        return [dense(x, kernel) + bias for kernel, bias in zip(kernels, biases, strict=True)]
 
 
 class LayerNorm(nn.Module):

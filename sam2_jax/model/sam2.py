@@ -419,3 +419,25 @@ def init_params(config: Sam2Config, key: jax.Array) -> dict:
     is_drawn = lambda x: isinstance(x, Drawn)
     draw = lambda drawn: np.asarray(drawn.draw(rng, drawn.value.shape), np.float32)
     return jax.tree.map(draw, _drawn_params(config), is_leaf=is_drawn)
+
+
+# Modules that compute in float32 whatever the compute type is.
+_IN_FLOAT32 = ("mask_downsample", "obj_ptr_tpos_proj")
+
+
+def in_compute_type(config: Sam2Config, params: dict) -> dict:
+    """Returns parameters with the kernels of layers in the type in which they meet what they multiply.
+
+    That changes no result, since layers cast them, and halves what a step reads of them.
+
+    Args:
+      config: names the compute type.
+      params: nested dicts of float32 arrays.
+    """
+
+    def cast(path, x):
+        first, last = path[0].key, path[-1].key
+        is_cast = last == "kernel" and first not in _IN_FLOAT32
+        return x.astype(config.dtype) if is_cast else x
+
+    return jax.tree_util.tree_map_with_path(cast, params)

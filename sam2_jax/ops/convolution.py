@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from sam2_jax.ops.dense import dense
+
 _AXES = ("NHWC", "HWIO", "NHWC")
 _SMALL_PATCH = 64  # numbers; up to here CPUs copy patches faster than they convolve
 
@@ -149,7 +151,10 @@ def _flat_kernel(kernel, stride):
 
 
 def _by_product(x, kernel, stride, padding):
-    return _patches(x, kernel.shape[:2], stride, padding) @ _flat_kernel(kernel, stride)
+    patches = _patches(x, kernel.shape[:2], stride, padding)
+    # As matrices: summed over several axes, the gradient by the kernel is slow (see `ops.dense`).
+    y = patches.reshape(-1, patches.shape[-1]) @ _flat_kernel(kernel, stride)
+    return y.reshape(*patches.shape[:-1], -1)
 
 
 def _depthwise_by_convolution(x, kernel):
@@ -179,7 +184,7 @@ def _transposed_by_convolution(x, kernel):
 def _transposed_by_product(x, kernel):
     b, h, w, c = x.shape
     rows, columns, _, out = kernel.shape
-    y = x @ kernel.transpose(2, 0, 1, 3).reshape(c, -1)
+    y = dense(x, kernel.transpose(2, 0, 1, 3).reshape(c, -1))
     y = y.reshape(b, h, w, rows, columns, out).transpose(0, 1, 3, 2, 4, 5)
     return y.reshape(b, rows * h, columns * w, out)
 

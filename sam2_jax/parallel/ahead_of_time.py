@@ -1,7 +1,7 @@
-"""Compiling for TPUs that are not there: what a program needs of every chip, before one is rented.
+"""Compiling for chips that are not there: what a program needs and does, before one is rented.
 
-The TPU compiler (libtpu, which `jax[tpu]` brings) runs on any Linux machine. It wants the program, the shapes
-of its arguments and the name of a topology such as `v5e:16x16`.
+The compilers for TPUs (libtpu, which `jax[tpu]` brings) and GPUs (in `jax[cuda13]`) run on any Linux machine.
+They want the program, the shapes of its arguments, and which chips: `tpu_devices` and `gpu_devices` name them.
 """
 
 import contextlib
@@ -25,6 +25,33 @@ _LIBTPU = {
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+# What the compiler asks of a GPU, as an H200 answers.
+_H200 = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000
+  l2_cache_size: 62914560
+  clock_rate_ghz: 1.98
+  device_memory_size: 150000000000
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 13 }
+runtime_version { major: 13 minor: 0 patch: 0 }
+device_description_str: "NVIDIA H200"
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +64,7 @@ class Report:
       outputs: those that do not take the place of an argument.
       temporaries: everything in between, at the worst moment.
       program: the machine code.
-      cost: products and communication of one run.
+      cost: kernels, loops, products and communication of one run.
       lower_seconds: of tracing and lowering.
       compile_seconds: of the TPU compiler.
     """
@@ -61,6 +88,12 @@ class Report:
         rows = [("chips", str(self.chips))]
         for name in ("arguments", "outputs", "temporaries", "program", "total"):
             rows.append((f"{name}, GiB a chip", f"{getattr(self, name) / _GIB:.2f}"))
+        for name in ("kernels", "loops", "conditionals"):
+            rows.append((name, f"{getattr(self.cost, name):,}"))
+        if self.cost.cycles:  # only the TPU compiler estimates them
+            rows.append(("cycles, the compiler's estimate", f"{self.cost.cycles:,}"))
+        for target, count in sorted(self.cost.custom_calls.items()):
+            rows.append((f"calls of {target}", str(count)))
         rows.append(("products, TFLOP a chip", f"{self.cost.flops / 1e12:.2f}"))
         for kind, (count, size) in sorted(self.cost.collectives.items()):
             rows.append((f"{kind}, times and GiB a chip", f"{count}, {size / _GIB:.3f}"))
@@ -104,6 +137,25 @@ def tpu_devices(topology: str) -> Sequence[jax.Device]:
     return found.devices
 
 
+def gpu_devices() -> Sequence[jax.Device]:
+    """Returns one H200, to make a mesh of; nothing can run on it.
+
+    Raises:
+      RuntimeError: when JAX's compiler for GPUs is not installed.
+    """
+    from jax.experimental import topologies
+
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # else the driver is asked for
+    try:
+        found = topologies.get_topology_desc("", "cuda", target_config=_H200, topology="1x1x1")
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the compiler for GPUs is not installed ({error}); pip install 'jax[cuda13]', for which no GPU is "
+            "needed."
+        ) from error
+    return found.devices
+
+
 @contextlib.contextmanager
 def _optimisation(level: str | None) -> Iterator[None]:
     before = jax.config.jax_optimization_level
@@ -114,9 +166,11 @@ def _optimisation(level: str | None) -> Iterator[None]:
         jax.config.update("jax_optimization_level", before)
 
 
-def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def _compile(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
+    is_tpu_or_cpu = platform in ("tpu", "cpu")
     try:
-        return lowered.compile()
+        # Tuning would run kernels.
+        return lowered.compile(None if is_tpu_or_cpu else {"xla_gpu_autotune_level": 0})
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise MemoryError(str(error)) from error
@@ -124,14 +178,17 @@ def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 
 def compile_ahead(
-    function: Callable, arguments: Sequence[Any], chips: int, is_quick: bool = False
+    function: Callable,
+    arguments: Sequence[Any],
+    devices: Sequence[jax.Device],
+    is_quick: bool = False,
 ) -> Report:
     """Compiles a jitted function and reports what it needs.
 
     Args:
-      function: from `jax.jit`, with shardings over devices from `tpu_devices`.
+      function: from `jax.jit`, with shardings over `devices`.
       arguments: trees of `jax.ShapeDtypeStruct`.
-      chips: the number of devices.
+      devices: from `tpu_devices` or `gpu_devices`.
       is_quick: compiles without optimising, some seven times faster; temporaries then are an upper bound.
 
     Raises:
@@ -141,11 +198,11 @@ def compile_ahead(
     lowered = function.lower(*arguments)
     middle = time.perf_counter()
     with _optimisation("O0" if is_quick else None):
-        compiled = _compile(lowered)
+        compiled = _compile(lowered, devices[0].platform)
     end = time.perf_counter()
     memory = compiled.memory_analysis()
     return Report(
-        chips=chips,
+        chips=len(devices),
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,

@@ -1,6 +1,6 @@
-"""What a compiled program does, read from its text: products and communication, loops counted as they run.
+"""What a compiled program does, read from its text: kernels, products, communication, in loops as they run.
 
-XLA's own cost analysis counts the body of a loop once, and most of a training step is in loops.
+XLA's own cost analysis counts the body of a loop once, and says nothing of how many kernels a program launches.
 """
 
 import collections
@@ -20,6 +20,20 @@ COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
+# Instructions that name, wait for, or look at what others have computed: nothing is launched.
+_FREE = {
+    "add-dependency",
+    "after-all",
+    "bitcast",
+    "constant",
+    "get-tuple-element",
+    "opt-barrier",
+    "parameter",
+    "partition-id",
+    "replica-id",
+    "tuple",
+}
+_CONTROL = {"async-start", "call", "conditional", "while"}  # what they call is counted instead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,27 +41,59 @@ class Cost:
     """Of one execution on one device.
 
     Attributes:
-      flops: of matrix products and convolutions; a multiplication and an addition are two.
+      kernels: instructions that the device is given one by one; a fusion is one.
+      cycles: the TPU compiler's estimate for them; 0 of other compilers, which estimate none.
+      custom_calls: by target, how often it is called.
+      loops: that stand in the program; one in a loop counts once.
+      conditionals: conditions that are decided.
+      flops: of matrix products and convolutions; a multiplication and an addition are two. Those inside of
+        custom calls are not in the text.
       collectives: by kind, how often it runs, and the bytes of what the device has put together or has given:
         the result of an all-gather, the operands of all others.
       unknown_loops: loops whose number of turns is not in the text; they count as one turn.
     """
 
+    kernels: int = 0
+    cycles: int = 0
+    custom_calls: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    loops: int = 0
+    conditionals: int = 0
     flops: float = 0.0
     collectives: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     unknown_loops: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        total = dict(self.collectives)
+        collectives = dict(self.collectives)
         for kind, (count, size) in other.collectives.items():
-            before = total.get(kind, (0, 0))
-            total[kind] = (before[0] + count, before[1] + size)
-        return Cost(self.flops + other.flops, total, self.unknown_loops + other.unknown_loops)
+            before = collectives.get(kind, (0, 0))
+            collectives[kind] = (before[0] + count, before[1] + size)
+        calls = collections.Counter(self.custom_calls) + collections.Counter(other.custom_calls)
+        return Cost(
+            kernels=self.kernels + other.kernels,
+            cycles=self.cycles + other.cycles,
+            custom_calls=dict(calls),
+            loops=self.loops + other.loops,
+            conditionals=self.conditionals + other.conditionals,
+            flops=self.flops + other.flops,
+            collectives=collectives,
+            unknown_loops=self.unknown_loops + other.unknown_loops,
+        )
 
-    def times(self, turns: int) -> "Cost":
-        """The cost of a loop of this body."""
-        total = {kind: (turns * n, turns * size) for kind, (n, size) in self.collectives.items()}
-        return Cost(turns * self.flops, total, self.unknown_loops)
+    def in_a_loop(self, turns: int | None) -> "Cost":
+        """The cost of a loop of this body; None is a number of turns that is not known."""
+        n = 1 if turns is None else turns
+        return Cost(
+            kernels=n * self.kernels,
+            cycles=n * self.cycles,
+            custom_calls={target: n * count for target, count in self.custom_calls.items()},
+            loops=self.loops + 1,
+            conditionals=n * self.conditionals,
+            flops=n * self.flops,
+            collectives={
+                kind: (n * count, n * size) for kind, (count, size) in self.collectives.items()
+            },
+            unknown_loops=self.unknown_loops + (turns is None),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +117,7 @@ _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 def cost(text: str) -> Cost:
     """Returns the cost of a compiled program.
 
-    Of the branches of a condition, the one with most products counts.
+    Of the branches of a condition, the one with most products counts, and among equals that with most kernels.
 
     Args:
       text: from `jax.stages.Compiled.as_text`.
@@ -80,7 +126,7 @@ def cost(text: str) -> Cost:
 
     @functools.cache
     def of(name: str) -> Cost:
-        total = Cost()
+        total = sum(map(of_kernel, computations[name]), Cost())
         for inner in _with_fusions(computations, name):
             body = computations[inner]
             shapes = {i.name: i.shapes for i in body}
@@ -88,22 +134,31 @@ def cost(text: str) -> Cost:
             starts = any("AsyncCollectiveStart" in i.attributes for i in body)
             for instruction in body:
                 if starts or "chain_id" not in instruction.attributes:
-                    total += of_instruction(instruction, shapes)
+                    total += of_work(instruction, shapes)
         return total
 
-    def of_instruction(instruction, shapes):
+    def of_kernel(instruction):
+        opcode = instruction.opcode
+        if opcode in _FREE | _CONTROL or opcode.endswith("-done"):
+            return Cost()
+        cycles = re.search(r'"estimated_cycles":"?(\d+)', instruction.attributes)
+        target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+        calls = {target[1]: 1} if target and opcode == "custom-call" else {}
+        return Cost(1, int(cycles[1]) if cycles else 0, calls)
+
+    def of_work(instruction, shapes):
         opcode = instruction.opcode
         if opcode in ("convolution", "dot"):
-            return Cost(_product_flops(instruction, shapes))
+            return Cost(flops=_product_flops(instruction, shapes))
         if opcode.removesuffix("-start") in COLLECTIVES:
             return _collective(instruction, shapes)
         if opcode == "while":
             called = dict(re.findall(r"(condition|body)=%([\w.\-]+)", instruction.attributes))
             turns = _turns(instruction, computations, called["condition"])
-            body = of(called["body"])
-            return body + Cost(unknown_loops=1) if turns is None else body.times(turns)
+            return of(called["body"]).in_a_loop(turns)
         if opcode == "conditional":
-            return max(map(of, _called(instruction)), key=lambda branch: branch.flops)
+            size = lambda branch: (branch.flops, branch.kernels)
+            return max(map(of, _called(instruction)), key=size) + Cost(conditionals=1)
         if opcode in ("call", "async-start"):
             return sum(map(of, _called(instruction)), Cost())
         return Cost()
@@ -140,7 +195,7 @@ def _with_fusions(computations, name):
     """The computation and those that are fused into it."""
     yield name
     for instruction in computations[name]:
-        if instruction.opcode == "fusion":
+        if instruction.opcode in ("fusion", "fusion-start"):
             for called in _called(instruction):
                 yield from _with_fusions(computations, called)
 

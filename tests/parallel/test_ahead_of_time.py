@@ -9,7 +9,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sam2_jax import experiment
-from sam2_jax.parallel.ahead_of_time import compile_ahead, tpu_devices
+from sam2_jax.parallel.ahead_of_time import compile_ahead, gpu_devices, tpu_devices
 from sam2_jax.parallel.mesh import make_mesh
 
 
@@ -20,7 +20,7 @@ def report():
     cut, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     function = jax.jit(jnp.matmul, in_shardings=(cut, whole), out_shardings=cut)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((256, 32), (32, 64))]
-    return compile_ahead(function, shapes, 8, is_quick=True)
+    return compile_ahead(function, shapes, list(mesh.devices.flat), is_quick=True)
 
 
 def test_a_report_is_of_one_chip(report):
@@ -35,7 +35,7 @@ def test_a_report_is_of_one_chip(report):
 def test_a_report_can_be_read_by_people_and_programs(report):
     lines = report.table().splitlines()
     assert lines[1] == "|---|---|"
-    assert "| chips | 8 |" in lines
+    assert {"| chips | 8 |", "| loops | 0 |", "| conditionals | 0 |"} <= set(lines)
     assert all(line.count("|") == 3 for line in lines)
     values = json.loads(report.json())
     assert values["cost"]["flops"] == report.cost.flops
@@ -62,6 +62,12 @@ def test_a_missing_compiler_is_told(monkeypatch):
         tpu_devices("v5e:2x4")
 
 
+def test_a_missing_compiler_for_gpus_is_told(monkeypatch):
+    monkeypatch.setattr(topologies, "get_topology_desc", fail(RuntimeError("no such platform")))
+    with pytest.raises(RuntimeError, match=r"\(no such platform\); pip install 'jax\[cuda13\]'"):
+        gpu_devices()
+
+
 def test_slices_are_asked_for_by_number(monkeypatch):
     asked = {}
 
@@ -76,7 +82,7 @@ def test_slices_are_asked_for_by_number(monkeypatch):
 
 def test_a_program_that_does_not_fit_says_so():
     class Lowered:
-        def compile(self):
+        def compile(self, compiler_options):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: used 20G of 15.75G hbm")
 
     class Function:
@@ -84,4 +90,4 @@ def test_a_program_that_does_not_fit_says_so():
             return Lowered()
 
     with pytest.raises(MemoryError, match=r"20G of 15\.75G"):
-        compile_ahead(Function(), (), 1)
+        compile_ahead(Function(), (), jax.devices()[:1])

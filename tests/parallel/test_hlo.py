@@ -138,3 +138,76 @@ def test_parts_of_an_asynchronous_collective_count_once():
 def test_every_product_of_a_batch_counts():
     cost = cost_of(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (6, 16, 24), (6, 24, 40))
     assert cost.flops == 2 * 6 * 16 * 24 * 40
+
+
+PROGRAM = """HloModule jit_f
+
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %e = f32[8]{0} exponential(%p)
+  ROOT %n = f32[8]{0} negate(%e)
+}
+
+%body (s: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %s = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = f32[8]{0} get-tuple-element(%s), index=1
+  %f = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"70"}
+  %k = f32[8]{0} custom-call(%f), custom_call_target="attention", backend_config={"estimated_cycles":"900"}
+  ROOT %t = (s32[], f32[8]{0}) tuple(%i, %k)
+}
+
+%condition (s: (s32[], f32[8])) -> pred[] {
+  %s = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %limit = s32[] constant(5)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%few (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %f = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused
+}
+
+%many (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %f = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused
+  ROOT %c = f32[8]{0} copy(%f)
+}
+
+ENTRY %main (a: (s32[], f32[8]), b: pred[]) -> f32[8] {
+  %a = (s32[], f32[8]{0}) parameter(0)
+  %b = pred[] parameter(1)
+  %w = (s32[], f32[8]{0}) while(%a), condition=%condition, body=%body
+  %x = f32[8]{0} get-tuple-element(%w), index=1
+  ROOT %o = f32[8]{0} conditional(%b, %x, %x), true_computation=%few, false_computation=%many
+}
+"""
+
+
+def test_kernels_are_what_the_device_is_given():
+    cost = hlo.cost(PROGRAM)
+    in_the_loop, in_the_larger_branch = 5 * 2, 2
+    assert cost.kernels == in_the_loop + in_the_larger_branch
+    assert cost.cycles == 5 * (70 + 900)
+    assert cost.custom_calls == {"attention": 5}
+    assert (cost.loops, cost.conditionals, cost.unknown_loops) == (1, 1, 0)
+
+
+def test_a_compiled_loop_launches_its_kernels_every_turn():
+    def function(x):
+        turn = lambda x, _: (jnp.cumsum(x[::-1]), None)
+        return jax.lax.scan(turn, x, length=7)[0]
+
+    once, often = (cost_of(f, (64,)) for f in (lambda x: jnp.cumsum(x[::-1]), function))
+    assert once.loops == 0
+    assert often.loops == 1
+    assert often.kernels >= 7 * once.kernels > 0
+
+
+def test_conditions_in_a_loop_are_decided_every_turn():
+    def function(x):
+        turn = lambda x, _: (jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x @ x.T), None)
+        return jax.lax.scan(turn, x, length=3)[0]
+
+    assert cost_of(function, (64, 64)).conditionals == 3

@@ -2,15 +2,16 @@ import itertools
 import json
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
-from sam2_jax import SAM2AutomaticMaskGenerator, SAM2ImagePredictor
+from sam2_jax import SAM2AutomaticMaskGenerator, SAM2ImagePredictor, build_sam2
 from sam2_jax.data.masks import decode_rle
-from sam2_jax.predict import everything, postprocessing
+from sam2_jax.predict import image, mask_generator, postprocessing, preprocessing
 from tests import toy
 from tests.parity.reference_scene import scene
 
@@ -34,21 +35,26 @@ def model():
     return toy.model(dynamic_multimask_via_stability=True)
 
 
+@pytest.fixture(scope="module")
+def nano():
+    return build_sam2("sam2_nano")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def traces():
-    own = [(everything, "_measure", ()), (everything, "_binarise", ())]
+    own = [(mask_generator, "_measure", ()), (mask_generator, "_binarise", ())]
     with toy.counted_programs(toy.IMAGE_PROGRAMS + own) as counts:
         yield counts
 
 
 def test_a_grid_has_the_middles_of_its_cells_and_x_runs_first():
-    assert everything.point_grid(1).tolist() == [[0.5, 0.5]]
+    assert mask_generator.point_grid(1).tolist() == [[0.5, 0.5]]
     expected = [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
-    assert everything.point_grid(2).tolist() == expected
+    assert mask_generator.point_grid(2).tolist() == expected
 
 
 def test_crops_of_a_layer_overlap():
-    crops = everything.crop_boxes(100, 200, 1, 512 / 1500)
+    crops = mask_generator.crop_boxes(100, 200, 1, 512 / 1500)
     assert crops == [
         (0, (0, 0, 200, 100)),
         (1, (0, 0, 117, 67)),
@@ -57,7 +63,9 @@ def test_crops_of_a_layer_overlap():
         (1, (83, 33, 200, 100)),
     ]
     # The second layer overlaps half as much: 17 pixels, of crops that are ceil((3 * 17 + side) / 4).
-    second = [box for layer, box in everything.crop_boxes(100, 200, 2, 512 / 1500) if layer == 2]
+    second = [
+        box for layer, box in mask_generator.crop_boxes(100, 200, 2, 512 / 1500) if layer == 2
+    ]
     assert len(second) == 16
     assert second[:2] == [(0, 0, 63, 38), (0, 21, 63, 59)]
     assert second[-1] == (138, 63, 200, 100)
@@ -66,7 +74,7 @@ def test_crops_of_a_layer_overlap():
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (3, 2), (641, 480)])
 def test_crops_cover_every_picture_and_none_is_empty(height, width):
     for layer, boxes in itertools.groupby(
-        everything.crop_boxes(height, width, 3, 0.3), key=lambda crop: crop[0]
+        mask_generator.crop_boxes(height, width, 3, 0.3), key=lambda crop: crop[0]
     ):
         covered = np.zeros((height, width), bool)
         for _, (x0, y0, x1, y1) in boxes:
@@ -92,7 +100,7 @@ def test_a_mask_is_cut_at_the_edge_of_a_crop_but_not_of_the_picture():
             [50, 150, 310, 300],
         ]
     )
-    answer = everything.is_cut(boxes, crop, 400, 600)
+    answer = mask_generator.is_cut(boxes, crop, 400, 600)
     assert answer.tolist() == [False, False, True, True, True]
 
 
@@ -118,7 +126,7 @@ def suppress_slowly(boxes, scores, threshold):
 def test_suppression_is_that_of_every_pair(drawn, threshold):
     numbers = np.array(drawn, int).reshape(-1, 5)
     boxes = np.concatenate([numbers[:, :2], numbers[:, :2] + numbers[:, 2:4]], 1)
-    answer = everything.suppress(boxes, numbers[:, 4], threshold)
+    answer = mask_generator.suppress(boxes, numbers[:, 4], threshold)
     assert answer.tolist() == suppress_slowly(boxes, numbers[:, 4], threshold)
 
 
@@ -126,7 +134,7 @@ def test_suppression_is_that_of_every_pair(drawn, threshold):
 def test_run_lengths_are_those_of_coco(seed):
     mask = np.random.default_rng(seed).random((7, 5)) > 0.3
     mask[0, 0] = seed > 0  # the first run is one of zeros, if need be of none
-    rle = everything.run_lengths(mask)
+    rle = mask_generator.run_lengths(mask)
     assert rle["size"] == [7, 5]
     assert (rle["counts"][0] == 0) == (seed > 0)
     assert sum(rle["counts"]) == 35
@@ -137,7 +145,9 @@ def test_run_lengths_are_those_of_coco(seed):
 
 @pytest.mark.parametrize("value", [False, True])
 def test_run_lengths_of_one_colour(value):
-    assert everything.run_lengths(np.full((2, 3), value))["counts"] == ([0, 6] if value else [6])
+    assert mask_generator.run_lengths(np.full((2, 3), value))["counts"] == (
+        [0, 6] if value else [6]
+    )
 
 
 def box_of(mask):
@@ -150,20 +160,21 @@ def box_of(mask):
 @pytest.mark.parametrize(("height", "width"), [(40, 23), (256, 300), (1, 1)])
 def test_masks_are_measured_at_the_size_of_the_crop(height, width):
     rng = np.random.default_rng(0)
-    masks = rng.standard_normal((everything._MASKS_AT_ONCE + 3, 16, 16)).astype(np.float32)
+    masks = rng.standard_normal((19, 16, 16)).astype(np.float32)
     masks[1] = -5  # empty, also at the lower threshold
     masks[2] = 0.25  # empty at the threshold alone
     masks[3] = 5
     masks[4, :, :5] = -5
     full = np.asarray(postprocessing.resize_masks(masks, height, width))
-    crop = everything._Crop(height, width, 16)
-    stability, boxes = crop.measure(masks, 0.3, 0.2)
+    crop = mask_generator._Crop(height, width, 16)
+    stability, boxes = jax.device_get(crop.measure(masks, np.ones(19, bool), 0.3, 0.2))
     inner, outer = ((full > level).sum((1, 2)) for level in (0.5, 0.1))
     np.testing.assert_allclose(stability, inner / np.maximum(outer, 1), atol=1e-5)
     assert stability[[1, 2, 3]].tolist() == [0, 0, 1]
     assert boxes.tolist() == [box_of(mask > 0.3) for mask in full]
     assert boxes[3].tolist() == [0, 0, width - 1, height - 1]
-    binary = np.stack(list(crop.binarise(masks, 0.3)))
+    packed = np.stack([crop.binarise(mask, 0.3) for mask in masks])
+    binary = np.unpackbits(packed, axis=-1, count=width).astype(bool)
     clear = np.abs(full - 0.3) > 1e-5
     np.testing.assert_array_equal(binary[clear], (full > 0.3)[clear])
     assert clear.mean() > 0.99
@@ -176,7 +187,7 @@ def generate_slowly(model, options):
     predictor = SAM2ImagePredictor(model, max_hole_area=area, max_sprinkle_area=area)
     threshold, offset = use["mask_threshold"], use["stability_score_offset"]
     found = []
-    for _, crop in everything.crop_boxes(HEIGHT, WIDTH, use["crop_n_layers"], 512 / 1500):
+    for _, crop in mask_generator.crop_boxes(HEIGHT, WIDTH, use["crop_n_layers"], 512 / 1500):
         x0, y0, x1, y1 = crop
         predictor.set_image(PICTURE[y0:y1, x0:x1])
         here = []
@@ -239,10 +250,22 @@ def test_masks_are_those_of_the_predictor_click_by_click(model, mode):
     # Chosen by stability, all refined masks would be those of the whole picture.
     model = toy.model() if mode == "refined crops" else model
     found = SAM2AutomaticMaskGenerator(model, **(OPTIONS | MODES[mode])).generate(PICTURE)
-    expected = generate_slowly(model, MODES[mode])
-    assert len(found) == len(expected) > 1
+    check(found, generate_slowly(model, MODES[mode]))
     num_crops = len({tuple(annotation["crop_box"]) for annotation in found})
     assert (num_crops > 1) == ("crop_n_layers" in MODES[mode])
+
+
+@pytest.mark.parametrize("area", [0, 6, 40])
+def test_masks_of_trained_weights_are_those_of_the_predictor(nano, area):
+    options = {"points_per_side": 6, "points_per_batch": 16, "min_mask_region_area": area}
+    options |= {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.5, "mask_threshold": 0.0}
+    options |= {"stability_score_offset": 1.0, "box_nms_thresh": 0.7}
+    found = SAM2AutomaticMaskGenerator(nano, **options).generate(PICTURE)
+    check(found, generate_slowly(nano, options))
+
+
+def check(found, expected):
+    assert len(found) == len(expected) > 1
     for ours, (mask, box, iou, stability, point, crop) in zip(found, expected, strict=True):
         assert ours["predicted_iou"] == pytest.approx(iou, abs=1e-4)
         assert ours["stability_score"] == pytest.approx(stability, abs=1e-2)
@@ -273,6 +296,62 @@ def test_one_program_decodes_all_batches_of_all_crops_and_pictures(model, traces
     larger = np.pad(PICTURE, ((0, 200), (0, 0), (0, 0)))  # 512 x 256 is another bucket
     large = added(OPTIONS | {"points_per_side": 5, "points_per_batch": 7}, larger)
     assert large == {"_measure": 1, "_binarise": 1}
+
+
+class NumpyOfHostArrays:
+    """numpy, whose functions refuse what is on the device."""
+
+    def __getattr__(self, name):
+        function = getattr(np, name)
+
+        def checked(*args, **kwargs):
+            for leaf in jax.tree.leaves((args, kwargs)):
+                assert not isinstance(leaf, jax.Array), f"np.{name} of {leaf.shape}"
+            return function(*args, **kwargs)
+
+        return checked if callable(function) and not isinstance(function, type) else function
+
+
+@pytest.mark.parametrize("mode", ["refined crops", "cleaned", "no filter"])
+def test_no_logits_come_to_the_host(model, mode, monkeypatch):
+    fetched = []
+
+    def device_get(x):
+        fetched.extend(jax.tree.leaves(x))
+        return get(x)
+
+    get = jax.device_get
+    monkeypatch.setattr(jax, "device_get", device_get)
+    for module in (
+        mask_generator,
+        preprocessing,
+        postprocessing,
+        image,
+    ):  # on CPUs jax's own guard does not notice
+        monkeypatch.setattr(module, "np", NumpyOfHostArrays())
+    generator = SAM2AutomaticMaskGenerator(model, **(OPTIONS | MODES[mode]))
+    with jax.transfer_guard_device_to_host("disallow"):
+        found = generator.generate(PICTURE)
+    assert len(found) > 1
+    assert any(x.dtype == np.uint8 for x in fetched)
+    for x in fetched:
+        # Numbers of the candidates of a batch, or the bits of one mask, rounded up to 256 pixels.
+        assert x.nbytes <= (256 * 256 // 8 if x.dtype == np.uint8 else 6 * 3 * 4 * 4), x.shape
+
+
+def test_maps_are_kept_of_survivors_only(model, monkeypatch):
+    taken = []
+    take = mask_generator._take
+    monkeypatch.setattr(
+        mask_generator, "_take", lambda masks, index: taken.append(take(masks, index)) or taken[-1]
+    )
+    assert SAM2AutomaticMaskGenerator(model, **OPTIONS).generate(PICTURE)
+    shapes = {x.shape for x in taken}
+    assert shapes == {(mask_generator._PAGE, toy.SIZE // 4, toy.SIZE // 4)}
+    taken.clear()
+    options = OPTIONS | {"stability_score_thresh": 1.0}
+    SAM2AutomaticMaskGenerator(model, **options).generate(PICTURE)
+    assert not taken
 
 
 def test_masks_come_in_three_forms(model):
@@ -320,7 +399,7 @@ def test_a_picture_of_one_pixel_has_crops_as_well(model):
 
 def test_progress_counts_the_clicks(model):
     options = OPTIONS | {"points_per_side": None, "points_per_batch": 4, "crop_n_layers": 1}
-    grids = [everything.point_grid(3), np.array([[0.5, 0.5]])]
+    grids = [mask_generator.point_grid(3), np.array([[0.5, 0.5]])]
     counts = []
     generator = SAM2AutomaticMaskGenerator(model, **options, point_grids=grids)
     generator.generate(PICTURE, progress=counts.append)
@@ -330,7 +409,7 @@ def test_progress_counts_the_clicks(model):
 def test_from_pretrained_takes_options_of_model_and_generator(model, monkeypatch):
     asked = []
     load = lambda *args, **kwargs: asked.append((args[0], kwargs)) or model
-    monkeypatch.setattr(everything, "load_pretrained", load)
+    monkeypatch.setattr(mask_generator, "load_pretrained", load)
     generator = SAM2AutomaticMaskGenerator.from_pretrained(
         "facebook/sam2.1-hiera-tiny", image_size=512, points_per_side=8, use_m2m=True
     )

@@ -5,13 +5,22 @@ that the model is sure of, that do not depend on the threshold, and that no bett
 
 crop  ->  features;  clicks (P, 2)  ->  candidates  ->  filters, suppression  ->  masks (H, W)
 
-Candidates stay maps of S/4 cells until the end: on the device they are enlarged only to be measured, and
-once more, as bits, when they survived.
+Candidates are maps of S/4 cells, which never leave the device. There they are enlarged to be measured, and
+once more when they survived: seven numbers of each and the bits of the survivors are all that comes down.
+Suppression is done on these numbers by the host, in float64, whose rounding decides between equals.
+
+Memory on the device, beside that of the decoder: three batches of maps, and some four more while regions
+are cleaned; the maps that passed the filters of one crop and up to 15 more a batch, which is all that grows
+with the number of clicks; and enlarged masks of 2**24 pixels, 64 MiB, or a single one that is larger. In
+float32 a map has S * S / 4 bytes, 256 KiB at 1024 px: with 32 x 32 clicks in batches of 64 that is 151 MB
+and, if no filter drops any, 868 MB.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,13 +31,15 @@ from PIL import Image
 from sam2_jax.build import Model, load_pretrained
 from sam2_jax.config import POSTPROCESSING_IMAGE
 from sam2_jax.data.masks import encode_rle
+from sam2_jax.ops.components import clean_masks
 from sam2_jax.predict import postprocessing, preprocessing
 from sam2_jax.predict.image import SAM2ImagePredictor
 from sam2_jax.structs import Prompt
 
 _EDGE = 20  # pixels; a box that ends so close to the edge of a crop is cut off by it
 _SIZE_STEP = 256  # sides are rounded up to it: one program serves photos of similar size
-_MASKS_AT_ONCE = 16  # enlarged by one call
+_PIXELS_AT_ONCE = 2**24  # of enlarged masks
+_PAGE = 16  # maps that are kept in one array
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
 
@@ -36,7 +47,7 @@ class Candidates(NamedTuple):
     """K masks that were found in crops of a picture.
 
     Attributes:
-      masks: (K, S/4, S/4) float32 logits in the crop.
+      maps: (K,) int, where the maps are in the pages of the crop.
       ious: (K,) predicted IoU.
       stability: (K,) how little the mask depends on the threshold, 0 to 1.
       boxes: (K, 4) int x0, y0, x1, y1, first and last pixels of the mask in the picture.
@@ -44,7 +55,7 @@ class Candidates(NamedTuple):
       crops: (K, 4) int x0, y0, x1, y1, the crop.
     """
 
-    masks: np.ndarray
+    maps: np.ndarray
     ious: np.ndarray
     stability: np.ndarray
     boxes: np.ndarray
@@ -131,9 +142,71 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": [0, *counts] if pixels[0] else counts}
 
 
+def _map_chosen(function: Callable, masks: jax.Array, is_chosen: jax.Array, size: int) -> Any:
+    """A function of a mask, of those alone that are chosen.
+
+    Args:
+      function: of (h, w).
+      masks: (K, h, w).
+      is_chosen: (K,) bool.
+      size: pixels that the function makes of a mask. They decide how many go at once; on CPUs it is one,
+        which fits the cache.
+
+    Returns:
+      What the function gives, with a leading K; 0 for those that are not chosen.
+    """
+
+    def run(masks, is_chosen, at_once):
+        k = len(masks)
+        chosen_first = jnp.argsort(~is_chosen, stable=True)
+        chosen_first = jnp.pad(chosen_first, (0, -k % at_once), constant_values=k)
+
+        def step(i, answers):
+            own = jax.lax.dynamic_slice_in_dim(chosen_first, i * at_once, at_once)
+            answer = jax.vmap(function)(masks.at[own].get(mode="clip"))
+            return jax.tree.map(lambda x, new: x.at[own].set(new, mode="drop"), answers, answer)
+
+        nothing = jax.tree.map(
+            lambda x: jnp.zeros((k, *x.shape), x.dtype), jax.eval_shape(function, masks[0])
+        )
+        num_steps = (is_chosen.sum() + at_once - 1) // at_once
+        return jax.lax.fori_loop(0, num_steps, step, nothing)
+
+    at_once = min(max(_PIXELS_AT_ONCE // size, 1), len(masks))
+    return jax.lax.platform_dependent(
+        masks,
+        is_chosen,
+        cpu=functools.partial(run, at_once=1),
+        default=functools.partial(run, at_once=at_once),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _clean(masks: jax.Array, is_chosen: jax.Array, max_area: int) -> jax.Array:
+    """Fills holes and removes specks of those maps (K, h, w) that are chosen; the others become 0."""
+    # As in the original, the predictor's threshold counts here, not the generator's.
+    clean = lambda x: clean_masks(x, max_area, max_area, filled=10.0, removed=-10.0)
+    return _map_chosen(clean, masks, is_chosen, math.prod(masks.shape[1:]))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _mask_prompts(masks: jax.Array, start: int, size: int) -> jax.Array:
+    """Maps (K, h, w) -> (size, h, w), those from `start` on as the decoder takes them."""
+    own = jax.lax.dynamic_slice_in_dim(masks, start, size)
+    return own.clip(-postprocessing.LOGIT_LIMIT, postprocessing.LOGIT_LIMIT)
+
+
+@jax.jit
+def _take(masks: jax.Array, index: jax.Array) -> jax.Array:
+    return masks[index]
+
+
 def _enlarge(mask, rows, columns):
     """(h, w) logits -> (H, W), minus infinity outside of the crop."""
-    enlarged = jnp.einsum("yi,ij,xj->yx", rows, mask, columns, precision="highest")
+    wide = jnp.einsum("ij,xj->ix", mask, columns, precision="highest")
+    # A row of pixels lies between two of the map: two products instead of h.
+    first = jnp.minimum(jnp.argmax(rows > 0, 1), rows.shape[1] - 2)
+    enlarged = sum(jnp.take_along_axis(rows, i[:, None], 1) * wide[i] for i in (first, first + 1))
     is_inside = rows.any(1)[:, None] & columns.any(1)
     return jnp.where(is_inside, enlarged, -jnp.inf)
 
@@ -144,63 +217,72 @@ def _first_and_last(is_set):
 
 
 @jax.jit
-def _measure(masks, rows, columns, threshold, offset):
-    """Stability (K,) and boxes (K, 4) in the crop of masks (K, h, w); both are 0 for an empty one."""
+def _measure(masks, is_chosen, rows, columns, threshold, offset):
+    """Stability (K,) and boxes (K, 4) in the crop of masks (K, h, w); 0 if empty or not chosen."""
 
     def measure(mask):
         logits = _enlarge(mask, rows, columns)
         inner, outer = (
             (logits > level).sum() for level in (threshold + offset, threshold - offset)
         )
-        y0, y1 = _first_and_last(logits.max(1) > threshold)
+        highest = logits.max(1)
+        y0, y1 = _first_and_last(highest > threshold)
         x0, x1 = _first_and_last(logits.max(0) > threshold)
-        box = jnp.where(logits.max() > threshold, jnp.stack([x0, y0, x1, y1]), 0)
+        box = jnp.where(highest.max() > threshold, jnp.stack([x0, y0, x1, y1]), 0)
         return inner / jnp.maximum(outer, 1), box
 
-    return jax.lax.map(measure, masks)  # one after the other: an enlarged mask fits the cache
+    return _map_chosen(measure, masks, is_chosen, len(rows) * len(columns))
 
 
 @jax.jit
-def _binarise(masks, rows, columns, threshold):
-    """Masks (K, h, w) -> (K, H, W / 8) uint8, a bit for each pixel above the threshold."""
-    return jax.lax.map(
-        lambda mask: jnp.packbits(_enlarge(mask, rows, columns) > threshold, -1), masks
-    )
+def _binarise(mask, rows, columns, threshold):
+    """Map (h, w) -> (H, W / 8) uint8, a bit for each pixel above the threshold."""
+    return jnp.packbits(_enlarge(mask, rows, columns) > threshold, -1)
 
 
 class _Crop:
-    """Runs functions of masks at the size of a crop, padded to static numbers of masks and pixels."""
+    """Functions of masks at the size of a crop, padded to static numbers of pixels."""
 
     def __init__(self, height: int, width: int, mask_size: int):
         self.height, self.width = height, width
         padded = [-(-side // _SIZE_STEP) * _SIZE_STEP for side in (height, width)]
         self._weights = [
-            preprocessing.pad_rows(postprocessing.resize_weights(mask_size, side), size)
+            jnp.asarray(
+                preprocessing.pad_rows(postprocessing.resize_weights(mask_size, side), size)
+            )
             for side, size in zip((height, width), padded, strict=True)
         ]
 
-    def _run(self, function: Callable, masks: np.ndarray, *thresholds: float) -> Iterator:
-        for i in range(0, len(masks), _MASKS_AT_ONCE):
-            chunk = masks[i : i + _MASKS_AT_ONCE]
-            n, padded = len(chunk), preprocessing.pad_rows(chunk, _MASKS_AT_ONCE)
-            answer = function(padded, *self._weights, *thresholds)
-            yield jax.tree.map(lambda x, n=n: np.asarray(x)[:n], answer)
-
     def measure(
-        self, masks: np.ndarray, threshold: float, offset: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Stability (K,) and boxes (K, 4) of masks (K, h, w)."""
-        nothing = (np.zeros(0, np.float32), np.zeros((0, 4), np.int32))
-        answers = [nothing, *self._run(_measure, masks, threshold, offset)]
-        stability, boxes = (np.concatenate(x) for x in zip(*answers, strict=True))
-        return stability, boxes
+        self, masks: jax.Array, is_chosen: jax.Array, threshold: float, offset: float
+    ) -> tuple[jax.Array, jax.Array]:
+        """Stability (K,) and boxes (K, 4) of masks (K, h, w), on the device; 0 for those not chosen."""
+        return _measure(masks, is_chosen, *self._weights, threshold, offset)
 
-    def binarise(self, masks: np.ndarray, threshold: float) -> Iterator[np.ndarray]:
-        """(H, W) bool of each of the masks (K, h, w)."""
-        for packed in self._run(_binarise, masks, threshold):
-            for bits in packed:
-                pixels = np.unpackbits(bits[: self.height], axis=-1, count=self.width)
-                yield pixels.astype(bool)
+    def binarise(self, mask: jax.Array, threshold: float) -> np.ndarray:
+        """(H, ceil(W / 8)) uint8 of a map (h, w): the bits of its mask, on the host."""
+        bits = jax.device_get(_binarise(mask, *self._weights, threshold))
+        return bits[: self.height, : -(-self.width // 8)]
+
+
+class _Batch(NamedTuple):
+    """Answers to clicks on one crop: K candidates, of which those from P * C on are padding.
+
+    Attributes:
+      points: (P, 2) clicks in [0, 1], on the host.
+      masks: (K, S/4, S/4) logits on the device, as all that follow.
+      ious: (K,) predicted IoU.
+      is_good: (K,) bool, whether that is enough.
+      stability: (K,) of the good ones.
+      boxes: (K, 4) in the crop, likewise.
+    """
+
+    points: np.ndarray
+    masks: jax.Array
+    ious: jax.Array
+    is_good: jax.Array
+    stability: jax.Array
+    boxes: jax.Array
 
 
 @dataclasses.dataclass(eq=False)
@@ -332,13 +414,19 @@ class SAM2AutomaticMaskGenerator:
         image = preprocessing.check_image(image)
         height, width = image.shape[:2]
         crops = crop_boxes(height, width, self.crop_n_layers, self.crop_overlap_ratio)
-        found = _join(
-            [self._search(image, crop, self.point_grids[layer], progress) for layer, crop in crops]
+        found, bits = zip(
+            *[
+                self._search(image, crop, self.point_grids[layer], progress)
+                for layer, crop in crops
+            ],
+            strict=True,
         )
+        found, bits = _join(found), list(itertools.chain(*bits))
         if len(crops) > 1:
             crop_areas = (found.crops[:, 2:] - found.crops[:, :2]).prod(1)
-            found = found.take(suppress(found.boxes, 1 / crop_areas, self.crop_nms_thresh))
-        return self._annotate(found, height, width)
+            kept = suppress(found.boxes, 1 / crop_areas, self.crop_nms_thresh)
+            found, bits = found.take(kept), [bits[i] for i in kept]
+        return self._annotate(found, bits, height, width)
 
     def _search(
         self,
@@ -346,47 +434,70 @@ class SAM2AutomaticMaskGenerator:
         crop: tuple[int, int, int, int],
         grid: np.ndarray,
         progress: Callable[[int], Any] | None,
-    ) -> Candidates:
-        """Finds the masks of one crop."""
+    ) -> tuple[Candidates, list[np.ndarray]]:
+        """Finds the masks of one crop, and the packed bits of each."""
         x0, y0, x1, y1 = crop
         self.predictor.set_image(image[y0:y1, x0:x1])
         pixels = _Crop(y1 - y0, x1 - x0, self.model.config.mask_size)
         # Batches of all layers have one size, so that one program decodes them.
         size = min(self.points_per_batch, max(map(len, self.point_grids)))
-        found = []
-        for i in range(0, len(grid), size):
-            points = grid[i : i + size]
-            found.append(self._filter(*self._decode(points, size), crop, pixels, image.shape[:2]))
+        batches = (
+            self._answer(grid[i : i + size], size, pixels) for i in range(0, len(grid), size)
+        )
+        found, pages = [], []
+        # The next batch is under way before the numbers of this one are waited for.
+        for batch, _ in itertools.pairwise(itertools.chain(batches, [None])):
+            candidates = self._filter(batch, crop, image.shape[:2])
+            index = candidates.maps
+            found.append(candidates._replace(maps=len(pages) * _PAGE + np.arange(len(index))))
+            pages += [
+                _take(batch.masks, preprocessing.pad_rows(index[i : i + _PAGE], _PAGE))
+                for i in range(0, len(index), _PAGE)
+            ]
             if progress is not None:
-                progress(len(points))
+                progress(len(batch.points))
         self.predictor.reset_predictor()
         found = _join(found)
-        return found.take(suppress(found.boxes, found.ious, self.box_nms_thresh))
+        found = found.take(suppress(found.boxes, found.ious, self.box_nms_thresh))
+        maps = (pages[i // _PAGE][i % _PAGE] for i in found.maps)
+        return found, [pixels.binarise(x, self.mask_threshold) for x in maps]
 
-    def _decode(self, points: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Clicks (P, 2) in [0, 1] -> (K, S/4, S/4) logits, (K,) IoUs, and (K, 2) the click of each."""
-        prompt = self._clicks(points, size)
-        masks, ious = self._run(prompt, len(points), self.multimask_output)
-        points = points.repeat(ious.shape[1], 0)
-        masks, ious = masks.reshape(-1, *masks.shape[2:]), ious.ravel()
-        if self.use_m2m:
-            refined = []
-            for i in range(0, len(points), size):
-                own = slice(i, i + size)
-                n = len(points[own])
-                logits = np.asarray(masks[own]).clip(
-                    -postprocessing.LOGIT_LIMIT, postprocessing.LOGIT_LIMIT
-                )
-                prompt = self._clicks(points[own], size).replace(
-                    mask_logits=preprocessing.pad_rows(logits, size),
-                    has_mask_logits=np.arange(size) < n,
-                )
-                refined.append([x[:, 0] for x in self._run(prompt, n, False)])
-            masks, ious = (np.concatenate(x) for x in zip(*refined, strict=True))
+    @property
+    def _answers(self) -> int:
+        """Masks of a click."""
+        return 3 if self.multimask_output else 1
+
+    def _answer(self, points: np.ndarray, size: int, pixels: _Crop) -> _Batch:
+        """Decodes and measures what at most `size` clicks (P, 2) in [0, 1] point at."""
+        masks, ious = self._decode(points, size)
+        is_good = jnp.arange(len(ious)) < len(points) * self._answers
         if self.pred_iou_thresh > 0:
-            is_good = ious > self.pred_iou_thresh
-            masks, ious, points = masks[is_good], ious[is_good], points[is_good]
-        return self.predictor.clean(np.asarray(masks)), ious, points
+            is_good &= ious > self.pred_iou_thresh
+        if self.min_mask_region_area > 0:
+            masks = _clean(masks, is_good, self.min_mask_region_area)
+        stability, boxes = pixels.measure(
+            masks, is_good, self.mask_threshold, self.stability_score_offset
+        )
+        return _Batch(points, masks, ious, is_good, stability, boxes)
+
+    def _decode(self, points: np.ndarray, size: int) -> tuple[jax.Array, jax.Array]:
+        """Clicks (P, 2) in [0, 1] -> (K, S/4, S/4) logits and (K,) IoUs, on the device."""
+        n = len(points)
+        masks, ious = self._run(self._clicks(points, size), n, self.multimask_output)
+        if not self.use_m2m:
+            return masks, ious
+        points = points.repeat(self._answers, 0)
+        refined = []
+        for i in range(0, len(points), size):
+            own = points[i : i + size]
+            prompt = self._clicks(own, size).replace(
+                mask_logits=_mask_prompts(masks, i, size),
+                has_mask_logits=np.arange(size) < len(own),
+            )
+            refined.append(self._run(prompt, len(own), False))
+        refined += [refined[-1]] * (self._answers - len(refined))  # of padding alone
+        masks, ious = (jnp.concatenate(x) for x in zip(*refined, strict=True))
+        return masks, ious
 
     def _clicks(self, points: np.ndarray, size: int) -> Prompt:
         """One click a prompt, filled up to `size` prompts."""
@@ -394,60 +505,54 @@ class SAM2AutomaticMaskGenerator:
         padded = preprocessing.pad_rows(scaled, size)
         return preprocessing.pad_points(padded[:, None], np.ones((size, 1), np.int32))
 
-    def _run(self, prompt: Prompt, n: int, is_multimask: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (n, C, S/4, S/4) and IoUs (n, C) of the first n prompts."""
-        answer = self.predictor.decode(prompt, np.zeros(n, np.int32), is_multimask)
-        masks, ious = (np.asarray(x)[:n] for x in answer)
-        return masks, ious
+    def _run(self, prompt: Prompt, n: int, is_multimask: bool) -> tuple[jax.Array, jax.Array]:
+        """Logits (K, S/4, S/4) and IoUs (K,) of prompts, all answers to one after the other."""
+        masks, ious = self.predictor.decode(prompt, np.zeros(n, np.int32), is_multimask)
+        return masks.reshape(-1, *masks.shape[2:]), ious.ravel()
 
     def _filter(
-        self,
-        masks: np.ndarray,
-        ious: np.ndarray,
-        points: np.ndarray,
-        crop: tuple[int, int, int, int],
-        pixels: _Crop,
-        image_size: tuple[int, int],
+        self, batch: _Batch, crop: tuple[int, int, int, int], image_size: tuple[int, int]
     ) -> Candidates:
-        """Keeps masks that are stable and not cut off by the crop, and places them in the picture."""
-        corner = np.array(crop[:2])
-        stability, boxes = pixels.measure(masks, self.mask_threshold, self.stability_score_offset)
-        boxes = boxes + np.tile(corner, 2)
-        points = points * (pixels.width, pixels.height) + corner
-        found = Candidates(
-            masks, ious, stability, boxes, points, np.tile(np.array(crop), (len(masks), 1))
-        )
-        is_kept = ~is_cut(boxes, crop, *image_size)
+        """Places masks in the picture that are good, stable, and not cut off by the crop.
+
+        Their `maps` are positions in the batch.
+        """
+        ious, is_good, stability, boxes = jax.device_get(batch[2:])
+        boxes = boxes + np.tile(np.array(crop[:2]), 2)
+        is_kept = is_good & ~is_cut(boxes, crop, *image_size)
         if self.stability_score_thresh > 0:
             is_kept &= stability >= self.stability_score_thresh
-        return found.take(is_kept)
+        index = np.flatnonzero(is_kept)
+        x0, y0, x1, y1 = crop
+        points = batch.points[index // self._answers] * (x1 - x0, y1 - y0) + (x0, y0)
+        crops = np.tile(np.array(crop), (len(index), 1))
+        return Candidates(index, ious[index], stability[index], boxes[index], points, crops)
 
-    def _annotate(self, found: Candidates, height: int, width: int) -> list[dict[str, Any]]:
-        segmentations = {}
-        for crop in np.unique(found.crops, axis=0):
+    def _annotate(
+        self, found: Candidates, bits: list[np.ndarray], height: int, width: int
+    ) -> list[dict[str, Any]]:
+        def segment(packed, crop):
             x0, y0, x1, y1 = crop
-            index = np.flatnonzero((found.crops == crop).all(1))
-            pixels = _Crop(y1 - y0, x1 - x0, self.model.config.mask_size)
-            masks = pixels.binarise(found.masks[index], self.mask_threshold)
-            for i, mask in zip(index, masks, strict=True):
-                full = np.zeros((height, width), bool)
-                full[y0:y1, x0:x1] = mask
-                segmentations[i] = (self._encode(full), int(full.sum()))
+            full = np.zeros((height, width), bool)
+            full[y0:y1, x0:x1] = np.unpackbits(packed, axis=-1, count=x1 - x0)
+            return self._encode(full), int(full.sum())
+
+        segmentations = itertools.starmap(segment, zip(bits, found.crops, strict=True))
 
         def corner_and_size(box):
             return [int(v) for v in (*box[:2], *(box[2:] - box[:2]))]
 
         return [
             {
-                "segmentation": segmentations[i][0],
-                "area": segmentations[i][1],
+                "segmentation": segmentation,
+                "area": area,
                 "bbox": corner_and_size(found.boxes[i]),
                 "predicted_iou": float(found.ious[i]),
                 "point_coords": [found.points[i].tolist()],
                 "stability_score": float(found.stability[i]),
                 "crop_box": corner_and_size(found.crops[i]),
             }
-            for i in range(len(found.ious))
+            for i, (segmentation, area) in enumerate(segmentations)
         ]
 
     def _encode(self, mask: np.ndarray) -> np.ndarray | dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from transformers.models.sam import image_processing_pil_sam as sam
 
 from sam2_jax import SAM2AutomaticMaskGenerator
-from sam2_jax.predict import everything, preprocessing
+from sam2_jax.predict import mask_generator, preprocessing
 from tests.parity_torch.test_transformers import FRAMES, HEIGHT, SIZE, WIDTH, both_image_models
 
 POINTS_PER_SIDE = 4
@@ -110,13 +110,13 @@ def test_generated_masks(models, num_layers):
 
 @pytest.mark.parametrize(("height", "width"), [(240, 320), (97, 61)])
 def test_grids_and_crops(height, width):
-    np.testing.assert_allclose(everything.point_grid(7), sam._build_point_grid(7), atol=1e-12)
+    np.testing.assert_allclose(mask_generator.point_grid(7), sam._build_point_grid(7), atol=1e-12)
     boxes, layers = sam._generate_per_layer_crops(2, OVERLAP, (height, width))
-    ours = everything.crop_boxes(height, width, 2, OVERLAP)
+    ours = mask_generator.crop_boxes(height, width, 2, OVERLAP)
     assert ours == [(n, tuple(box)) for n, box in zip(layers, boxes, strict=True)]
 
 
 def test_run_lengths():
     masks = np.random.default_rng(0).random((4, 9, 13)) > 0.6
     theirs = sam._mask_to_rle(torch.tensor(masks))
-    assert [everything.run_lengths(mask) for mask in masks] == theirs
+    assert [mask_generator.run_lengths(mask) for mask in masks] == theirs

@@ -1,0 +1,50 @@
+"""Product with the kernel of a dense layer, whose gradient is one plain product too.
+
+x (..., C), kernel (C, O)  ->  (..., O)
+"""
+
+import jax
+
+
+def dense(x: jax.Array, kernel: jax.Array, *, implementation: str | None = None) -> jax.Array:
+    """`x @ kernel`.
+
+    The gradient of `x @ kernel` by the kernel sums over all leading axes of x. With more than one XLA
+    transposes an operand in memory first, and on CPU takes two to three times as long as a product of
+    matrices, which this is, for every clip of a `vmap` by itself.
+
+    Args:
+      x: (..., C).
+      kernel: (C, O), of the type of x.
+      implementation: "reference" or "flat"; None is "flat".
+
+    Returns:
+      (..., O).
+
+    Raises:
+      ValueError: on an unknown implementation.
+    """
+    if implementation == "reference":
+        return x @ kernel
+    if implementation not in ("flat", None):
+        raise ValueError(f"Unknown implementation {implementation!r}. Known: reference, flat.")
+    return _flat(x, kernel)
+
+
+@jax.custom_vjp
+def _flat(x, kernel):
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+
+
+def _forward(x, kernel):
+    return _flat(x, kernel), (x, kernel)
+
+
+def _backward(saved, dy):
+    x, kernel = saved
+    dy = dy.reshape(-1, dy.shape[-1])
+    dx = (dy @ kernel.T).reshape(x.shape)
+    return dx, x.reshape(-1, x.shape[-1]).T @ dy
+
+
+_flat.defvjp(_forward, _backward)
