@@ -48,17 +48,18 @@ from sam2_jax.model import memory_bank
 from sam2_jax.model.sam2 import Sam2, init_params, param_shapes
 from sam2_jax.parallel.mesh import make_mesh
 from sam2_jax.predict.image import encode_images
-from sam2_jax.predict.passes import _propagate
 from sam2_jax.predict.stream import SAM2StreamPredictor
 from sam2_jax.predict.video import SAM2VideoPredictor
 from sam2_jax.structs import Frame
-from sam2_jax.track import encode, propagate_features
+from sam2_jax.track import encode, propagate, propagate_features
 from sam2_jax.train.step import Learner
 
 CASES = ("encode", "track", "train", "objects", "memory", "stream", "compile")
 TINY, BASE, LARGE = (f"sam2.1_hiera_{size}" for size in ("tiny", "base_plus", "large"))
 BATCH = 4  # images of a training step
 RATE, DECAY, CLIP = 1e-4, 0.1, 0.1  # of its optimizer
+
+_propagate = jax.jit(propagate, static_argnums=0)
 
 
 class Task(NamedTuple):

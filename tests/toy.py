@@ -14,7 +14,8 @@ from checkpoints_convert.names import official_shapes, to_params
 from sam2_jax.build import Model
 from sam2_jax.config import HieraConfig, Sam2Config
 from sam2_jax.model.sam2 import param_shapes
-from sam2_jax.predict import answers, image, passes, transforms
+from sam2_jax.ops.bicubic import resize_bicubic
+from sam2_jax.predict import image, postprocessing, preprocessing, propagation, session
 from sam2_jax.structs import Frame, Prompt
 from tests.parity.reference_scene import scene, scene_masks
 from tests.parity.reference_weights import reference_tensor
@@ -23,15 +24,15 @@ from tests.parity.reference_weights import reference_tensor
 IMAGE_PROGRAMS = [
     (image, "encode_images", 0),
     (image, "decode_prompts", (0, 5)),
-    (transforms, "resize_masks", (1, 2)),
+    (postprocessing, "resize_masks", (1, 2)),
 ]
 VIDEO_PROGRAMS = [
-    (answers, "_encode", 0),
-    (answers, "_answer_first", 0),
-    (answers, "_answer_again", 0),
-    (answers, "_remember", 0),
-    (passes, "_propagate", 0),
-    (transforms, "resize_masks", (1, 2)),
+    (session, "_encode", 0),
+    (session, "_answer_first", 0),
+    (session, "_answer_again", 0),
+    (session, "_remember", 0),
+    (propagation, "_propagate", 0),
+    (postprocessing, "_show", (3, 4, 5, 6)),
 ]
 HIERA = HieraConfig(
     embed_dim=8, stages=(1, 2, 2, 1), global_attention_blocks=(3,), window_sizes=(8, 4, 2, 2)
@@ -61,20 +62,20 @@ def model(**overrides) -> Model:
 def clip(num_frames: int, size: int = SIZE, seed: int = 0) -> Frame:
     """The first frames of a drawn video."""
     frames = scene(num_frames, seed=seed)
-    images = np.stack([transforms.frame_to_input(frame, size) for frame in frames])
-    return Frame(images, np.arange(num_frames, dtype=np.int32))
+    images = [resize_bicubic(frame, size, size, implementation="pillow") for frame in frames]
+    return Frame(np.stack(images), np.arange(num_frames, dtype=np.int32))
 
 
 def clicks(num_objects: int, size: int = SIZE) -> Prompt:
     """One click for each object, at different places."""
     points = np.random.default_rng(num_objects > 0).uniform(5, size - 5, (8, 1, 2))
-    return transforms.pad_points(points[:num_objects], np.ones((num_objects, 1), np.int32))
+    return preprocessing.pad_points(points[:num_objects], np.ones((num_objects, 1), np.int32))
 
 
 def masks(num_objects: int, size: int = SIZE) -> Prompt:
     """The mask of an object for each of at most two."""
-    drawn = [transforms.mask_to_input(mask, size) for mask in scene_masks(1)[0]]
-    prompt = transforms.pad_points(
+    drawn = [preprocessing.mask_to_input(mask, size) for mask in scene_masks(1)[0]]
+    prompt = preprocessing.pad_points(
         np.zeros((num_objects, 1, 2)), np.full((num_objects, 1), -1, np.int32)
     )
     return prompt.replace(masks=np.stack(drawn[:num_objects]), has_mask=np.ones(num_objects, bool))

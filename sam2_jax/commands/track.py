@@ -134,9 +134,9 @@ def _run_file(args: argparse.Namespace) -> None:
             with tqdm(results, total=num_frames, desc="propagate in video", unit="frame") as bar:
                 bar.set_postfix_str("compiling")
                 try:
-                    for t, obj_ids, logits in bar:
+                    for t, obj_ids, masks in bar:
                         for sink in (*sinks, kept) if args.out else sinks:
-                            sink.write(t, obj_ids, logits[:, 0] > 0)
+                            sink.write(t, obj_ids, masks[:, 0])
                         if bar.n:  # the program for prompts and the one for tracking are there
                             bar.set_postfix_str("")
                 except (ValueError, OSError) as error:
@@ -165,10 +165,11 @@ def _track(predictor: Any, frames: Any, groups: Groups) -> Iterator[tuple[int, l
         else:
             predictor.add_new_points_or_box(state, t, obj, **arrays(group))
     start = min(t for _, t in groups)
-    yield from predictor.propagate_in_video(state, start)
-    for t, obj_ids, logits in predictor.propagate_in_video(state, start, reverse=True):
+    yield from predictor.propagate_in_video(state, start, return_logits=False)
+    backwards = predictor.propagate_in_video(state, start, reverse=True, return_logits=False)
+    for t, obj_ids, masks in backwards:
         if t != start:
-            yield t, obj_ids, logits
+            yield t, obj_ids, masks
 
 
 def _run_stream(args: argparse.Namespace, name: str) -> None:
@@ -191,8 +192,8 @@ def _run_stream(args: argparse.Namespace, name: str) -> None:
         count = 0
         try:
             for frame in tqdm(stream, desc="track stream", unit="frame"):
-                obj_ids, logits = _answer(predictor, frame, groups)
-                masks = logits[:, 0] > 0
+                obj_ids, masks = _answer(predictor, frame, groups)
+                masks = masks[:, 0]
                 for sink in sinks:
                     sink.write(count, obj_ids, masks)
                 if video is not None:
@@ -213,12 +214,13 @@ def _run_stream(args: argparse.Namespace, name: str) -> None:
 
 def _answer(predictor: Any, frame: np.ndarray, groups: Groups) -> tuple[list, np.ndarray]:
     """Tracks to the next frame, and answers the prompts on it."""
-    result = predictor.track(frame)
+    obj_ids, masks = predictor.track(frame, return_logits=False)
     for (obj, t), group in sorted(groups.items()):
         if t != predictor.frame_idx:
             continue
         if group["mask"]:
-            result = predictor.add_new_mask(obj, group["mask"][0])
+            obj_ids, logits = predictor.add_new_mask(obj, group["mask"][0])
         else:
-            result = predictor.add_new_points_or_box(obj, **arrays(group))
-    return result
+            obj_ids, logits = predictor.add_new_points_or_box(obj, **arrays(group))
+        masks = logits > 0
+    return obj_ids, masks

@@ -146,9 +146,10 @@ class VideoFile(Frames):
 
     def close(self) -> None:
         """Closes the file and forgets the frames decoded so far."""
-        self._is_closed, self._decoded = True, None
-        self._cache.clear()
-        self._container.close()
+        with self._lock:
+            self._is_closed, self._decoded = True, None
+            self._cache.clear()
+            self._container.close()
 
     def _read(self, index: int) -> np.ndarray:
         with self._lock:
@@ -397,13 +398,14 @@ def _natural_order(name: str) -> list[str | int]:
 class FrameList(Frames):
     """Frames that are in memory already: a (T, H, W, 3) array, or a sequence of (H, W, 3) uint8.
 
-    Pillow images are accepted as well.
+    Pillow images are accepted as well. The sequence is asked by one thread at a time.
 
     Raises:
         ValueError: no frame, or one that is not (H, W, 3) uint8.
     """
 
     def __init__(self, frames: Sequence | np.ndarray):
+        self._lock = threading.Lock()  # it may decode when it is asked
         self._frames = frames
         if len(frames) == 0:
             raise ValueError("the list of frames is empty")
@@ -413,7 +415,9 @@ class FrameList(Frames):
         return len(self._frames)
 
     def _read(self, index: int) -> np.ndarray:
-        return self._check_size(as_rgb(self._frames[index], index), f"frame {index}")
+        with self._lock:
+            frame = self._frames[index]
+        return self._check_size(as_rgb(frame, index), f"frame {index}")
 
 
 def as_rgb(frame: Any, index: int) -> np.ndarray:

@@ -19,8 +19,9 @@ from sam2_jax.evaluate.annotator import next_click
 from sam2_jax.evaluate.metrics import iou, video_scores
 from sam2_jax.experiment import Dataset
 from sam2_jax.model.sam2 import Sam2
+from sam2_jax.ops.bicubic import resize_bicubic
 from sam2_jax.ops.resize import upsample_4x
-from sam2_jax.predict.transforms import frame_to_input, mask_to_input, pad_points
+from sam2_jax.predict.preprocessing import mask_to_input, pad_points
 from sam2_jax.structs import Frame, Prompt
 from sam2_jax.track import track
 
@@ -58,7 +59,9 @@ def held_out_clips(
         except (ValueError, OSError) as error:
             logger.warning("held-out clip left out: %s", error)
             continue
-        frames = np.stack([frame_to_input(frame, image_size) for frame in clip.frames])
+        sides = image_size, image_size
+        frames = [resize_bicubic(x, *sides, implementation="pillow") for x in clip.frames]
+        frames = np.stack(frames)
         resized = [[mask_to_input(m, image_size) > 0 for m in masks] for masks in clip.masks]
         yield dataclasses.replace(clip, frames=frames, masks=np.array(resized))
 

@@ -18,14 +18,8 @@ from sam2_jax.evaluate.annotator import box_around, next_click
 from sam2_jax.evaluate.metrics import iou
 from sam2_jax.experiment import Dataset
 from sam2_jax.predict.image import SAM2ImagePredictor
-from sam2_jax.predict.transforms import (
-    LOGIT_LIMIT,
-    join_padded,
-    join_prompts,
-    pad_points,
-    resize_weights,
-    scale_points,
-)
+from sam2_jax.predict.postprocessing import LOGIT_LIMIT, resize_weights
+from sam2_jax.predict.preprocessing import join_padded, join_prompts, pad_points, scale_points
 
 CLICKS = 5
 BOX = "box"

@@ -16,7 +16,6 @@ from sam2_jax.data.videos import Frames
 from sam2_jax.evaluate.annotator import click_on_frame
 from sam2_jax.evaluate.layouts import MaskVideo
 from sam2_jax.evaluate.metrics import boundary_accuracy, region_similarity
-from sam2_jax.predict.answers import video_masks
 from sam2_jax.predict.video import SAM2VideoPredictor
 
 PROTOCOLS = ("offline", "online")
@@ -111,13 +110,13 @@ def play(
     j, f = {}, {}
     t = start
     for n in range(rounds):
-        prediction = video_masks(predictor.model.config, state, t)[0, 0] > 0 if n else empty
+        prediction = state.video_masks(t, return_logits=False)[0, 0] if n else empty
         click_on_frame(predictor, state, t, object_id, prediction, true_mask(t), clicks)
         game.prompted.append(stems[t])
         first = start if protocol == "offline" else t
-        for s, _, logits in predictor.propagate_in_video(state, first):
+        for s, _, found in predictor.propagate_in_video(state, first, return_logits=False):
             if s >= start and truth.has(stems[s]):
-                pair = logits[0, 0] > 0, true_mask(s)
+                pair = found[0, 0], true_mask(s)
                 j[s], f[s] = region_similarity(*pair), boundary_accuracy(*pair)
             progress()
         game.j.append(float(np.mean([j[s] for s in scored])))

@@ -22,7 +22,6 @@ from sam2_jax.data.videos import Frames
 from sam2_jax.evaluate.annotator import box_around, click_on_frame
 from sam2_jax.evaluate.layouts import MaskVideo, Videos, first_frames, shorten
 from sam2_jax.model.memory_bank import FULL_CODE_LENGTH
-from sam2_jax.predict.answers import video_masks
 from sam2_jax.predict.session import InferenceState
 from sam2_jax.predict.video import SAM2VideoPredictor
 
@@ -178,17 +177,21 @@ def track(
         empty = np.zeros((len(ids[v]), job.frames.height, job.frames.width), bool)
         for t in range(min(job.plan)):
             yield v, t, ids[v], empty
+    needs_logits = options.score_threshold != 0
     if len(jobs) == 1:
-        results = ((0, *result) for result in predictor.propagate_in_video(jobs[0].state))
+        results = predictor.propagate_in_video(jobs[0].state, return_logits=needs_logits)
+        results = ((0, *result) for result in results)
     else:
-        results = predictor.propagate_in_videos([job.state for job in jobs])
-    for v, t, obj_ids, logits in results:
+        states = [job.state for job in jobs]
+        results = predictor.propagate_in_videos(states, return_logits=needs_logits)
+    for v, t, obj_ids, found in results:
         job = jobs[v]
         if t in job.plan and t > min(job.plan):
             job.prompt(predictor, t, options.prompt)
-            obj_ids, logits = job.state.obj_ids, video_masks(predictor.model.config, job.state, t)
-        masks = np.zeros((len(ids[v]), *logits.shape[2:]), bool)
-        masks[[ids[v].index(i) for i in obj_ids]] = logits[:, 0] > options.score_threshold
+            obj_ids, found = job.state.obj_ids, job.state.video_masks(t, needs_logits)
+        masks = np.zeros((len(ids[v]), *found.shape[2:]), bool)
+        found = found > options.score_threshold if needs_logits else found
+        masks[[ids[v].index(i) for i in obj_ids]] = found[:, 0]
         yield v, t, ids[v], masks
 
 

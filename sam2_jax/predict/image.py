@@ -22,7 +22,7 @@ from sam2_jax.build import Model, load_pretrained
 from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config
 from sam2_jax.data.files import PartialFile
 from sam2_jax.model.sam2 import Sam2
-from sam2_jax.predict import transforms
+from sam2_jax.predict import postprocessing, preprocessing
 from sam2_jax.structs import Features, Prompt
 
 _EMBEDDING_FORMAT = "sam2_jax embedding 1"
@@ -128,7 +128,7 @@ class SAM2ImagePredictor:
         Raises:
           ValueError: it is not such an image. The one that was set before stays.
         """
-        self._encode([transforms.check_image(image)])
+        self._encode([preprocessing.check_image(image)])
 
     def set_image_batch(self, image_list: Sequence[np.ndarray | Image.Image]) -> None:
         """Encodes several images, of any sizes, together for later calls of `predict_batch`.
@@ -143,15 +143,15 @@ class SAM2ImagePredictor:
         images = []
         for i, image in enumerate(image_list):
             with _about(f"Image {i}"):
-                images.append(transforms.check_image(image))
+                images.append(preprocessing.check_image(image))
         if not images:
             raise ValueError("No image was given; expected a list of at least one.")
         self._encode(images)
 
     def _encode(self, images: list[np.ndarray]) -> None:
         size = self.model.config.image_size
-        inputs = np.stack([transforms.image_to_input(image, size) for image in images])
-        inputs = transforms.pad_rows(inputs, transforms.bucket(len(images)))
+        inputs = np.stack([preprocessing.image_to_input(image, size) for image in images])
+        inputs = preprocessing.pad_rows(inputs, preprocessing.bucket(len(images)))
         self._encoded = encode_images(self.model.module, self.model.params, inputs)
         self._sizes = [image.shape[:2] for image in images]
 
@@ -333,15 +333,15 @@ class SAM2ImagePredictor:
     ) -> Prompt:
         """Checks the prompts on an image of a size, and scales them to the input."""
         config = self.model.config
-        points, labels = transforms.join_prompts(points, labels, box)
-        transforms.check_points(points, labels, *size, is_pixels)
-        logits = transforms.check_mask_logits(mask_input, config.mask_size)
+        points, labels = preprocessing.join_prompts(points, labels, box)
+        preprocessing.check_points(points, labels, *size, is_pixels)
+        logits = preprocessing.check_mask_logits(mask_input, config.mask_size)
         n = max(len(points), len(logits)) if len(points) else 0
         if len(points) not in (1, n) or len(logits) not in (0, 1, n):
             raise ValueError(f"{len(logits)} mask inputs do not go with {len(points)} prompts.")
-        points = transforms.scale_points(points, *size, config.image_size, is_pixels)
+        points = preprocessing.scale_points(points, *size, config.image_size, is_pixels)
         spread = lambda x: np.broadcast_to(x, (n, *x.shape[1:]))
-        prompt = transforms.pad_points(spread(points), spread(labels))
+        prompt = preprocessing.pad_points(spread(points), spread(labels))
         return prompt.replace(mask_logits=spread(logits)) if len(logits) else prompt
 
     def _answer(
@@ -350,20 +350,20 @@ class SAM2ImagePredictor:
         """Masks, IoUs and low-resolution masks for the prompts on each image."""
         counts = [len(prompt.labels) for prompt in prompts]
         image_index = np.repeat(np.arange(len(prompts), dtype=np.int32), counts)
-        low_res, ious = self.decode(transforms.join_padded(prompts), image_index, is_multimask)
+        low_res, ious = self.decode(preprocessing.join_padded(prompts), image_index, is_multimask)
         low_res, ious = np.asarray(low_res), np.asarray(ious)
         cleaned = self.clean(low_res)
         answers = []
         for (height, width), end, n in zip(self._sizes, np.cumsum(counts), counts, strict=True):
             own = slice(end - n, end)
-            padded = transforms.pad_rows(cleaned[own], transforms.bucket(n))
-            masks = transforms.resize_masks(padded, height, width)
+            padded = preprocessing.pad_rows(cleaned[own], preprocessing.bucket(n))
+            masks = postprocessing.resize_masks(padded, height, width)
             if not return_logits:
                 masks = masks > self.mask_threshold
             answer = (
                 np.array(masks)[:n],
                 ious[own].copy(),
-                np.clip(low_res[own], -transforms.LOGIT_LIMIT, transforms.LOGIT_LIMIT),
+                np.clip(low_res[own], -postprocessing.LOGIT_LIMIT, postprocessing.LOGIT_LIMIT),
             )
             # As in the original, a single prompt has no axis of its own.
             answers.append(tuple(x[0] for x in answer) if n == 1 else answer)
@@ -386,13 +386,13 @@ class SAM2ImagePredictor:
           RuntimeError: no image is set.
         """
         features, _ = self._current()
-        index = transforms.pad_rows(np.asarray(image_index, np.int32), len(prompt.labels))
+        index = preprocessing.pad_rows(np.asarray(image_index, np.int32), len(prompt.labels))
         model = self.model
         return decode_prompts(model.module, model.params, features, index, prompt, is_multimask)
 
     def clean(self, masks: np.ndarray) -> np.ndarray:
         """Fills holes and removes specks of (..., S/4, S/4) logits, as the constructor was told."""
-        return transforms.clean_masks(
+        cleaned = postprocessing.clean_masks(
             masks,
             self._max_hole_area,
             self._max_sprinkle_area,
@@ -400,6 +400,7 @@ class SAM2ImagePredictor:
             filled=self.mask_threshold + 10.0,
             removed=self.mask_threshold - 10.0,
         )
+        return np.asarray(cleaned)
 
 
 def _describe(model: Model) -> dict[str, str]:
@@ -434,7 +435,7 @@ def _from_tensors(tensors: dict[str, jax.Array]) -> Features:
     """The inverse of `_to_tensors`, padded to the bucket."""
 
     def pad(x):
-        return jnp.asarray(transforms.pad_rows(np.asarray(x), transforms.bucket(len(x))))
+        return jnp.asarray(preprocessing.pad_rows(np.asarray(x), preprocessing.bucket(len(x))))
 
     high_res = [pad(tensors[name]) for name in sorted(tensors) if name != "embedding"]
     return Features(pad(tensors["embedding"]), tuple(high_res))

@@ -32,7 +32,7 @@ from sam2_jax.build import Model, load_pretrained
 from sam2_jax.config import POSTPROCESSING_IMAGE
 from sam2_jax.data.masks import encode_rle
 from sam2_jax.ops.components import clean_masks
-from sam2_jax.predict import transforms
+from sam2_jax.predict import postprocessing, preprocessing
 from sam2_jax.predict.image import SAM2ImagePredictor
 from sam2_jax.structs import Prompt
 
@@ -193,7 +193,7 @@ def _clean(masks: jax.Array, is_chosen: jax.Array, max_area: int) -> jax.Array:
 def _mask_prompts(masks: jax.Array, start: int, size: int) -> jax.Array:
     """Maps (K, h, w) -> (size, h, w), those from `start` on as the decoder takes them."""
     own = jax.lax.dynamic_slice_in_dim(masks, start, size)
-    return own.clip(-transforms.LOGIT_LIMIT, transforms.LOGIT_LIMIT)
+    return own.clip(-postprocessing.LOGIT_LIMIT, postprocessing.LOGIT_LIMIT)
 
 
 @jax.jit
@@ -247,7 +247,9 @@ class _Crop:
         self.height, self.width = height, width
         padded = [-(-side // _SIZE_STEP) * _SIZE_STEP for side in (height, width)]
         self._weights = [
-            jnp.asarray(transforms.pad_rows(transforms.resize_weights(mask_size, side), size))
+            jnp.asarray(
+                preprocessing.pad_rows(postprocessing.resize_weights(mask_size, side), size)
+            )
             for side, size in zip((height, width), padded, strict=True)
         ]
 
@@ -409,7 +411,7 @@ class SAM2AutomaticMaskGenerator:
         Raises:
           ValueError: it is not an image.
         """
-        image = transforms.check_image(image)
+        image = preprocessing.check_image(image)
         height, width = image.shape[:2]
         crops = crop_boxes(height, width, self.crop_n_layers, self.crop_overlap_ratio)
         found, bits = zip(
@@ -449,7 +451,7 @@ class SAM2AutomaticMaskGenerator:
             index = candidates.maps
             found.append(candidates._replace(maps=len(pages) * _PAGE + np.arange(len(index))))
             pages += [
-                _take(batch.masks, transforms.pad_rows(index[i : i + _PAGE], _PAGE))
+                _take(batch.masks, preprocessing.pad_rows(index[i : i + _PAGE], _PAGE))
                 for i in range(0, len(index), _PAGE)
             ]
             if progress is not None:
@@ -500,8 +502,8 @@ class SAM2AutomaticMaskGenerator:
     def _clicks(self, points: np.ndarray, size: int) -> Prompt:
         """One click a prompt, filled up to `size` prompts."""
         scaled = (points * self.model.config.image_size).astype(np.float32)
-        padded = transforms.pad_rows(scaled, size)
-        return transforms.pad_points(padded[:, None], np.ones((size, 1), np.int32))
+        padded = preprocessing.pad_rows(scaled, size)
+        return preprocessing.pad_points(padded[:, None], np.ones((size, 1), np.int32))
 
     def _run(self, prompt: Prompt, n: int, is_multimask: bool) -> tuple[jax.Array, jax.Array]:
         """Logits (K, S/4, S/4) and IoUs (K,) of prompts, all answers to one after the other."""

@@ -1,178 +1,104 @@
-"""What a video session keeps on the host: for every object and frame, all that later clicks may read.
-
-The device bank is constant in size and lives for one pass over the video. The session store is indexed by
-frame, outlives passes, and `load_bank` fills a bank from it before a click or a pass in either direction
-(reference.md section 10).
-"""
+"""A session on one video: what was pointed at, what was answered, and every change of either."""
 
 import collections
-import dataclasses
+import functools
+import operator
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.build import Model
+from sam2_jax.data.results import MaskSink
 from sam2_jax.data.videos import Frames
-from sam2_jax.model import memory_bank, memory_policy
-from sam2_jax.predict.transforms import bucket
-from sam2_jax.predict.vault import Kept, Vault
-from sam2_jax.structs import MemoryBank
+from sam2_jax.model.sam2 import NO_OBJECT, Sam2
+from sam2_jax.predict import preprocessing
+from sam2_jax.predict.history import Entry, ObjectHistory, load_bank
+from sam2_jax.predict.postprocessing import LOGIT_LIMIT, VideoMasks, fill_holes
+from sam2_jax.predict.store import Store
+from sam2_jax.structs import Features, MemoryBank, Prompt, Segmentation
+from sam2_jax.track import encode
+
+FrameMasks = tuple[int, list[int | str], np.ndarray]
+Snapshot = dict[int | str, ObjectHistory]  # opaque to users
 
 _KEPT_FEATURES = 2  # encoded frames kept for further clicks on them
 
+_jit = functools.partial(jax.jit, static_argnums=0)
+_encode = _jit(encode)
 
-@dataclasses.dataclass
-class Entry:
-    """The answer for one object on one frame; the large arrays are in the session's vault.
 
-    Attributes:
-      kept_mask: (S/4, S/4) float32 logits, holes filled.
-      iou: predicted IoU.
-      score: object score logit.
-      pointer: (C,) float32.
-      kept_memory: (H, W, M) in the bank's type; None until it is encoded.
-      verdict: of the memory policy on a tracked frame, see `sam2_jax.model.memory_policy`.
-      policy: state of the memory policy after a tracked frame, leaves without N; () for none.
+@_jit
+def _answer_first(sam2: Sam2, params: dict, features: Features, prompt: Prompt) -> Segmentation:
+    embedding = sam2.apply({"params": params}, features, method="forget")
+    return sam2.apply({"params": params}, embedding, features, prompt, method="segment")
+
+
+@_jit
+def _answer_again(
+    sam2: Sam2, params: dict, bank: MemoryBank, features: Features, index: jax.Array, prompt: Prompt
+) -> Segmentation:
+    embedding = sam2.apply({"params": params}, bank, features, index, method="recall")
+    return sam2.apply({"params": params}, embedding, features, prompt, False, method="segment")
+
+
+@_jit
+def _remember(sam2: Sam2, params: dict, features: Features, masks: jax.Array, scores: jax.Array):
+    is_prompted = jnp.ones(scores.shape, bool)
+    return sam2.apply({"params": params}, features, masks, scores, is_prompted, method="remember")
+
+
+def check_object_id(obj_id: Any) -> int | str:
+    """Returns the id of an object as it is stored.
+
+    Raises:
+      ValueError: it is neither a whole number from 0 nor a text.
     """
-
-    kept_mask: Kept
-    iou: float
-    score: float
-    pointer: np.ndarray
-    kept_memory: Kept | None = None
-    verdict: int = memory_policy.RECENT
-    policy: Any = ()
-
-    @property
-    def mask(self) -> np.ndarray:
-        """(S/4, S/4) float32 logits."""
-        return self.kept_mask.get()
-
-    @property
-    def memory(self) -> np.ndarray:
-        """(H, W, M) in the bank's type."""
-        return self.kept_memory.get()
+    if isinstance(obj_id, str) and obj_id:
+        return obj_id
+    try:
+        number = operator.index(obj_id)
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(obj_id, bool):
+        raise ValueError(
+            f"The object id is {obj_id!r}; a whole number from 0 or a non-empty text is expected."
+        )
+    return number
 
 
-@dataclasses.dataclass
-class ObjectStore:
-    """One object of a session, everything by frame index.
-
-    Attributes:
-      points: prompts as (points (P, 2) in input pixels, labels (P,)).
-      masks: mask prompts, (S, S) float32.
-      prompted: answers on conditioning frames, in the order in which they were prompted.
-      tracked: answers on the other frames.
-      pending: answers to prompts since the last pass, and whether their frames will be conditioning ones.
-      passes: direction (1 or -1) of the last pass over a frame.
-    """
-
-    points: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
-    masks: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
-    prompted: dict[int, Entry] = dataclasses.field(default_factory=dict)
-    tracked: dict[int, Entry] = dataclasses.field(default_factory=dict)
-    pending: dict[int, tuple[Entry, bool]] = dataclasses.field(default_factory=dict)
-    passes: dict[int, int] = dataclasses.field(default_factory=dict)
-
-    def copy(self) -> "ObjectStore":
-        """The object as it is now, whatever happens to this one later; answers are shared."""
-        fields = dataclasses.fields(self)
-        return ObjectStore(**{field.name: dict(getattr(self, field.name)) for field in fields})
-
-    def answer(self, frame: int) -> Entry | None:
-        """The latest answer on a frame, if there is one."""
-        if frame in self.pending:
-            return self.pending[frame][0]
-        return self.prompted.get(frame) or self.tracked.get(frame)
-
-    def conditioning_frames(self) -> list[int]:
-        """The frames from which the object can be tracked, now or once their memories are encoded."""
-        coming = [t for t, (_, is_conditioning) in self.pending.items() if is_conditioning]
-        return [*self.prompted, *coming]
-
-    def clear_prompts(self, frame: int) -> None:
-        """Takes back the prompts on a frame: what was answered there counts as tracked from now on.
-
-        An object that is left without any prompt is forgotten altogether.
-        """
-        for kept in (self.points, self.masks, self.pending):
-            kept.pop(frame, None)
-        if frame in self.prompted:
-            self.tracked[frame] = self.prompted.pop(frame)
-            self.passes.pop(frame, None)
-        if not self.conditioning_frames():
-            self.pending.clear()
-            self.tracked.clear()
-            self.passes.clear()
-
-    def forget_tracked_around(self, frame: int, reach: int) -> None:
-        """Drops tracked answers up to `reach` frames away."""
-        for t in [t for t in self.tracked if abs(t - frame) <= reach]:
-            del self.tracked[t]
-
-    def slots_to_fill(
-        self, config: Sam2Config, now: int, direction: int
-    ) -> tuple[dict[int, int], dict[int, int]]:
-        """See `memory_bank.slots_to_fill`."""
-        verdicts = {frame: entry.verdict for frame, entry in self.tracked.items()}
-        return memory_bank.slots_to_fill(config, verdicts, now, direction)
-
-    def keep_only_near(
-        self, frames: tuple[int, ...], reach: int, config: Sam2Config, direction: int
-    ) -> None:
-        """Drops tracked answers further than `reach` from all of `frames`.
-
-        A memory policy that chooses may look back further: what a pass at the first of `frames` still reads
-        stays.
-        """
-        chosen: set[int] = set()
-        if config.memory_policy != "recent":
-            for slots in self.slots_to_fill(config, frames[0] + direction, direction):
-                chosen |= set(slots.values())
-        for t in [t for t in self.tracked if all(abs(t - a) > reach for a in frames)]:
-            if t not in chosen:
-                del self.tracked[t]
-
-
-class Recent(collections.OrderedDict):
-    """A dictionary that forgets what was used least recently."""
-
-    def __init__(self, limit: int):
-        super().__init__()
-        self._limit = limit
-
-    def get_or_make(self, key, make):
-        """Returns the value of `key`, made by `make()` if it is not there."""
-        if key not in self:
-            self[key] = make()
-            if len(self) > self._limit:
-                self.popitem(last=False)
-        self.move_to_end(key)
-        return self[key]
-
-
-@dataclasses.dataclass
 class InferenceState:
     """A session on one video. Treat it as opaque and hand it to the predictor's methods.
 
     Attributes:
+      model: answers the prompts.
       frames: the video.
-      vault: where the large arrays of the answers are.
+      store: where the arrays of the answers are.
       keep_frames: see `SAM2VideoPredictor.init_state`.
       results: see `SAM2VideoPredictor.init_state`.
       objects: what is known of each object, by the id that the user gave it.
-      features: encoded frames that were clicked on lately.
-      version: grows when a prompt or an object changes, which running passes then take up.
+      version: grows with every change that a running pass has to take up.
     """
 
-    frames: Frames
-    vault: Vault = dataclasses.field(default_factory=Vault)
-    keep_frames: int | None = None
-    results: Any = None
-    objects: dict[int | str, ObjectStore] = dataclasses.field(default_factory=dict)
-    features: Recent = dataclasses.field(default_factory=lambda: Recent(_KEPT_FEATURES))
-    version: int = 0
+    def __init__(
+        self,
+        model: Model,
+        frames: Frames,
+        store: Store | None = None,
+        keep_frames: int | None = None,
+        results: MaskSink | None = None,
+        objects: dict[int | str, ObjectHistory] | None = None,
+    ):
+        """Opens a session; `objects` is what an earlier one knew."""
+        self.model, self.frames = model, frames
+        self.store = store or Store()
+        self.keep_frames, self.results = keep_frames, results
+        self.objects: dict[int | str, ObjectHistory] = objects or {}
+        self.version = 0
+        self._features: collections.OrderedDict[int, Features] = collections.OrderedDict()
 
     @property
     def num_frames(self) -> int:
@@ -184,60 +110,265 @@ class InferenceState:
         """Ids of the objects, in the order of the masks."""
         return list(self.objects)
 
-    def code_length(self, config: Sam2Config) -> int:
+    @property
+    def code_length(self) -> int:
         """Frames of the video as far as they matter: the pointers' time code depends on the first few only."""
-        limit = config.max_obj_ptrs_in_encoder
+        limit = self.model.config.max_obj_ptrs_in_encoder
         return limit if self.frames.exists(limit - 1) else len(self.frames)
 
+    def check_frame(self, frame: int) -> int:
+        """Returns a frame index; a ValueError says that there is no such frame."""
+        frame = operator.index(frame)
+        if not self.frames.exists(frame):
+            raise ValueError(
+                f"There is no frame {frame}; the video has frames 0 to {self.num_frames - 1}."
+            )
+        return frame
 
-def load_bank(
-    config: Sam2Config,
-    objects: list[ObjectStore],
-    now: int,
-    direction: int,
-    num_frames: int,
-    num_objects: int = 1,
-    num_prompted: int = 1,
-) -> MemoryBank:
-    """Fills a bank with what the store holds for a click on frame `now`, or a pass that starts there.
+    def scores(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `SAM2VideoPredictor.get_scores`."""
+        frame = self.check_frame(frame)
+        answers = [history.answer(frame) for history in self.objects.values()]
+        scores = [(entry.score, entry.iou) if entry else (np.nan, np.nan) for entry in answers]
+        scores, ious = np.array(scores, np.float32).reshape(-1, 2).T
+        return scores, ious
 
-    Args:
-      config: sizes.
-      objects: the objects.
-      now: frame index.
-      direction: 1 forwards, -1 backwards.
-      num_frames: length of the video.
-      num_objects: objects that the bank has room for, at least; it gets the next bucket.
-      num_prompted: prompted frames, likewise.
+    def video_masks(self, frame: int, return_logits: bool = True) -> np.ndarray:
+        """Masks of all objects on a frame.
 
-    Returns:
-      The bank, as host arrays.
-    """
-    rows = bucket(max(num_objects, len(objects)))
-    slots = bucket(max([num_prompted, *[len(store.prompted) for store in objects]]))
-    shapes = jax.eval_shape(lambda: memory_bank.empty(config, rows, slots, num_frames))
-    bank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    for frames in (bank.prompted_frames, bank.recent_frames, bank.recent_pointer_frames):
-        frames.fill(memory_bank.EMPTY)
+        Returns:
+          (N, 1, H, W) float32 logits, far below zero for an object without any answer, or bool.
+        """
+        answers = [history.answer(frame) for history in self.objects.values()]
+        if not answers:
+            size = self.frames.height, self.frames.width
+            return np.zeros((0, 1, *size), np.float32 if return_logits else bool)
+        side = self.model.config.mask_size
+        masks = np.full((preprocessing.bucket(len(answers)), side, side), NO_OBJECT, np.float32)
+        for mask, entry in zip(masks, answers, strict=False):
+            if entry:
+                mask[:] = entry.mask
+        return self.show(masks, 0, len(answers), return_logits).get()
 
-    policy = jax.tree.map(np.array, memory_policy.init(config, bucket(len(objects))))
-    for n, store in enumerate(objects):
-        for slot, (frame, entry) in enumerate(store.prompted.items()):
-            bank.prompted_frames[n, slot] = frame
-            bank.prompted_memories[n, slot] = entry.memory
-            bank.prompted_pointers[n, slot] = entry.pointer
-        memories, pointers = store.slots_to_fill(config, now, direction)
-        for slot, frame in memories.items():
-            bank.recent_frames[n, slot] = frame
-            bank.recent_memories[n, slot] = store.tracked[frame].memory
-        for slot, frame in pointers.items():
-            bank.recent_pointer_frames[n, slot] = frame
-            bank.recent_pointers[n, slot] = store.tracked[frame].pointer
-        past = [t for t, e in store.tracked.items() if (now - t) * direction > 0 and e.policy]
-        if past:
-            last = store.tracked[max(past, key=lambda t: t * direction)].policy
-            for leaf, value in zip(jax.tree.leaves(policy), jax.tree.leaves(last), strict=True):
-                leaf[n] = value
-    return bank.replace(
-        num_frames=np.int32(num_frames), direction=np.int32(direction), policy=policy
-    )
+    def show(
+        self, masks: jax.Array | np.ndarray, index: int, count: int, return_logits: bool
+    ) -> VideoMasks:
+        """Starts to bring masks to the size of the video; see `VideoMasks`."""
+        size = self.frames.height, self.frames.width
+        is_exclusive = self.model.config.non_overlap_masks
+        return VideoMasks(masks, index, count, size, is_exclusive, return_logits)
+
+    def add_points_or_box(
+        self,
+        frame: int,
+        obj_id: int | str,
+        points: np.ndarray | None,
+        labels: np.ndarray | None,
+        clear_old_points: bool,
+        normalize_coords: bool,
+        box: np.ndarray | None,
+    ) -> FrameMasks:
+        """See `SAM2VideoPredictor.add_new_points_or_box`."""
+        obj_id, frame = check_object_id(obj_id), self.check_frame(frame)
+        if points is None and box is None:
+            raise ValueError("No prompt was given: pass points and labels, or a box.")
+        if box is not None and not clear_old_points:
+            raise ValueError("A box replaces earlier points: pass it with clear_old_points=True.")
+        height, width = self.frames.height, self.frames.width
+        points, labels = preprocessing.join_prompts(points, labels, box)
+        if len(points) != 1:
+            raise ValueError(f"{len(points)} prompts were given for one object; expected one.")
+        preprocessing.check_points(points, labels, height, width, normalize_coords)
+        size = self.model.config.image_size
+        points = preprocessing.scale_points(points[0], height, width, size, normalize_coords)
+        labels = labels[0]
+
+        history = self.objects.get(obj_id, ObjectHistory())
+        if not clear_old_points and frame in history.points:
+            old_points, old_labels = history.points[frame]
+            points = np.concatenate([old_points, points])
+            labels = np.concatenate([old_labels, labels])
+        answer = self._answer(frame, history, self._point_prompt(history, frame, points, labels))
+        history.points[frame] = (points, labels)
+        history.masks.pop(frame, None)
+        return self._take(frame, obj_id, history, answer)
+
+    def add_mask(self, frame: int, obj_id: int | str, mask: np.ndarray) -> FrameMasks:
+        """See `SAM2VideoPredictor.add_new_mask`."""
+        obj_id, frame = check_object_id(obj_id), self.check_frame(frame)
+        mask = np.asarray(mask)
+        if mask.ndim != 2 or 0 in mask.shape:
+            raise ValueError(f"The mask has shape {mask.shape}; expected (height, width).")
+        history = self.objects.get(obj_id, ObjectHistory())
+        if not mask.any() and not ({*history.prompted, *history.pending} - {frame}):
+            raise ValueError(
+                f"The mask of object {obj_id!r} is empty: there is nothing to track. Only an object that is "
+                "prompted on another frame can be absent on this one."
+            )
+        mask = preprocessing.mask_to_input(mask, self.model.config.image_size)
+        prompt = preprocessing.pad_points(np.zeros((1, 1, 2)), np.full((1, 1), -1))
+        prompt = prompt.replace(masks=mask[None], has_mask=np.ones(1, bool))
+        answer = self._answer(frame, history, prompt)
+        history.masks[frame] = mask
+        history.points.pop(frame, None)
+        return self._take(frame, obj_id, history, answer)
+
+    def _point_prompt(
+        self, history: ObjectHistory, frame: int, points: np.ndarray, labels: np.ndarray
+    ) -> Prompt:
+        """Points (P, 2) with labels (P,); the mask that is on the frame is fed back with them."""
+        prompt = preprocessing.pad_points(points[None], labels[None])
+        before, side = history.answer(frame), self.model.config.mask_size
+        logits = before.mask if before else np.zeros((side, side), np.float32)
+        return prompt.replace(
+            mask_logits=np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)[None],
+            has_mask_logits=np.array([before is not None]),
+        )
+
+    def _answer(self, frame: int, history: ObjectHistory, prompt: Prompt) -> tuple[Entry, bool]:
+        """Answers a prompt of one object; nothing of the session changes.
+
+        Returns:
+          The answer, whose memory is encoded before the next pass, and whether the frame will be a
+          conditioning one.
+        """
+        config, module, params = self.model.config, self.model.module, self.model.params
+        features = self._encoded(frame)
+        is_initial = frame not in history.passes
+        if is_initial or prompt.masks is not None:
+            answer = _answer_first(module, params, features, prompt)
+        else:
+            direction = history.passes[frame]
+            bank = load_bank(config, [history], frame, direction, self.code_length)
+            answer = _answer_again(module, params, bank, features, np.int32(frame), prompt)
+        entry = Entry(
+            kept_mask=self.store.keep(fill_holes(answer.masks, config.fill_hole_area)).at(0),
+            iou=float(answer.ious[0]),
+            score=float(answer.scores[0]),
+            kept_pointer=self.store.keep(answer.pointers).at(0),
+        )
+        return entry, is_initial or config.add_all_frames_to_correct_as_cond
+
+    def _encoded(self, frame: int) -> Features:
+        if frame not in self._features:
+            image = preprocessing.frame_to_input(self.frames[frame], self.model.config.image_size)
+            self._features[frame] = _encode(self.model.module, self.model.params, image[None])
+            if len(self._features) > _KEPT_FEATURES:
+                self._features.popitem(last=False)
+        self._features.move_to_end(frame)
+        return self._features[frame]
+
+    def _take(
+        self, frame: int, obj_id: int | str, history: ObjectHistory, answer: tuple[Entry, bool]
+    ) -> FrameMasks:
+        history.pending.pop(frame, None)  # the order of prompts counts
+        history.pending[frame] = answer
+        self.objects[obj_id] = history
+        self._change()
+        return frame, self.obj_ids, self.video_masks(frame)
+
+    def _change(self) -> None:
+        self.version += 1
+
+    def clear_prompts(self, frame: int, obj_id: int | str) -> None:
+        """See `SAM2VideoPredictor.clear_all_prompts_in_frame`."""
+        obj_id, frame = check_object_id(obj_id), self.check_frame(frame)
+        self._check_known(obj_id)
+        self.objects[obj_id].clear_prompts(frame)
+        self._change()
+
+    def _check_known(self, obj_id: int | str) -> None:
+        if obj_id not in self.objects:
+            raise ValueError(f"There is no object {obj_id!r}; the session has {self.obj_ids}.")
+
+    def remove(self, obj_id: int | str, strict: bool) -> list[int]:
+        """See `SAM2VideoPredictor.remove_object`; returns the frames on which the object was prompted."""
+        obj_id = check_object_id(obj_id)
+        if strict:
+            self._check_known(obj_id)
+        if obj_id not in self.objects:
+            return []
+        history = self.objects.pop(obj_id)
+        self._change()
+        return sorted({*history.points, *history.masks})
+
+    def reset(self) -> None:
+        """Forgets all objects."""
+        self.objects.clear()
+        self._change()
+
+    def snapshot(self) -> Snapshot:
+        """All objects as they are now."""
+        return {obj_id: history.copy() for obj_id, history in self.objects.items()}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Takes all objects back to a snapshot."""
+        self.objects.clear()
+        self.objects.update({obj_id: history.copy() for obj_id, history in snapshot.items()})
+        self._change()
+
+    def remember_prompts(self) -> None:
+        """Encodes memories of the frames prompted since the last pass, and makes them part of what is known."""
+        config = self.model.config
+        for frame in sorted({t for history in self.objects.values() for t in history.pending}):
+            pending = [h.pending[frame][0] for h in self.objects.values() if frame in h.pending]
+            padded = pending + pending[:1] * (preprocessing.bucket(len(pending)) - len(pending))
+            memories = _remember(
+                self.model.module,
+                self.model.params,
+                self._encoded(frame),
+                np.stack([entry.mask for entry in padded]),
+                np.array([entry.score for entry in padded], np.float32),
+            )
+            kept = self.store.keep(memories[: len(pending)])
+            for n, entry in enumerate(pending):
+                entry.kept_memory = kept.at(n)
+        for history in self.objects.values():
+            for frame, (entry, is_conditioning) in history.pending.items():
+                if config.clear_non_cond_mem_around_input:
+                    history.forget_tracked_around(frame, config.memory_window)
+                if is_conditioning:
+                    history.prompted[frame] = entry
+                    history.tracked.pop(frame, None)
+                elif frame not in history.prompted:
+                    history.tracked[frame] = entry
+            history.pending.clear()
+
+    def record(
+        self,
+        frame: int,
+        direction: int,
+        objects: Sequence[ObjectHistory],
+        entries: Sequence[Entry | None],
+    ) -> None:
+        """Notes that a pass in a direction went over a frame; entries are None where it answered nothing."""
+        config = self.model.config
+        for history, entry in zip(objects, entries, strict=True):
+            history.passes[frame] = direction
+            if frame not in history.prompted:
+                history.tracked[frame] = entry
+            elif config.clear_non_cond_mem_around_input:
+                history.forget_tracked_around(frame, config.memory_window)
+                self._change()
+            if self.keep_frames is not None:
+                near = (frame, *history.prompted)
+                history.keep_only_near(near, self.keep_frames, config, direction)
+        if not all(entry is None or np.isfinite(entry.score + entry.iou) for entry in entries):
+            warnings.warn(
+                f"Frame {frame}: what the model answers is not a number, and its masks mean nothing. Are the "
+                "weights whole?",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def forget_before(self, now: int, max_prompted: int) -> None:
+        """Drops what a stream at frame `now` never reads again, and prompted frames but the last few."""
+        config = self.model.config
+        reach = max(config.memory_window, config.max_obj_ptrs_in_encoder)
+        for history in self.objects.values():
+            history.keep_only_near((now,), reach, config, direction=1)
+            for by_frame in (history.points, history.masks, history.passes):
+                for t in [t for t in by_frame if t < now]:
+                    del by_frame[t]
+            for t in list(history.prompted)[:-max_prompted]:
+                del history.prompted[t]

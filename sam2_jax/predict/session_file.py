@@ -17,8 +17,9 @@ from sam2_jax.build import Model
 from sam2_jax.data.files import PartialFile
 from sam2_jax.data.videos import FrameIterator, Frames, ImageFolder, VideoFile, open_frames
 from sam2_jax.model import memory_policy
-from sam2_jax.predict.session import Entry, InferenceState, ObjectStore
-from sam2_jax.predict.vault import Vault
+from sam2_jax.predict.history import Entry, ObjectHistory
+from sam2_jax.predict.session import InferenceState
+from sam2_jax.predict.store import Store
 
 _VERSION = 1
 _DOCUMENT = "session.json"
@@ -41,12 +42,12 @@ def save(model: Model, state: InferenceState, path: str | os.PathLike) -> None:
             return index
 
         document = _describe(model, state) | {
-            "objects": [_pack_object(i, store, put) for i, store in state.objects.items()]
+            "objects": [_pack_object(i, history, put) for i, history in state.objects.items()]
         }
         archive.writestr(_DOCUMENT, json.dumps(document))
 
 
-def load(model: Model, path: str | os.PathLike, video: Any, vault: Vault) -> InferenceState:
+def load(model: Model, path: str | os.PathLike, video: Any, store: Store) -> InferenceState:
     """Reads a session; see `SAM2VideoPredictor.load_state`."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no such file: {os.fspath(path)}")
@@ -67,8 +68,7 @@ def load(model: Model, path: str | os.PathLike, video: Any, vault: Vault) -> Inf
             objects = {}
             if described == _describe_model(model):
                 for packed in document["objects"]:
-                    store = _unpack_object(packed, model, vault, get)
-                    objects[packed["id"]] = store
+                    objects[packed["id"]] = _unpack_object(packed, model, store, get)
             size, source = tuple(document["video"]["size"]), document["video"]["path"]
             keep_frames = document["keep_frames"]
     except _DAMAGE as error:
@@ -90,7 +90,7 @@ def load(model: Model, path: str | os.PathLike, video: Any, vault: Vault) -> Inf
         raise ValueError(
             f"The session is on a video of (width, height, frames) {size}; this one has {_size(frames)}."
         )
-    return InferenceState(frames, vault, keep_frames, objects=objects)
+    return InferenceState(model, frames, store, keep_frames, objects=objects)
 
 
 def _size(frames: Frames) -> tuple[int, int, int | None]:
@@ -128,7 +128,7 @@ def _pack_entry(entry: Entry, put: Put) -> dict[str, Any]:
     }
 
 
-def _unpack_entry(packed: dict[str, Any], model: Model, vault: Vault, get: Get) -> Entry:
+def _unpack_entry(packed: dict[str, Any], model: Model, store: Store, get: Get) -> Entry:
     config = model.config
     memory, grid = packed["memory"], config.grid
     shape = (grid, grid, config.memory_dim)
@@ -136,41 +136,43 @@ def _unpack_entry(packed: dict[str, Any], model: Model, vault: Vault, get: Get) 
     if packed["policy"]:
         leaves, tree = jax.tree.flatten(memory_policy.init(config, 1))
         pairs = zip(packed["policy"], leaves, strict=True)
-        policy = tree.unflatten([get(i, leaf.shape[1:], leaf.dtype) for i, leaf in pairs])
+        policy = tree.unflatten(
+            [store.keep(get(i, leaf.shape[1:], leaf.dtype)) for i, leaf in pairs]
+        )
     return Entry(
-        kept_mask=vault.keep(get(packed["mask"], (config.mask_size,) * 2, np.float32)),
+        kept_mask=store.keep(get(packed["mask"], (config.mask_size,) * 2, np.float32)),
         iou=float(packed["iou"]),
         score=float(packed["score"]),
-        pointer=get(packed["pointer"], (config.hidden_dim,), np.float32),
-        kept_memory=None if memory is None else vault.keep(get(memory, shape, config.memory_dtype)),
+        kept_pointer=store.keep(get(packed["pointer"], (config.hidden_dim,), np.float32)),
+        kept_memory=None if memory is None else store.keep(get(memory, shape, config.memory_dtype)),
         verdict=int(packed["verdict"]),
-        policy=policy,
+        kept_policy=policy,
     )
 
 
-def _pack_object(obj_id: int | str, store: ObjectStore, put: Put) -> dict[str, Any]:
+def _pack_object(obj_id: int | str, history: ObjectHistory, put: Put) -> dict[str, Any]:
     """Dictionaries become lists of pairs: JSON has no whole numbers as keys."""
     return {
         "id": obj_id,
         "points": [
             [t, len(labels), put(points), put(labels)]
-            for t, (points, labels) in store.points.items()
+            for t, (points, labels) in history.points.items()
         ],
-        "masks": [[t, put(mask > 0)] for t, mask in store.masks.items()],
-        "prompted": [[t, _pack_entry(entry, put)] for t, entry in store.prompted.items()],
-        "tracked": [[t, _pack_entry(entry, put)] for t, entry in store.tracked.items()],
+        "masks": [[t, put(mask > 0)] for t, mask in history.masks.items()],
+        "prompted": [[t, _pack_entry(entry, put)] for t, entry in history.prompted.items()],
+        "tracked": [[t, _pack_entry(entry, put)] for t, entry in history.tracked.items()],
         "pending": [
             [t, _pack_entry(entry, put), is_conditioning]
-            for t, (entry, is_conditioning) in store.pending.items()
+            for t, (entry, is_conditioning) in history.pending.items()
         ],
-        "passes": list(store.passes.items()),
+        "passes": list(history.passes.items()),
     }
 
 
-def _unpack_object(packed: dict[str, Any], model: Model, vault: Vault, get: Get) -> ObjectStore:
+def _unpack_object(packed: dict[str, Any], model: Model, store: Store, get: Get) -> ObjectHistory:
     size = model.config.image_size
-    unpack = lambda entry: _unpack_entry(entry, model, vault, get)
-    return ObjectStore(
+    unpack = lambda entry: _unpack_entry(entry, model, store, get)
+    return ObjectHistory(
         points={
             int(t): (get(points, (int(p), 2), np.float32), get(labels, (int(p),), np.int32))
             for t, p, points, labels in packed["points"]

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from sam2_jax.build import Model, load_pretrained
-from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config
+from sam2_jax.config import POSTPROCESSING_VIDEO
 from sam2_jax.data.videos import Frames, as_rgb
-from sam2_jax.predict import passes
-from sam2_jax.predict.answers import video_masks
-from sam2_jax.predict.session import InferenceState, ObjectStore
+from sam2_jax.predict import propagation
+from sam2_jax.predict.session import InferenceState
 from sam2_jax.predict.video import SAM2VideoPredictor
 
 _MAX_PROMPTED = 16  # prompted frames that an object remembers
@@ -80,8 +79,9 @@ class SAM2StreamPredictor:
     def reset_state(self) -> None:
         """Forgets all objects and frames: the next frame starts a new stream."""
         self._frames = _Newest()
-        self._state = InferenceState(self._frames)
+        self._state = InferenceState(self.model, self._frames)
         self._results: Iterator | None = None
+        self._return_logits = True
 
     @property
     def obj_ids(self) -> list[int | str]:
@@ -93,29 +93,35 @@ class SAM2StreamPredictor:
         """Index of the current frame; -1 before the first."""
         return self._frames.index
 
-    def add_frame(self, frame: np.ndarray) -> tuple[list[int | str], np.ndarray]:
+    def add_frame(
+        self, frame: np.ndarray, return_logits: bool = True
+    ) -> tuple[list[int | str], np.ndarray]:
         """Takes the next frame and tracks all objects to it.
 
         Args:
           frame: (H, W, 3) uint8 RGB, all of one size.
+          return_logits: False is much faster for large frames: only the masks leave the device.
 
         Returns:
-          The object ids, and their mask logits (N, 1, H, W) float32; N may be 0.
+          The object ids, and their masks (N, 1, H, W): float32 logits, or bool; N may be 0.
 
         Raises:
           ValueError: not a frame, or one of another size. It is not taken, the stream goes on.
         """
         self._frames.push(frame)
-        if self._results is None:
-            this = passes.Pass(self.model, self._state, range(self.frame_idx, sys.maxsize), 1, 1)
-            self._results = passes.run(self.model, this)
+        if self._results is None or return_logits != self._return_logits:
+            self._return_logits = return_logits
+            order = range(self.frame_idx, sys.maxsize)
+            one = propagation.Propagation(
+                self._state, order, 1, 1, return_logits, reads_ahead=False
+            )
+            self._results = propagation.run_one(self.model, one)
         try:
             _, obj_ids, masks = next(self._results)
         except BaseException:
             self._results = None  # an interrupted pass cannot go on; the next frame starts another
             raise
-        for store in self._state.objects.values():
-            _forget(self.model.config, store, self.frame_idx)
+        self._state.forget_before(self.frame_idx, _MAX_PROMPTED)
         return obj_ids, masks
 
     track = add_frame
@@ -174,7 +180,7 @@ class SAM2StreamPredictor:
         """
         frame = self._current()
         self._predictor.remove_object(self._state, obj_id, strict, need_output=False)
-        return self.obj_ids, video_masks(self.model.config, self._state, frame)
+        return self.obj_ids, self._state.video_masks(frame)
 
     def get_scores(self) -> tuple[np.ndarray, np.ndarray]:
         """Object score logits (N,) and predicted IoUs (N,) on the current frame; see `SAM2VideoPredictor`."""
@@ -184,14 +190,3 @@ class SAM2StreamPredictor:
         if self.frame_idx < 0:
             raise RuntimeError("There is no frame yet: call add_frame(frame) first.")
         return self.frame_idx
-
-
-def _forget(config: Sam2Config, store: ObjectStore, now: int) -> None:
-    """Drops what a stream at frame `now` never reads again."""
-    reach = max(config.memory_window, config.max_obj_ptrs_in_encoder)
-    store.keep_only_near((now,), reach, config, direction=1)
-    for kept in (store.points, store.masks, store.passes):
-        for t in [t for t in kept if t < now]:
-            del kept[t]
-    for t in list(store.prompted)[:-_MAX_PROMPTED]:
-        del store.prompted[t]

@@ -1,10 +1,9 @@
 """Track what is pointed at through a video: the original's `SAM2VideoPredictor`.
 
-Frames are pulled when they are needed and scanned in chunks of a fixed size, each one call of one compiled
-program; all objects ride its batch axis, and several videos an axis before it.
+Frames are read ahead and scanned in chunks of a fixed size, each one call of one compiled program; all objects
+ride its batch axis, and several videos an axis before it.
 """
 
-import operator
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,35 +16,13 @@ from sam2_jax.build import Model, build_model, load_pretrained
 from sam2_jax.config import POSTPROCESSING_VIDEO
 from sam2_jax.data.results import MaskSink
 from sam2_jax.data.videos import Frames, open_frames
-from sam2_jax.predict import passes, session_file, transforms
-from sam2_jax.predict.answers import answer, remember_prompts, video_masks, with_mask, with_points
-from sam2_jax.predict.session import Entry, InferenceState, ObjectStore
-from sam2_jax.predict.vault import DEFAULT_LIMIT, Vault
+from sam2_jax.predict import propagation, session_file
+from sam2_jax.predict.session import FrameMasks, InferenceState, Snapshot
+from sam2_jax.predict.store import DEFAULT_LIMIT, Store
 
 _CHUNK = 8  # frames per call of the compiled program, where calls wait for a device
 
 Video = str | os.PathLike | Sequence[np.ndarray] | np.ndarray | Iterable[np.ndarray] | Frames
-FrameMasks = tuple[int, list[int | str], np.ndarray]
-Snapshot = dict[int | str, ObjectStore]  # opaque to users
-
-
-def check_object_id(obj_id: Any) -> int | str:
-    """Returns the id of an object as it is stored.
-
-    Raises:
-      ValueError: it is neither a whole number from 0 nor a text.
-    """
-    if isinstance(obj_id, str) and obj_id:
-        return obj_id
-    try:
-        number = operator.index(obj_id)
-    except TypeError:
-        number = -1
-    if number < 0 or isinstance(obj_id, bool):
-        raise ValueError(
-            f"The object id is {obj_id!r}; a whole number from 0 or a non-empty text is expected."
-        )
-    return number
 
 
 class SAM2VideoPredictor:
@@ -61,8 +38,8 @@ class SAM2VideoPredictor:
 
         Args:
           model: from `build_sam2`.
-          chunk: frames per call of the compiled program; it changes no bit of the result. None is 1 on CPU,
-            where masks then arrive frame by frame, and 8 elsewhere.
+          chunk: frames per call of the compiled program; results differ by float rounding only. None is 1 on
+            CPU, where masks then arrive frame by frame, and 8 elsewhere.
         """
         self.model = model
         self.chunk = chunk or (1 if jax.default_backend() == "cpu" else _CHUNK)
@@ -90,12 +67,13 @@ class SAM2VideoPredictor:
           video_path: a video file, a folder of JPEG or PNG frames, frames (T, H, W, 3) uint8, a list of
             frames, or an iterator of them, of which the last few are kept.
           offload_video_to_cpu: accepted for the original's sake; frames always are on the host.
-          offload_state_to_cpu: accepted likewise; the store always is on the host.
-          async_loading_frames: accepted likewise; frames are decoded when they are needed.
+          offload_state_to_cpu: accepted likewise; answers go to the host when there are many.
+          async_loading_frames: accepted likewise; frames are read ahead while a video is tracked.
           keep_frames: how far from the current and the prompted frames answers are kept for later clicks;
             None keeps all (0.75 MiB a frame and object at 1024 px), 16 is enough for passes without
             further clicks.
-          memory_limit: bytes of answers that are kept in memory; what goes beyond is on disk.
+          memory_limit: bytes of answers that are kept in memory, beside 1 GiB on an accelerator; what goes
+            beyond is on disk.
           spill_folder: where on disk; None is the system's temporary folder.
           results: takes the masks of every tracked frame, in the size of the video: for example
             `sam2_jax.data.results.RleResults()` or `PaletteFolder("masks/")`.
@@ -107,12 +85,8 @@ class SAM2VideoPredictor:
           FileNotFoundError, ValueError: the video cannot be opened; the message says why.
         """
         del offload_video_to_cpu, offload_state_to_cpu, async_loading_frames
-        return InferenceState(
-            open_frames(video_path),
-            vault=Vault(memory_limit, spill_folder),
-            keep_frames=keep_frames,
-            results=results,
-        )
+        store = Store(memory_limit, spill_folder)
+        return InferenceState(self.model, open_frames(video_path), store, keep_frames, results)
 
     def add_new_points_or_box(
         self,
@@ -144,30 +118,9 @@ class SAM2VideoPredictor:
           ValueError: no prompt, one that does not fit or lies outside of the frame, or a frame that does not
             exist or cannot be read. The session is as it was before.
         """
-        state, size = inference_state, self.model.config.image_size
-        obj_id, frame_idx = check_object_id(obj_id), self._check_frame(state, frame_idx)
-        if points is None and box is None:
-            raise ValueError("No prompt was given: pass points and labels, or a box.")
-        if box is not None and not clear_old_points:
-            raise ValueError("A box replaces earlier points: pass it with clear_old_points=True.")
-        height, width = state.frames.height, state.frames.width
-        points, labels = transforms.join_prompts(points, labels, box)
-        if len(points) != 1:
-            raise ValueError(f"{len(points)} prompts were given for one object; expected one.")
-        transforms.check_points(points, labels, height, width, normalize_coords)
-        points = transforms.scale_points(points[0], height, width, size, normalize_coords)
-        labels = labels[0]
-
-        store = state.objects.get(obj_id, ObjectStore())
-        if not clear_old_points and frame_idx in store.points:
-            old_points, old_labels = store.points[frame_idx]
-            points = np.concatenate([old_points, points])
-            labels = np.concatenate([old_labels, labels])
-        prompt = with_points(self.model.config, store, frame_idx, points, labels)
-        said = answer(self.model, state, frame_idx, store, prompt)
-        store.points[frame_idx] = (points, labels)
-        store.masks.pop(frame_idx, None)
-        return self._take(state, frame_idx, obj_id, store, said)
+        return inference_state.add_points_or_box(
+            frame_idx, obj_id, points, labels, clear_old_points, normalize_coords, box
+        )
 
     def add_new_points(self, *args: Any, **kwargs: Any) -> FrameMasks:
         """The original's older name of `add_new_points_or_box`."""
@@ -196,47 +149,7 @@ class SAM2VideoPredictor:
           ValueError: the mask is not two-dimensional or holds nothing, or there is no such frame. The session
             is as it was before.
         """
-        state = inference_state
-        obj_id, frame_idx = check_object_id(obj_id), self._check_frame(state, frame_idx)
-        mask = np.asarray(mask)
-        if mask.ndim != 2 or 0 in mask.shape:
-            raise ValueError(f"The mask has shape {mask.shape}; expected (height, width).")
-        store = state.objects.get(obj_id, ObjectStore())
-        if not mask.any() and not ({*store.prompted, *store.pending} - {frame_idx}):
-            raise ValueError(
-                f"The mask of object {obj_id!r} is empty: there is nothing to track. Only an object that is "
-                "prompted on another frame can be absent on this one."
-            )
-        mask = transforms.mask_to_input(mask, self.model.config.image_size)
-        said = answer(self.model, state, frame_idx, store, with_mask(mask))
-        store.masks[frame_idx] = mask
-        store.points.pop(frame_idx, None)
-        return self._take(state, frame_idx, obj_id, store, said)
-
-    def _check_frame(self, state: InferenceState, frame_idx: int) -> int:
-        frame_idx = operator.index(frame_idx)
-        if not state.frames.exists(frame_idx):
-            raise ValueError(
-                f"There is no frame {frame_idx}; the video has frames 0 to {state.num_frames - 1}."
-            )
-        return frame_idx
-
-    def _take(
-        self,
-        state: InferenceState,
-        frame_idx: int,
-        obj_id: int | str,
-        store: ObjectStore,
-        said: tuple[Entry, bool],
-    ) -> FrameMasks:
-        store.pending.pop(frame_idx, None)  # the order of prompts counts
-        store.pending[frame_idx] = said
-        state.objects[obj_id] = store
-        state.version += 1
-        return self._masks(state, frame_idx)
-
-    def _masks(self, state: InferenceState, frame_idx: int) -> FrameMasks:
-        return frame_idx, state.obj_ids, video_masks(self.model.config, state, frame_idx)
+        return inference_state.add_mask(frame_idx, obj_id, mask)
 
     def clear_all_prompts_in_frame(
         self,
@@ -256,12 +169,8 @@ class SAM2VideoPredictor:
           ValueError: there is no such frame or object.
         """
         state = inference_state
-        obj_id, frame_idx = check_object_id(obj_id), self._check_frame(state, frame_idx)
-        if obj_id not in state.objects:
-            raise ValueError(f"There is no object {obj_id!r}; the session has {state.obj_ids}.")
-        state.objects[obj_id].clear_prompts(frame_idx)
-        state.version += 1
-        return self._masks(state, frame_idx) if need_output else None
+        state.clear_prompts(frame_idx, obj_id)
+        return (frame_idx, state.obj_ids, state.video_masks(frame_idx)) if need_output else None
 
     def remove_object(
         self,
@@ -285,27 +194,22 @@ class SAM2VideoPredictor:
         Raises:
           ValueError: there is no such object, with `strict`.
         """
-        state, obj_id = inference_state, check_object_id(obj_id)
-        if obj_id not in state.objects:
-            if strict:
-                raise ValueError(f"There is no object {obj_id!r}; the session has {state.obj_ids}.")
-            return state.obj_ids, []
-        store = state.objects.pop(obj_id)
-        state.version += 1
-        frames = sorted({*store.points, *store.masks}) if need_output and state.objects else []
-        return state.obj_ids, [(t, video_masks(self.model.config, state, t)) for t in frames]
+        state = inference_state
+        frames = state.remove(obj_id, strict)
+        if not (need_output and state.objects):
+            frames = []
+        return state.obj_ids, [(t, state.video_masks(t)) for t in frames]
 
     def reset_state(self, inference_state: InferenceState) -> None:
         """Forgets all objects and prompts; the video stays open."""
-        inference_state.objects.clear()
-        inference_state.version += 1
+        inference_state.reset()
 
     def snapshot(self, inference_state: InferenceState) -> Snapshot:
         """Remembers all objects, prompts and answers as they are now, for `restore`.
 
         Answers are shared with the session, not copied, so that a snapshot before every click costs little.
         """
-        return {obj_id: store.copy() for obj_id, store in inference_state.objects.items()}
+        return inference_state.snapshot()
 
     def restore(self, inference_state: InferenceState, snapshot: Snapshot) -> None:
         """Takes a session back to a snapshot of it: what came after is undone, bit for bit.
@@ -314,9 +218,7 @@ class SAM2VideoPredictor:
           inference_state: the session that the snapshot is of.
           snapshot: from `snapshot`; it can be taken up again later.
         """
-        inference_state.objects.clear()
-        inference_state.objects.update({obj_id: s.copy() for obj_id, s in snapshot.items()})
-        inference_state.version += 1
+        inference_state.restore(snapshot)
 
     def get_scores(
         self, inference_state: InferenceState, frame_idx: int
@@ -330,16 +232,11 @@ class SAM2VideoPredictor:
         Raises:
           ValueError: there is no such frame.
         """
-        state = inference_state
-        frame_idx = self._check_frame(state, frame_idx)
-        answers = [store.answer(frame_idx) for store in state.objects.values()]
-        scores = [(said.score, said.iou) if said else (np.nan, np.nan) for said in answers]
-        scores, ious = np.array(scores, np.float32).reshape(-1, 2).T
-        return scores, ious
+        return inference_state.scores(frame_idx)
 
     def propagate_in_video_preflight(self, inference_state: InferenceState) -> None:
         """Encodes memories of the frames prompted since the last pass; `propagate_in_video` does it."""
-        remember_prompts(self.model, inference_state)
+        inference_state.remember_prompts()
 
     def propagate_in_video(
         self,
@@ -347,6 +244,7 @@ class SAM2VideoPredictor:
         start_frame_idx: int | None = None,
         max_frame_num_to_track: int | None = None,
         reverse: bool = False,
+        return_logits: bool = True,
     ) -> Iterator[FrameMasks]:
         """Tracks all objects through the video.
 
@@ -357,16 +255,19 @@ class SAM2VideoPredictor:
           start_frame_idx: first frame; None is the earliest prompted one.
           max_frame_num_to_track: how many frames after the first; None goes to the end.
           reverse: track towards frame 0.
+          return_logits: False is much faster for large videos: only the masks leave the device.
 
         Yields:
-          frame index, the object ids, and their mask logits (N, 1, H, W) float32.
+          frame index, the object ids, and their masks (N, 1, H, W): float32 logits, or bool.
 
         Raises:
           RuntimeError: no object has a prompt.
           ValueError: there is no such frame, or one that cannot be read is reached; all before it is kept.
         """
-        this = self._pass(inference_state, start_frame_idx, max_frame_num_to_track, reverse)
-        return passes.run(self.model, this)
+        one = self._propagation(
+            inference_state, start_frame_idx, max_frame_num_to_track, reverse, return_logits
+        )
+        return propagation.run_one(self.model, one)
 
     def propagate_in_videos(
         self,
@@ -374,6 +275,7 @@ class SAM2VideoPredictor:
         start_frame_idx: int | None = None,
         max_frame_num_to_track: int | None = None,
         reverse: bool = False,
+        return_logits: bool = True,
     ) -> Iterator[tuple[int, int, list[int | str], np.ndarray]]:
         """Tracks through several videos at once, spread over the devices of this process.
 
@@ -385,6 +287,7 @@ class SAM2VideoPredictor:
           start_frame_idx: see `propagate_in_video`; the same for all.
           max_frame_num_to_track: likewise.
           reverse: likewise.
+          return_logits: likewise.
 
         Yields:
           index of the video, and what `propagate_in_video` yields for it: `chunk` frames of one video, then
@@ -398,20 +301,27 @@ class SAM2VideoPredictor:
         ):
             raise ValueError("One session for each video is expected, at least one, none twice.")
         runs = [
-            self._pass(state, start_frame_idx, max_frame_num_to_track, reverse)
+            self._propagation(
+                state, start_frame_idx, max_frame_num_to_track, reverse, return_logits
+            )
             for state in inference_states
         ]
-        return passes.run_many(self.model, runs, jax.local_devices())
+        return propagation.run_many(self.model, runs, jax.local_devices())
 
-    def _pass(
-        self, state: InferenceState, start: int | None, count: int | None, reverse: bool
-    ) -> passes.Pass:
-        prompted = [t for store in state.objects.values() for t in store.conditioning_frames()]
+    def _propagation(
+        self,
+        state: InferenceState,
+        start: int | None,
+        count: int | None,
+        reverse: bool,
+        return_logits: bool,
+    ) -> propagation.Propagation:
+        prompted = [t for history in state.objects.values() for t in history.conditioning_frames()]
         if not prompted:
             raise RuntimeError(
                 "No object has a prompt: add points, a box or a mask before tracking."
             )
-        start = min(prompted) if start is None else self._check_frame(state, start)
+        start = min(prompted) if start is None else state.check_frame(start)
         if count is not None and count < 0:
             raise ValueError(f"max_frame_num_to_track is {count}; 0 or more is expected.")
         if reverse:  # as in the original, a reverse pass from the first frame has nothing to do
@@ -419,7 +329,8 @@ class SAM2VideoPredictor:
             order = range(start, last - 1, -1) if start else range(0)
         else:
             order = range(start, sys.maxsize if count is None else start + count + 1)
-        return passes.Pass(self.model, state, order, -1 if reverse else 1, self.chunk)
+        direction = -1 if reverse else 1
+        return propagation.Propagation(state, order, direction, self.chunk, return_logits)
 
     def save_state(self, inference_state: InferenceState, path: str | os.PathLike) -> None:
         """Writes a session to a file, from which it goes on in another process with the same numbers.
@@ -460,8 +371,8 @@ class SAM2VideoPredictor:
           FileNotFoundError: there is no such file or video.
           ValueError: not a session, one of another model, or of a video of another size or length.
         """
-        vault = Vault(memory_limit, spill_folder)
-        state = session_file.load(self.model, path, video_path, vault)
+        store = Store(memory_limit, spill_folder)
+        state = session_file.load(self.model, path, video_path, store)
         state.results = results
         return state
 

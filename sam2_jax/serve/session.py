@@ -138,7 +138,7 @@ class Session:
         self._past.append(past)
         self._work.names.setdefault(obj, f"Object {obj}")
         self._work.prompts[frame, obj] = given
-        return self._keep(frame, ids, logits)
+        return self._keep(frame, ids, logits > 0)
 
     def _decode(self, rle: dict) -> np.ndarray:
         size = [self.frames.height, self.frames.width]
@@ -157,7 +157,7 @@ class Session:
         self._work.prompts.pop((frame, obj), None)
         if not any(prompted == obj for _, prompted in self._work.prompts):
             self._forget_masks(obj)
-        return self._keep(frame, ids, logits)
+        return self._keep(frame, ids, logits > 0)
 
     def remove(self, obj: int) -> dict:
         """Forgets an object."""
@@ -217,18 +217,20 @@ class Session:
         self._remember()
         done: set[int] = set()
         for is_reverse in directions:
-            results = self._predictor.propagate_in_video(self._state, start, count, is_reverse)
-            for frame, ids, logits in results:
+            results = self._predictor.propagate_in_video(
+                self._state, start, count, is_reverse, return_logits=False
+            )
+            for frame, ids, masks in results:
                 if frame in done:
                     continue
                 done.add(frame)
                 check_free_space(self._folder, self._limits.free_mb)
-                yield self._keep(frame, ids, logits)
+                yield self._keep(frame, ids, masks)
 
-    def _keep(self, frame: int, ids: Iterable[int], logits: np.ndarray) -> dict:
+    def _keep(self, frame: int, ids: Iterable[int], masks: np.ndarray) -> dict:
         scores, ious = self._predictor.get_scores(self._state, frame)
         found: Found = {}
-        for obj, mask, score, iou in zip(ids, logits[:, 0] > 0, scores, ious, strict=True):
+        for obj, mask, score, iou in zip(ids, masks[:, 0], scores, ious, strict=True):
             if not math.isnan(score):
                 found[obj] = {
                     "mask": encode_rle(mask),

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from sam2_jax.data.videos import ImageFolder
-from sam2_jax.predict.vault import DEFAULT_LIMIT
+from sam2_jax.predict.store import DEFAULT_LIMIT
 from sam2_jax.predict.video import SAM2VideoPredictor
 from sam2_jax.serve import sample
 from sam2_jax.serve.folders import check_free_space
@@ -272,7 +272,7 @@ def warm_up(worker: Worker, predictor: SAM2VideoPredictor) -> Future:
         state = predictor.init_state(sample.frames(2))
         height, width = state.frames.height, state.frames.width
         predictor.add_new_points_or_box(state, 0, 1, [[width / 2, height / 2]], [1])
-        for _ in predictor.propagate_in_video(state):
+        for _ in predictor.propagate_in_video(state, return_logits=False):
             pass
         predictor.add_new_points_or_box(state, 1, 1, [[width / 3, height / 2]], [1])
 

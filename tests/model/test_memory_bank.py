@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from sam2_jax.model import memory_bank, memory_policy
 from sam2_jax.model.memory_policy import ANCHOR, NEVER, ONCE, RECENT
-from sam2_jax.predict.session import Entry, ObjectStore, load_bank
-from sam2_jax.predict.vault import Vault
+from sam2_jax.predict.history import Entry, ObjectHistory, load_bank
+from sam2_jax.predict.store import Store
 from sam2_jax.structs import Frame
 from sam2_jax.track import begin, empty_bank, propagate
 from tests import toy
 
-VAULT = Vault()
+STORE = Store()
 
 
 def published_selection(prompted, now, limit):
@@ -69,9 +69,10 @@ def bank_of(config, prompted, tracked, now, direction, num_frames):
 
     def entry(t):
         memory = np.full((config.grid, config.grid, config.memory_dim), t, np.float32)
-        return Entry(None, 1.0, 1.0, np.full(config.hidden_dim, t, np.float32), VAULT.keep(memory))
+        pointer = np.full(config.hidden_dim, t, np.float32)
+        return Entry(None, 1.0, 1.0, STORE.keep(pointer), STORE.keep(memory))
 
-    store = ObjectStore(
+    store = ObjectHistory(
         prompted={t: entry(t) for t in prompted}, tracked={t: entry(t) for t in tracked}
     )
     return load_bank(config, [store], now, direction, num_frames)
@@ -276,9 +277,9 @@ def test_chosen_frames_are_those_of_the_papers_and_of_a_bank_from_the_store(name
 
     def entry(t, verdict):
         memory, pointer = filled(config, t)
-        return Entry(None, 1.0, 1.0, pointer[0], VAULT.keep(np.asarray(memory[0])), verdict)
+        return Entry(None, 1.0, 1.0, STORE.keep(pointer[0]), STORE.keep(memory[0]), verdict)
 
-    store = ObjectStore(
+    store = ObjectHistory(
         prompted={t: entry(t, RECENT) for t in prompted},
         tracked={t: entry(t, verdict) for t, verdict in verdicts.items()},
     )
@@ -337,9 +338,9 @@ def eager_policies(monkeypatch):
 
 
 def _entry(answer, n):
-    policy = jax.tree.map(lambda x: x[n], answer.policy)
-    memory = VAULT.keep(np.asarray(answer.memories[n]))
-    return Entry(None, 1.0, 1.0, answer.pointers[n], memory, int(answer.verdicts[n]), policy)
+    keep = lambda x: STORE.keep(x[n])
+    pointer, memory, policy = jax.tree.map(keep, (answer.pointers, answer.memories, answer.policy))
+    return Entry(None, 1.0, 1.0, pointer, memory, int(answer.verdicts[n]), policy)
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +361,7 @@ def test_a_reloaded_bank_goes_on_as_if_never_interrupted(name, prompted_frame):
     run = jax.jit(functools.partial(propagate, model.module))
     for direction in (1, -1):
         order = list(range(NUM_FRAMES))[::direction]
-        stores = [ObjectStore(prompted={order[0]: _entry(prompted_frame, n)}) for n in range(2)]
+        stores = [ObjectHistory(prompted={order[0]: _entry(prompted_frame, n)}) for n in range(2)]
         bank, verdicts = None, set()
         for i in range(1, NUM_FRAMES, PART):
             now, frames = order[i], order[i : i + PART]

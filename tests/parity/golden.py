@@ -23,7 +23,7 @@ from sam2_jax.model.image_encoder import FpnNeck
 from sam2_jax.model.memory_attention import MemoryAttention
 from sam2_jax.model.memory_encoder import MemoryEncoder
 from sam2_jax.model.sam2 import param_shapes
-from sam2_jax.predict import transforms
+from sam2_jax.predict import preprocessing
 from sam2_jax.predict.image import SAM2ImagePredictor
 from sam2_jax.predict.video import SAM2VideoPredictor
 from tests.parity.reference_scene import scene, scene_masks
@@ -115,7 +115,7 @@ class Comparison:
         model = self._build(**POSTPROCESSING_IMAGE)
         config, golden = model.config, self.golden
         thin = slice(None, None, 2 if self.is_large else 1)
-        image = transforms.image_to_input(self.frames[0], self.size)
+        image = preprocessing.image_to_input(self.frames[0], self.size)
         predictor = SAM2ImagePredictor(model)
         predictor.set_image(self.frames[0])
         encoder = model.params["image_encoder"]

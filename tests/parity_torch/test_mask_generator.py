@@ -10,7 +10,7 @@ import torch
 from transformers.models.sam import image_processing_pil_sam as sam
 
 from sam2_jax import SAM2AutomaticMaskGenerator
-from sam2_jax.predict import mask_generator, transforms
+from sam2_jax.predict import mask_generator, preprocessing
 from tests.parity_torch.test_transformers import FRAMES, HEIGHT, SIZE, WIDTH, both_image_models
 
 POINTS_PER_SIDE = 4
@@ -43,7 +43,7 @@ def suppress(boxes, scores):
 def search(theirs, crop):
     """Masks (K, H, W), IoUs, stability, and boxes in the picture of transformers in one crop."""
     x0, y0, x1, y1 = crop
-    inputs = transforms.image_to_input(IMAGE[y0:y1, x0:x1], SIZE)
+    inputs = preprocessing.image_to_input(IMAGE[y0:y1, x0:x1], SIZE)
     points = torch.tensor(sam._build_point_grid(POINTS_PER_SIDE) * SIZE, dtype=torch.float32)
     answer = theirs(
         torch.tensor(np.moveaxis(inputs, -1, 0))[None],

@@ -17,7 +17,7 @@ from checkpoints_convert import names
 from sam2_jax.config import POSTPROCESSING_IMAGE, POSTPROCESSING_VIDEO
 from sam2_jax.model.image_encoder import ImageEncoder
 from sam2_jax.model.sam2 import normalise
-from sam2_jax.predict import transforms
+from sam2_jax.predict import preprocessing
 from sam2_jax.predict.image import SAM2ImagePredictor
 from sam2_jax.predict.video import SAM2VideoPredictor
 from tests.parity.golden import reference_model, weights
@@ -83,7 +83,7 @@ def both_image_models(size):
     )
     ours.set_image(FRAMES[0])
     theirs, _ = hugging_face("sam2.1_hiera_tiny", 1.0, size)
-    return ours, theirs, transforms.image_to_input(FRAMES[0], size)[None]
+    return ours, theirs, preprocessing.image_to_input(FRAMES[0], size)[None]
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_video(model, presence_bias):
             *args, multimask_output=multimask_output, **kwargs
         )
     )
-    clip = np.stack([transforms.frame_to_input(frame, SIZE) for frame in FRAMES])
+    clip = np.stack([preprocessing.frame_to_input(frame, SIZE) for frame in FRAMES])
     session = Sam2VideoInferenceSession(
         torch.tensor(nchw(normalise(clip))), HEIGHT, WIDTH, dtype=torch.float32
     )

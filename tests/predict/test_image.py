@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from sam2_jax import SAM2ImagePredictor
 from sam2_jax.predict import image as image_module
-from sam2_jax.predict import transforms
+from sam2_jax.predict import postprocessing
 from tests import toy
 from tests.parity.reference_scene import scene
 
@@ -138,7 +138,7 @@ def test_small_holes_and_specks_are_cleaned_before_resizing(model, predictor):
     filled, _, same_low_res = cleaner.predict(POINTS[0], LABELS[0], return_logits=True)
     # Every background component is a hole here, so that nothing but the object and 10 is left.
     expected = np.where(low_res > 0, low_res, 10.0)
-    expected = transforms.resize_masks(expected, HEIGHT, WIDTH)
+    expected = postprocessing.resize_masks(expected, HEIGHT, WIDTH)
     np.testing.assert_allclose(filled, expected, atol=1e-4)
     assert (raw < 0).any()
     np.testing.assert_array_equal(same_low_res, low_res)

@@ -11,7 +11,7 @@ from pycocotools import mask as coco
 
 from sam2_jax import SAM2AutomaticMaskGenerator, SAM2ImagePredictor, build_sam2
 from sam2_jax.data.masks import decode_rle
-from sam2_jax.predict import image, mask_generator, transforms
+from sam2_jax.predict import image, mask_generator, postprocessing, preprocessing
 from tests import toy
 from tests.parity.reference_scene import scene
 
@@ -165,7 +165,7 @@ def test_masks_are_measured_at_the_size_of_the_crop(height, width):
     masks[2] = 0.25  # empty at the threshold alone
     masks[3] = 5
     masks[4, :, :5] = -5
-    full = np.asarray(transforms.resize_masks(masks, height, width))
+    full = np.asarray(postprocessing.resize_masks(masks, height, width))
     crop = mask_generator._Crop(height, width, 16)
     stability, boxes = jax.device_get(crop.measure(masks, np.ones(19, bool), 0.3, 0.2))
     inner, outer = ((full > level).sum((1, 2)) for level in (0.5, 0.1))
@@ -322,7 +322,12 @@ def test_no_logits_come_to_the_host(model, mode, monkeypatch):
 
     get = jax.device_get
     monkeypatch.setattr(jax, "device_get", device_get)
-    for module in (mask_generator, transforms, image):  # on CPUs jax's own guard does not notice
+    for module in (
+        mask_generator,
+        preprocessing,
+        postprocessing,
+        image,
+    ):  # on CPUs jax's own guard does not notice
         monkeypatch.setattr(module, "np", NumpyOfHostArrays())
     generator = SAM2AutomaticMaskGenerator(model, **(OPTIONS | MODES[mode]))
     with jax.transfer_guard_device_to_host("disallow"):

@@ -69,6 +69,19 @@ def test_it_equals_the_video_predictor(model, stream):
     assert stream.frame_idx == 23
 
 
+def test_masks_alone_are_where_logits_are_positive(model, stream):
+    other = SAM2StreamPredictor(model)
+    for each in (stream, other):
+        each.add_frame(FRAMES[0])
+        each.add_new_points_or_box(1, CLICKS[:1], [1])
+        each.add_new_points_or_box(2, CLICKS[1:2], [1])
+    for t, frame in enumerate(FRAMES[1:8]):
+        _, logits = stream.track(frame)
+        _, masks = other.track(frame, return_logits=t == 3)  # and back again
+        assert masks.dtype == (np.float32 if t == 3 else bool)
+        np.testing.assert_array_equal(masks > 0, logits > 0)
+
+
 def test_nothing_to_track_is_no_error(stream):
     with pytest.raises(RuntimeError, match="no frame yet"):
         stream.add_new_points_or_box(1, CLICKS[:1], [1])
@@ -145,7 +158,7 @@ def test_what_is_kept_does_not_grow(model, monkeypatch):
         stream.track(FRAMES[t % 24])
         store = stream._state.objects[1]
         kept = (store.points, store.masks, store.prompted, store.tracked, store.pending)
-        sizes.append((stream._state.vault.num_bytes, *map(len, (*kept, store.passes))))
+        sizes.append((stream._state.store.num_bytes, *map(len, (*kept, store.passes))))
     assert max(sizes[24:]) == max(sizes[20:28])
     assert max(len(store.prompted) for store in stream._state.objects.values()) <= 2
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import gc
+import threading
+import time
+import zipfile
 
 import jax
 import numpy as np
@@ -11,6 +14,8 @@ from sam2_jax import SAM2VideoPredictor
 from sam2_jax.data import videos
 from sam2_jax.data.masks import decode_rle, read_mask_png
 from sam2_jax.data.results import PaletteFolder, RleResults
+from sam2_jax.predict import postprocessing, propagation
+from sam2_jax.predict.store import Store
 from tests import toy
 from tests.parity.reference_scene import scene, scene_masks
 
@@ -329,7 +334,7 @@ def test_the_chunk_changes_nothing(model, one_pass, chunk):
     predictor = SAM2VideoPredictor(model, chunk)
     state = predictor.init_state(SHORT)
     click(predictor, state)
-    np.testing.assert_array_equal(stack(run(predictor, state)), stack(one_pass))
+    close(stack(run(predictor, state)), stack(one_pass), 1e-5)
 
 
 def test_a_pass_keeps_only_what_it_is_told_to(predictor):
@@ -344,15 +349,16 @@ def test_a_pass_keeps_only_what_it_is_told_to(predictor):
 
 
 def test_the_device_holds_no_more_at_the_end_than_at_the_start(predictor):
-    state = predictor.init_state(FRAMES)
+    state = predictor.init_state(FRAMES, keep_frames=2)
     click(predictor, state)
     held = {}
     for t, _, _ in predictor.propagate_in_video(state):
+        time.sleep(0.05)  # the reader is ahead, and the next chunk is launched before this one ends
         if t % CHUNK == 1:  # a frame of each chunk
             gc.collect()
             held[t] = sum(x.nbytes for x in jax.live_arrays())
     assert len(held) == 7
-    assert len(set(held.values())) == 1
+    assert held[7] == held[10] == held[13] == max(held.values())
 
 
 def test_only_the_strongest_object_may_be_left_at_a_pixel(model, predictor):
@@ -404,7 +410,7 @@ def test_a_pass_can_be_left_and_taken_up_again(predictor, one_pass):
             break
     assert sorted(state.objects[1].tracked) == [1, 2]
     masks |= run(predictor, state, 3)
-    np.testing.assert_array_equal(stack(masks), stack(one_pass))
+    close(stack(masks), stack(one_pass), 1e-5)
 
 
 def test_a_pass_backwards_reads_what_was_tracked_forwards(predictor):
@@ -449,7 +455,7 @@ def test_a_pass_over_a_prompted_frame_drops_the_memories_around_it(model):
             last[is_cut] = run(each, state, start_frame_idx=4)[4]
         else:
             last[is_cut] = run(each, state)[4]
-    np.testing.assert_array_equal(last[False], last[True])
+    close(last[False], last[True], 1e-5)
 
 
 def test_clearing_the_only_prompt_leaves_an_object_without_a_mask(predictor, one_pass):
@@ -561,9 +567,9 @@ def test_what_is_clicked_during_a_pass_counts_from_the_next_frame(predictor, mod
                 click(each, state, 2, at=1)
                 click(each, state, 2, 5, at=2)
         assert list(masks) == list(range(NUM_FRAMES))
-        np.testing.assert_array_equal(masks[2], one_pass[2])
+        close(masks[2], one_pass[2], 1e-5)
         for t in rest:
-            np.testing.assert_array_equal(masks[t], rest[t])
+            close(masks[t], rest[t], 1e-5)
 
 
 def test_an_object_may_be_removed_during_a_pass(predictor, one_pass):
@@ -616,7 +622,7 @@ def test_a_damaged_frame_is_named_and_the_rest_is_kept(model, one_pass, chunk):
         masks.update((t, answer) for t, _, answer in results)
     assert list(masks) == [0, 1, 2, 3]
     for t, answer in masks.items():
-        np.testing.assert_array_equal(answer, one_pass[t])
+        close(answer, one_pass[t], 1e-5)
     with pytest.raises(ValueError, match="frame 4 of film"):
         click(each, state, 4, 2)
     assert state.obj_ids == [1]
@@ -647,7 +653,7 @@ def test_masks_may_be_written_to_a_folder_whose_disk_is_full(predictor, one_pass
     masks = run(predictor, state, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{t:05d}.png" for t in range(3, 8)]
     for t in masks:
-        np.testing.assert_array_equal(masks[t], one_pass[t])
+        close(masks[t], one_pass[t], 1e-5)
         ids = read_mask_png(tmp_path / f"{t:05d}.png")
         np.testing.assert_array_equal(ids == 1, one_pass[t][0, 0] > 0)
 
@@ -662,7 +668,7 @@ def test_answers_spill_to_disk_and_change_nothing(predictor, tmp_path, limit):
         click(predictor, state, 4, at=1, label=0)
         masks.append(stack(run(predictor, state, 6, None, True)))
     assert any(tmp_path.rglob("*.npy"))
-    assert state.vault.num_bytes <= limit
+    assert state.store.num_bytes <= limit
     np.testing.assert_array_equal(*masks)
 
 
@@ -739,4 +745,133 @@ def test_a_session_follows_its_memory_policy(policy, tmp_path):
     masks = run(each, state, None, 10)
     each.save_state(state, tmp_path / "session.zip")
     masks |= run(each, each.load_state(tmp_path / "session.zip", FRAMES), 11)
-    np.testing.assert_array_equal(stack(masks), found[0])
+    close(stack(masks), found[0], 1e-5)
+
+
+@pytest.mark.parametrize("is_exclusive", [False, True])
+def test_masks_alone_are_where_logits_are_positive(model, is_exclusive):
+    """Of objects that are tracked, prompted in the middle, and without any prompt."""
+    each = switched(model, non_overlap_masks=is_exclusive)
+    found = []
+    for return_logits in (True, False):
+        results = RleResults()
+        state = each.init_state(SHORT, results=results)
+        for n in range(3):
+            click(each, state, 0, n, at=n)
+        click(each, state, 4, 1, at=2)
+        each.clear_all_prompts_in_frame(state, 0, 2)
+        for reverse in (False, True):
+            found.append(run(each, state, 6 * reverse, 6, reverse, return_logits=return_logits))
+        assert list(results) == list(range(NUM_FRAMES - 1))
+        for t, masks in found[-1].items():  # which were written last
+            for n, mask in enumerate(masks[:, 0] > 0):
+                np.testing.assert_array_equal(decode_rle(results[t][n]), mask)
+    for logits, masks in zip(found[:2], found[2:], strict=True):
+        assert stack(masks).dtype == bool
+        np.testing.assert_array_equal(stack(masks), stack(logits) > 0)
+
+
+def test_masks_alone_of_several_videos(predictor):
+    found = []
+    for return_logits in (True, False):
+        states = [predictor.init_state(FRAMES[v : v + 5]) for v in range(3)]
+        for v, state in enumerate(states):
+            click(predictor, state, at=v)
+        results = predictor.propagate_in_videos(states, return_logits=return_logits)
+        found.append({(v, t): masks for v, t, _, masks in results})
+    logits, masks = found
+    assert len(masks) == 15
+    assert stack(masks).dtype == bool
+    np.testing.assert_array_equal(stack(masks), stack(logits) > 0)
+
+
+@pytest.mark.parametrize(
+    ("device_limit", "limit"), [(1 << 30, 0), (20_000, 1 << 30), (4_000, 9_000)]
+)
+def test_answers_may_stay_on_the_device(predictor, tmp_path, device_limit, limit):
+    found = []
+    for store in (Store(), Store(limit, tmp_path, device_limit)):
+        state = predictor.init_state(SHORT)
+        state.store = store
+        click(predictor, state)
+        click(predictor, state, 0, 2, at=1)
+        run(predictor, state)
+        click(predictor, state, 4, at=1, label=0)
+        found.append(stack(run(predictor, state, 6, None, True)))
+        predictor.save_state(state, tmp_path / "session.zip")
+        with zipfile.ZipFile(tmp_path / "session.zip") as archive:
+            found.append({name: archive.read(name) for name in archive.namelist()})
+        assert 0 <= store.num_device_bytes <= store.device_limit
+    assert (store.num_device_bytes > 0) == (device_limit > 0)
+    np.testing.assert_array_equal(found[0], found[2])
+    assert found[1] == found[3]
+
+
+def reader_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "reader"]
+
+
+@pytest.mark.parametrize("how", ["to its end", "closed", "dropped", "damaged", "broken off"])
+def test_a_pass_leaves_no_thread(model, how):
+    each = SAM2VideoPredictor(model, 1)
+    state = each.init_state(Damaged(SHORT) if how == "damaged" else SHORT)
+    click(each, state)
+    results = each.propagate_in_video(state)
+    assert not reader_threads()
+    next(results)
+    assert reader_threads()
+    if how == "to its end":
+        list(results)
+    elif how == "closed":
+        results.close()
+    elif how == "damaged":
+        with pytest.raises(ValueError, match="frame 4 of film"):
+            list(results)
+    elif how == "broken off":
+        state.results = RleResults()
+        state.results.write = None
+        with pytest.raises(TypeError):
+            next(results)
+    del results
+    gc.collect()
+    end = time.monotonic() + 30
+    while reader_threads():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_the_next_chunk_is_launched_before_the_masks_of_the_last_are_read(model, monkeypatch):
+    each, events = SAM2VideoPredictor(model, 2), []
+    launch, read = propagation._propagate, postprocessing.VideoMasks.get
+
+    def launched(*args):
+        events.append("launch")
+        return launch(*args)
+
+    def fetched(self):
+        events.append("read")
+        return read(self)
+
+    state = each.init_state(SHORT)
+    click(each, state)
+    list(each.propagate_in_video(state, max_frame_num_to_track=1))
+    monkeypatch.setattr(propagation, "_propagate", launched)
+    monkeypatch.setattr(postprocessing.VideoMasks, "get", fetched)
+    for _ in each.propagate_in_video(state, 1, 5):
+        time.sleep(0.2)  # for the reader
+    assert events[0] == "launch"
+    assert events[-4:] == ["launch", "read", "read", "read"] or events[-4:] == ["read"] * 4
+    assert events.count("launch") == 3
+    assert events.count("read") == 6
+
+
+def test_what_is_not_a_number_is_said(model):
+    params = jax.tree.map(np.array, model.params)
+    for leaf in jax.tree.leaves(params["memory_attention"]):
+        leaf[...] = np.nan
+    each = SAM2VideoPredictor(dataclasses.replace(model, params=params), 2)
+    state = each.init_state(SHORT)
+    click(each, state)
+    with pytest.warns(RuntimeWarning, match="Frame 1: what the model answers is not a number"):
+        run(each, state, None, 1, return_logits=False)
+    assert np.isnan(each.get_scores(state, 1)).all()

@@ -29,8 +29,8 @@ def slow(predictor, monkeypatch):
     """Makes every frame of tracking take a while."""
     propagate = type(predictor).propagate_in_video
 
-    def slowly(*args):
-        for result in propagate(predictor, *args):
+    def slowly(*args, **kwargs):
+        for result in propagate(predictor, *args, **kwargs):
             time.sleep(0.1)
             yield result
 
@@ -90,8 +90,8 @@ def test_a_frame_that_fails_ends_tracking_with_its_error(live, video, predictor,
     click(live, session)
     propagate = type(predictor).propagate_in_video
 
-    def broken(*args):
-        yield from list(propagate(predictor, *args))[:2]
+    def broken(*args, **kwargs):
+        yield from list(propagate(predictor, *args, **kwargs))[:2]
         raise ValueError("frame 2 cannot be decoded")
 
     monkeypatch.setattr(predictor, "propagate_in_video", broken)

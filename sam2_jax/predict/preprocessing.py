@@ -1,22 +1,18 @@
-"""Host-side preparation and finishing: pictures to model input, prompts to static sizes, masks to pixels.
+"""Preparation: pictures to model input, prompts to static sizes.
 
 The model sees a square of S pixels, whatever the shape of the picture (aspect ratio is not kept).
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.ndimage
 from PIL import Image
 
 from sam2_jax.model.sam2 import IMAGE_MEAN, IMAGE_STD
+from sam2_jax.ops.bicubic import resize_bicubic
 from sam2_jax.structs import Prompt
-
-LOGIT_LIMIT = 32.0  # of low-resolution masks that are handed out or fed back
-_EIGHT_CONNECTED = np.ones((3, 3), int)
 
 
 def bucket(n: int, least: int = 1) -> int:
@@ -74,11 +70,14 @@ def image_to_input(image: np.ndarray, size: int) -> np.ndarray:
     return (resized - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
 
 
-def frame_to_input(frame: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (size, size, 3) uint8 as the original's video loader: Pillow's bicubic."""
-    if frame.shape[:2] == (size, size):
-        return frame
-    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))
+def frame_to_input(
+    frame: np.ndarray, size: int, device: jax.Device | None = None
+) -> np.ndarray | jax.Array:
+    """(H, W, 3) uint8 -> (size, size, 3) uint8 as the original's video loader: Pillow's bicubic.
+
+    It stays on the host for a CPU, and is on the device for any other.
+    """
+    return resize_bicubic(frame, size, size, device=device)
 
 
 def mask_to_input(mask: np.ndarray, size: int) -> np.ndarray:
@@ -263,57 +262,3 @@ def join_padded(prompts: Sequence[Prompt]) -> Prompt:
 def pad_rows(x: np.ndarray, size: int, fill: float = 0) -> np.ndarray:
     """(n, ...) -> (size, ...), filled up with `fill`."""
     return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def resize_masks(masks: jax.Array, height: int, width: int) -> jax.Array:
-    """Bilinear resize of mask logits (..., h, w) -> (..., height, width), without antialiasing."""
-    shape = (*masks.shape[:-2], height, width)
-    return jax.image.resize(masks.astype(jnp.float32), shape, "bilinear", antialias=False)
-
-
-def resize_weights(size: int, new_size: int) -> np.ndarray:
-    """(new_size, size) float32 W, so that `resize_masks` is W_height @ mask @ W_width.T."""
-    position = ((np.arange(new_size) + 0.5) * size / new_size - 0.5).clip(0, size - 1)
-    distance = np.abs(position[:, None] - np.arange(size))
-    return (1 - distance).clip(min=0).astype(np.float32)
-
-
-def _small_components(inside: np.ndarray, area: float) -> np.ndarray:
-    """(h, w) bool -> those pixels of it whose 8-connected component has at most `area` pixels."""
-    labels, _ = scipy.ndimage.label(inside, _EIGHT_CONNECTED)
-    return inside & (np.bincount(labels.ravel())[labels] <= area)
-
-
-def clean_masks(
-    masks: np.ndarray,
-    max_hole_area: float,
-    max_sprinkle_area: float,
-    *,
-    threshold: float = 0.0,
-    filled: float,
-    removed: float = 0.0,
-) -> np.ndarray:
-    """Fills small holes and removes small sprinkles of mask logits.
-
-    Args:
-      masks: (..., h, w) float32 logits.
-      max_hole_area: background components of at most this many cells get the logit `filled`; 0 is off.
-      max_sprinkle_area: foreground components of at most this many cells get `removed`; 0 is off.
-      threshold: logits above it are foreground.
-      filled: see above.
-      removed: see above.
-
-    Returns:
-      Masks of the same shape; the argument itself if there is nothing to do.
-    """
-    if max_hole_area <= 0 and max_sprinkle_area <= 0:
-        return masks
-    flat = masks.reshape(-1, *masks.shape[-2:])
-    cleaned = flat.copy()
-    for old, new in zip(flat, cleaned, strict=True):  # both component maps are the uncleaned mask's
-        if max_hole_area > 0:
-            new[_small_components(old <= threshold, max_hole_area)] = filled
-        if max_sprinkle_area > 0:
-            new[_small_components(old > threshold, max_sprinkle_area)] = removed
-    return cleaned.reshape(masks.shape)

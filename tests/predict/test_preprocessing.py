@@ -1,13 +1,10 @@
-import hypothesis
-import hypothesis.extra.numpy
 import jax
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 from PIL import Image
 
 from sam2_jax.model.sam2 import IMAGE_MEAN, IMAGE_STD
-from sam2_jax.predict import transforms
+from sam2_jax.predict import preprocessing
 
 
 def picture(height, width, seed=0):
@@ -15,22 +12,22 @@ def picture(height, width, seed=0):
 
 
 def test_a_bucket_is_the_next_power_of_two():
-    assert [transforms.bucket(n) for n in range(10)] == [1, 1, 2, 4, 4, 8, 8, 8, 8, 16]
-    assert [transforms.bucket(n, 4) for n in (0, 3, 4, 5)] == [4, 4, 4, 8]
+    assert [preprocessing.bucket(n) for n in range(10)] == [1, 1, 2, 4, 4, 8, 8, 8, 8, 16]
+    assert [preprocessing.bucket(n, 4) for n in (0, 3, 4, 5)] == [4, 4, 4, 8]
 
 
 def test_an_image_may_be_an_array_or_a_pil_image():
     array = picture(3, 4)
-    np.testing.assert_array_equal(transforms.check_image(array), array)
-    np.testing.assert_array_equal(transforms.check_image(Image.fromarray(array)), array)
+    np.testing.assert_array_equal(preprocessing.check_image(array), array)
+    np.testing.assert_array_equal(preprocessing.check_image(Image.fromarray(array)), array)
     grey = Image.fromarray(array[..., 0])
-    np.testing.assert_array_equal(transforms.check_image(grey), array[..., :1].repeat(3, -1))
+    np.testing.assert_array_equal(preprocessing.check_image(grey), array[..., :1].repeat(3, -1))
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 4, 4), (4, 4, 4), (1, 4, 4, 3), (0, 4, 3)])
 def test_what_is_not_an_rgb_image_is_refused_with_its_shape(shape):
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        transforms.check_image(np.zeros(shape, np.uint8))
+        preprocessing.check_image(np.zeros(shape, np.uint8))
     assert str(shape) in str(error.value)
     assert "(height, width, 3)" in str(error.value)
 
@@ -51,7 +48,7 @@ def test_what_is_not_an_rgb_image_is_refused_with_its_shape(shape):
 )
 def test_what_is_wrong_with_an_image_is_said(image, parts):
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        transforms.check_image(image)
+        preprocessing.check_image(image)
     for part in parts:
         assert part in str(error.value)
 
@@ -59,25 +56,25 @@ def test_what_is_wrong_with_an_image_is_said(image, parts):
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
 def test_pil_images_of_any_mode_are_converted(mode):
     image = Image.fromarray(picture(3, 4)).convert("L" if mode == "I;16" else mode)
-    answer = transforms.check_image(image.convert(mode))
+    answer = preprocessing.check_image(image.convert(mode))
     assert (answer.shape, answer.dtype) == ((3, 4, 3), np.uint8)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_floats_from_0_to_1_are_taken_as_they_are(dtype):
     image = np.linspace(0, 1, 36).reshape(3, 4, 3).astype(dtype)
-    np.testing.assert_array_equal(transforms.check_image(image), image)
+    np.testing.assert_array_equal(preprocessing.check_image(image), image)
 
 
 def check_points(points, labels, is_pixels=True):
     """On a picture 30 pixels high and 50 wide."""
-    points, labels = transforms.join_prompts(points, labels, None)
-    transforms.check_points(points, labels, 30, 50, is_pixels)
+    points, labels = preprocessing.join_prompts(points, labels, None)
+    preprocessing.check_points(points, labels, 30, 50, is_pixels)
 
 
 def check_box(box, is_pixels=True):
-    points, labels = transforms.join_prompts(None, None, box)
-    transforms.check_points(points, labels, 30, 50, is_pixels)
+    points, labels = preprocessing.join_prompts(None, None, box)
+    preprocessing.check_points(points, labels, 30, 50, is_pixels)
 
 
 def test_the_border_belongs_to_the_picture():
@@ -139,25 +136,25 @@ def test_parts_of_the_picture_are_checked_as_such():
 @pytest.mark.parametrize("labels", [[0.5], [np.nan], [7], [-2]])
 def test_labels_are_never_rounded(labels):
     with pytest.raises(ValueError, match="expected 1 \\(object\\) or 0 \\(background\\)"):
-        transforms.join_prompts([[1, 2]], labels, None)
+        preprocessing.join_prompts([[1, 2]], labels, None)
 
 
 def test_mask_prompts_gain_a_leading_axis():
-    assert transforms.check_mask_logits(None, 4).shape == (0, 4, 4)
-    assert transforms.check_mask_logits(np.ones((1, 4, 4)), 4).shape == (1, 4, 4)
-    assert transforms.check_mask_logits(np.ones((3, 1, 4, 4), int), 4).dtype == np.float32
+    assert preprocessing.check_mask_logits(None, 4).shape == (0, 4, 4)
+    assert preprocessing.check_mask_logits(np.ones((1, 4, 4)), 4).shape == (1, 4, 4)
+    assert preprocessing.check_mask_logits(np.ones((3, 1, 4, 4), int), 4).dtype == np.float32
     for bad in (np.ones((4, 4)), np.ones((3, 4, 4)), np.ones((1, 5, 4)), np.ones((1, 2, 1, 4, 4))):
         with pytest.raises(ValueError, match=r"expected \(1, 4, 4\) logits"):
-            transforms.check_mask_logits(bad, 4)
+            preprocessing.check_mask_logits(bad, 4)
     with pytest.raises(ValueError, match="not finite"):
-        transforms.check_mask_logits(np.full((1, 4, 4), -np.inf), 4)
+        preprocessing.check_mask_logits(np.full((1, 4, 4), -np.inf), 4)
 
 
 def test_prompts_of_several_pictures_are_joined():
-    one = transforms.pad_points(np.ones((2, 1, 2)), np.ones((2, 1), np.int32))
-    many = transforms.pad_points(np.full((1, 5, 2), 2.0), np.ones((1, 5), np.int32))
-    nothing = transforms.pad_points(np.zeros((0, 2, 2)), np.zeros((0, 2), np.int32))
-    joined = transforms.join_padded([one, nothing, many])
+    one = preprocessing.pad_points(np.ones((2, 1, 2)), np.ones((2, 1), np.int32))
+    many = preprocessing.pad_points(np.full((1, 5, 2), 2.0), np.ones((1, 5), np.int32))
+    nothing = preprocessing.pad_points(np.zeros((0, 2, 2)), np.zeros((0, 2), np.int32))
+    joined = preprocessing.join_padded([one, nothing, many])
     assert joined.points.shape == (4, 8, 2)
     assert joined.labels.tolist() == [
         [1, -1] + [-2] * 6,
@@ -168,19 +165,10 @@ def test_prompts_of_several_pictures_are_joined():
     assert joined.points[:, 0].tolist() == [[1, 1], [1, 1], [2, 2], [0, 0]]
     assert joined.mask_logits is None
     masks = np.full((1, 4, 4), 5, np.float32)
-    joined = transforms.join_padded([one, many.replace(mask_logits=masks)])
+    joined = preprocessing.join_padded([one, many.replace(mask_logits=masks)])
     assert joined.has_mask_logits.tolist() == [False, False, True, False]
     assert joined.mask_logits[:, 0, 0].tolist() == [0, 0, 5, 0]
-    assert transforms.join_padded([nothing]).labels.tolist() == [[-2] * 4]
-
-
-@pytest.mark.parametrize(("size", "new_size"), [(16, 40), (16, 16), (16, 5), (16, 1), (1, 3)])
-def test_weights_resize_as_masks_are_resized(size, new_size):
-    eye = np.eye(size, dtype=np.float32)
-    expected = transforms.resize_masks(eye, size, new_size)
-    weights = transforms.resize_weights(size, new_size)
-    assert weights.dtype == np.float32
-    np.testing.assert_allclose(weights, np.asarray(expected).T, atol=1e-6)
+    assert preprocessing.join_padded([nothing]).labels.tolist() == [[-2] * 4]
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 30), (150, 90), (64, 64)])
@@ -188,7 +176,7 @@ def test_an_image_is_resized_with_antialiasing_on_floats_and_normalised(height, 
     image = picture(height, width)
     resized = jax.image.resize(image / np.float32(255), (64, 64, 3), "bilinear", antialias=True)
     expected = (np.asarray(resized) - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
-    answer = transforms.image_to_input(image, 64)
+    answer = preprocessing.image_to_input(image, 64)
     assert answer.dtype == np.float32
     np.testing.assert_allclose(answer, expected, atol=2e-5)
 
@@ -196,44 +184,44 @@ def test_an_image_is_resized_with_antialiasing_on_floats_and_normalised(height, 
 def test_a_float_image_is_not_divided_by_255():
     image = picture(20, 30)
     scaled = image.astype(np.float32) / 255
-    as_float, as_bytes = (transforms.image_to_input(x, 32) for x in (scaled, image))
+    as_float, as_bytes = (preprocessing.image_to_input(x, 32) for x in (scaled, image))
     np.testing.assert_array_equal(as_float, as_bytes)
-    assert np.abs(transforms.image_to_input(image.astype(np.float32), 32)).max() > 100
+    assert np.abs(preprocessing.image_to_input(image.astype(np.float32), 32)).max() > 100
 
 
 def test_a_frame_is_resized_as_pillow_does():
     frame = picture(40, 70)
     expected = np.asarray(Image.fromarray(frame).resize((32, 32), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(transforms.frame_to_input(frame, 32), expected)
+    np.testing.assert_array_equal(preprocessing.frame_to_input(frame, 32), expected)
     square = picture(32, 32)
-    np.testing.assert_array_equal(transforms.frame_to_input(square, 32), square)
+    np.testing.assert_array_equal(preprocessing.frame_to_input(square, 32), square)
 
 
 def test_a_mask_becomes_zeros_and_ones_by_antialiased_halves():
     mask = np.random.default_rng(0).random((50, 40)) > 0.5
     expected = jax.image.resize(mask.astype(np.float32), (32, 32), "bilinear", antialias=True)
-    answer = transforms.mask_to_input(mask, 32)
+    answer = preprocessing.mask_to_input(mask, 32)
     assert answer.dtype == np.float32
     clear = np.abs(np.asarray(expected) - 0.5) > 1e-4
     np.testing.assert_array_equal(answer[clear], (np.asarray(expected) > 0.5)[clear])
     for same in (255 * mask.astype(np.uint8), mask.astype(np.float32)):
-        np.testing.assert_array_equal(transforms.mask_to_input(same, 32), answer)
+        np.testing.assert_array_equal(preprocessing.mask_to_input(same, 32), answer)
 
 
 def test_half_is_inside_of_a_mask():
     halves = np.zeros((32, 64), bool)
     halves[:, ::2] = True
-    assert (transforms.mask_to_input(halves[:1, :2], 1) == 1).all()
-    assert (transforms.mask_to_input(np.array([[1, 0, 0]]), 1) == 0).all()
+    assert (preprocessing.mask_to_input(halves[:1, :2], 1) == 1).all()
+    assert (preprocessing.mask_to_input(np.array([[1, 0, 0]]), 1) == 0).all()
 
 
 def test_a_mask_of_the_right_size_is_kept():
     mask = np.eye(32) * 7
-    np.testing.assert_array_equal(transforms.mask_to_input(mask, 32), np.eye(32))
+    np.testing.assert_array_equal(preprocessing.mask_to_input(mask, 32), np.eye(32))
 
 
 def test_a_box_becomes_two_points_before_the_clicks():
-    points, labels = transforms.join_prompts([[5, 6]], [0], [1, 2, 3, 4])
+    points, labels = preprocessing.join_prompts([[5, 6]], [0], [1, 2, 3, 4])
     assert (points.dtype, labels.dtype) == (np.float32, np.int32)
     assert points.tolist() == [[[1, 2], [3, 4], [5, 6]]]
     assert labels.tolist() == [[2, 3, 0]]
@@ -255,7 +243,7 @@ def test_a_box_becomes_two_points_before_the_clicks():
 )
 def test_prompts_gain_a_leading_axis(points, labels, box, shape):
     make = lambda shape: None if shape is None else np.ones(shape)
-    joined, joined_labels = transforms.join_prompts(make(points), make(labels), make(box))
+    joined, joined_labels = preprocessing.join_prompts(make(points), make(labels), make(box))
     assert joined.shape == shape
     assert joined_labels.shape == shape[:2]
 
@@ -276,14 +264,14 @@ def test_prompts_gain_a_leading_axis(points, labels, box, shape):
 )
 def test_prompts_that_do_not_fit_are_refused_with_what_was_given(points, labels, box, parts):
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        transforms.join_prompts(points, labels, box)
+        preprocessing.join_prompts(points, labels, box)
     for part in parts:
         assert part in str(error.value)
 
 
 def test_points_are_scaled_from_pixels_or_from_one():
-    pixels = transforms.scale_points(np.array([[160.0, 60.0]]), 120, 320, 64, True)
-    unit = transforms.scale_points(np.array([[0.5, 0.5]]), 120, 320, 64, False)
+    pixels = preprocessing.scale_points(np.array([[160.0, 60.0]]), 120, 320, 64, True)
+    unit = preprocessing.scale_points(np.array([[0.5, 0.5]]), 120, 320, 64, False)
     assert pixels.dtype == unit.dtype == np.float32
     assert pixels.tolist() == unit.tolist() == [[32, 32]]
 
@@ -291,7 +279,7 @@ def test_points_are_scaled_from_pixels_or_from_one():
 @pytest.mark.parametrize(("count", "size"), [(1, 4), (3, 4), (4, 8), (7, 8), (8, 16)])
 def test_points_are_followed_by_one_token_and_padding(count, size):
     points = np.random.default_rng(0).random((2, count, 2)).astype(np.float32)
-    prompt = transforms.pad_points(points, np.ones((2, count), np.int32))
+    prompt = preprocessing.pad_points(points, np.ones((2, count), np.int32))
     assert prompt.points.shape == (2, size, 2)
     np.testing.assert_array_equal(prompt.points[:, :count], points)
     row = [1] * count + [-1] + [-2] * (size - count - 1)
@@ -300,76 +288,5 @@ def test_points_are_followed_by_one_token_and_padding(count, size):
 
 
 def test_without_points_there_is_no_token_at_all():
-    prompt = transforms.pad_points(np.zeros((1, 0, 2)), np.zeros((1, 0), np.int32))
+    prompt = preprocessing.pad_points(np.zeros((1, 0, 2)), np.zeros((1, 0), np.int32))
     assert prompt.labels.tolist() == [[-2, -2, -2, -2]]
-
-
-def resize_by_formula(mask, height, width):
-    """Half-pixel centres, edges clamped, two neighbours whatever the scale."""
-
-    def along(x, size):
-        position = np.clip((np.arange(size) + 0.5) * len(x) / size - 0.5, 0, len(x) - 1)
-        low = np.minimum(position.astype(int), len(x) - 1)
-        high = np.minimum(low + 1, len(x) - 1)
-        part = (position - low)[:, None]
-        return x[low] * (1 - part) + x[high] * part
-
-    return along(along(mask, height).T, width).T
-
-
-@pytest.mark.parametrize(("height", "width"), [(40, 23), (16, 16), (5, 7), (3, 50)])
-def test_masks_are_resized_without_antialiasing(height, width):
-    masks = np.random.default_rng(0).standard_normal((2, 1, 16, 16)).astype(np.float32)
-    answer = np.asarray(transforms.resize_masks(masks, height, width))
-    assert answer.shape == (2, 1, height, width)
-    for mask, resized in zip(masks[:, 0], answer[:, 0], strict=True):
-        expected = resize_by_formula(mask.astype(np.float64), height, width)
-        np.testing.assert_allclose(resized, expected, atol=1e-5)
-
-
-def components(inside):
-    """Sets of pixels that touch, also at corners, by flood filling."""
-    left = set(map(tuple, np.argwhere(inside)))
-    found = []
-    while left:
-        waiting, component = [left.pop()], set()
-        while waiting:
-            y, x = waiting.pop()
-            component.add((y, x))
-            around = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
-            left -= around
-            waiting.extend(around)
-        found.append(component)
-    return found
-
-
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
-@hypothesis.given(
-    hypothesis.extra.numpy.arrays(
-        np.float32, (2, 7, 9), elements=st.sampled_from([-3.0, -1.0, 0.0, 0.5, 1.0, 4.0])
-    ),
-    st.integers(0, 12),
-    st.integers(0, 12),
-    st.sampled_from([0.0, 0.5, -1.0]),
-)
-def test_small_holes_and_specks_are_those_of_a_flood_fill(masks, holes, specks, threshold):
-    expected = masks.copy()
-    for old, new in zip(masks, expected, strict=True):
-        for area, inside, value in (
-            (holes, old <= threshold, 10.0),
-            (specks, old > threshold, -10.0),
-        ):
-            for component in components(inside):
-                if len(component) <= area:
-                    new[tuple(np.array(list(component)).T)] = value
-    before = masks.copy()
-    answer = transforms.clean_masks(
-        masks, holes, specks, threshold=threshold, filled=10.0, removed=-10.0
-    )
-    np.testing.assert_array_equal(answer, expected)
-    np.testing.assert_array_equal(masks, before)
-
-
-def test_nothing_to_clean_gives_the_masks_themselves():
-    masks = np.zeros((1, 4, 4), np.float32)
-    assert transforms.clean_masks(masks, 0, 0, filled=1.0) is masks
