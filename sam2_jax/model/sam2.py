@@ -219,7 +219,7 @@ class Sam2(nn.Module):
 
         masks = decoded.masks
         if config.pred_obj_scores:
-            is_visible = decoded.scores > 0
+            is_visible = ~(decoded.scores <= 0)  # what is no number shall be seen
             masks = jnp.where(is_visible[:, None, None, None], masks, NO_OBJECT)
         return Segmentation(
             candidates=masks,

@@ -133,7 +133,7 @@ def test_layers_compute_what_those_of_linen_do(ours, theirs):
 @pytest.mark.parametrize(("ours", "theirs", "fan_in"), LAYERS)
 def test_layers_begin_as_in_pytorch(ours, theirs, fan_in):
     x = normal(0, 2, 8, 6, 4)
-    params = ours.init(jax.random.key(0), x)
+    params = nn.meta.unbox(ours.init(jax.random.key(0), x))
     chex.assert_trees_all_equal_shapes(params, theirs.init(jax.random.key(0), x))
     for leaf in jax.tree.leaves(params):
         assert np.abs(leaf).max() <= fan_in**-0.5
