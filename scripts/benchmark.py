@@ -8,6 +8,7 @@ Cases, in float32 with random weights, on fixed random inputs:
 
     encode    one image to features, high-resolution projections included
     track     one frame with a full memory: encode, memory attention, decode, encode the memory
+    clip      twelve frames from the first click on, as the memory fills
     train     one step on images, a click an object: losses, gradient, clipping, AdamW; at 256 px
     memory    peak memory of SAM2VideoPredictor over clips of two lengths
     objects   one frame with a full memory and several objects: as a batch, and one after the other
@@ -38,7 +39,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sam2_jax.bench.pytorch import check_attention, full_session, transformers_config
+from sam2_jax.bench.pytorch import (
+    check_attention,
+    full_session,
+    new_session,
+    transformers_config,
+)
 from sam2_jax.bench.workload import NOW, full_bank
 from sam2_jax.build import Model
 from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config, get_config
@@ -50,12 +56,13 @@ from sam2_jax.parallel.mesh import make_mesh
 from sam2_jax.predict.image import encode_images
 from sam2_jax.predict.stream import SAM2StreamPredictor
 from sam2_jax.predict.video import SAM2VideoPredictor
-from sam2_jax.structs import Frame
-from sam2_jax.track import encode, propagate, propagate_features
+from sam2_jax.structs import Frame, Prompt
+from sam2_jax.track import begin, encode, propagate, propagate_features
 from sam2_jax.train.step import Learner
 
-CASES = ("encode", "track", "train", "objects", "memory", "stream", "compile")
+CASES = ("encode", "track", "clip", "train", "objects", "memory", "stream", "compile")
 TINY, BASE, LARGE = (f"sam2.1_hiera_{size}" for size in ("tiny", "base_plus", "large"))
+CLIP_FRAMES = 12
 BATCH = 4  # images of a training step
 RATE, DECAY, CLIP = 1e-4, 0.1, 0.1  # of its optimizer
 
@@ -69,11 +76,15 @@ class Task(NamedTuple):
     size: int
     objects: int
     trains: bool = False
+    frames: int = (
+        0  # of a clip that is tracked from its first frame on; 0 is one frame with full memories
+    )
 
     @property
     def title(self) -> str:
         """As the table shows it."""
         what = f"track {self.objects}" if self.objects else "encode"
+        what = f"{what} through {self.frames} frames" if self.frames else what
         what = f"train on {BATCH} images with {self.objects} objects" if self.trains else what
         return f"{what}, {self.model}, {self.size} px"
 
@@ -93,9 +104,29 @@ def ours(task: Task) -> Callable[[], Any]:
     if not task.objects:
         image = jax.device_put(image)
         return lambda: jax.block_until_ready(encode_images(module, params, image))
+    if task.frames:
+        return our_clip(task, module, params, image)
     frames = jax.device_put(Frame(image, np.array([NOW], np.int32)))
     bank = full_bank(config, task.objects)
     return lambda: jax.block_until_ready(_propagate(module, params, bank, frames))
+
+
+def our_clip(task: Task, module: Sam2, params: dict, image: np.ndarray) -> Callable[[], Any]:
+    """Returns the clip of equal frames on this project's side, a click for every object on the first."""
+    clicks = np.array([task.size / (n + 2) for n in range(task.objects)], np.float32)
+    points = np.tile(clicks[:, None, None], (1, 2, 2))
+    prompt = Prompt(points, np.tile(np.array([1, -1], np.int32), (task.objects, 1)))
+    empty = memory_bank.empty(module.config, task.objects, num_frames=task.frames)
+    begin_clip = jax.jit(begin, static_argnums=0)
+
+    def call():
+        bank, _ = begin_clip(module, params, empty, Frame(image[0], np.int32(0)), prompt)
+        for i in range(1, task.frames):
+            frames = Frame(image, np.array([i], np.int32))
+            bank, prediction = _propagate(module, params, bank, frames)
+        return jax.block_until_ready((bank, prediction))
+
+    return call
 
 
 def our_training(task: Task) -> Callable[[], Any]:
@@ -177,6 +208,14 @@ def theirs(task: Task) -> Callable[[], Any]:
     if task.objects:
         model = transformers.Sam2VideoModel(config).eval()
         check_attention(model)
+        if task.frames:
+
+            def track_clip():
+                session = new_session(pixels, task.frames, our_config, task.objects)
+                for i in range(task.frames):
+                    model(inference_session=session, frame_idx=i)
+
+            return torch.inference_mode()(track_clip)
         session = full_session(model, pixels, our_config, task.objects)
 
         def call():
@@ -517,6 +556,7 @@ def main() -> None:
     tasks = {
         "encode": [Task(model, args.size, 0) for model in (TINY, BASE)],
         "track": [Task(TINY, args.size, objects) for objects in (1, 4)],
+        "clip": [Task(TINY, args.size, objects, frames=CLIP_FRAMES) for objects in (1, 4)],
         "train": [Task(TINY, 256, 2, trains=True)],
     }
     for case in cases:

@@ -65,13 +65,13 @@ def check_attention(model: Any) -> None:
     assert {config._attn_implementation for config in configs} == {"sdpa"}
 
 
-def full_session(model: Any, pixels: Any, config: Sam2Config, num_objects: int) -> Any:
-    """Returns a session at frame `NOW` with every memory in place: copies of those of frame 1.
+def new_session(pixels: Any, num_frames: int, config: Sam2Config, num_objects: int) -> Any:
+    """Returns a session on equal frames, a click for every object on the first.
 
     Args:
-      model: a `Sam2VideoModel`.
       pixels: (3, S, S) of every frame, in the type and on the device of the model.
-      config: the same model's.
+      num_frames: of the video.
+      config: the model's.
       num_objects: how many are tracked.
     """
     import torch
@@ -79,7 +79,7 @@ def full_session(model: Any, pixels: Any, config: Sam2Config, num_objects: int) 
 
     size, device = config.image_size, pixels.device
     session = Sam2VideoInferenceSession(
-        pixels.expand(NOW + 1, -1, -1, -1),
+        pixels.expand(num_frames, -1, -1, -1),
         size,
         size,
         inference_device=device,
@@ -94,6 +94,19 @@ def full_session(model: Any, pixels: Any, config: Sam2Config, num_objects: int) 
         }
         session.add_point_inputs(session.obj_id_to_idx(obj_id), 0, click)
     session.obj_with_new_inputs = list(range(num_objects))
+    return session
+
+
+def full_session(model: Any, pixels: Any, config: Sam2Config, num_objects: int) -> Any:
+    """Returns a session at frame `NOW` with every memory in place: copies of those of frame 1.
+
+    Args:
+      model: a `Sam2VideoModel`.
+      pixels: (3, S, S) of every frame, in the type and on the device of the model.
+      config: the same model's.
+      num_objects: how many are tracked.
+    """
+    session = new_session(pixels, NOW + 1, config, num_objects)
     for frame in (0, 1):
         model(inference_session=session, frame_idx=frame)
     for outputs in session.output_dict_per_obj.values():
