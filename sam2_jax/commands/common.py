@@ -72,8 +72,9 @@ def cache_compiled_programs() -> None:
 def use_huge_pages() -> None:
     """Starts the program anew, once, with the C library asking for pages of 2 MiB.
 
-    The temporaries of a training step on CPU are gigabytes, and touching them 4 KiB at a time took a third of a
-    step (docs/performance.md). Only for a process that runs one command: what it did so far is lost.
+    The temporaries of a training step on CPU are gigabytes, and touching them 4 KiB at a time took a third of
+    a step (docs/reports/performance_log.md). Only for a process that runs one command: what it did so far is
+    lost.
     """
     setting = "glibc.malloc.hugetlb=1"  # read before main() only, hence the new start
     if sys.platform.startswith("linux") and "GLIBC_TUNABLES" not in os.environ:
@@ -85,7 +86,7 @@ def keep_freed_memory() -> None:
     """Lets the C library keep what a step frees for the next one.
 
     The temporaries of a step on CPU are large; by default they go back to the system and are mapped and zeroed
-    again, which took a quarter of the time of a training step (docs/performance.md).
+    again, which took a quarter of the time of a training step (docs/reports/performance_log.md).
     """
     if not sys.platform.startswith("linux"):
         return

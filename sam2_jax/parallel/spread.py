@@ -73,7 +73,7 @@ def _add_up(mesh: Mesh, gradient: Any, axes: Any) -> Any:
     cut = [_scatter(x, axis) for x, axis in zip(leaves, axes, strict=True) if axis >= 0]
     whole = [x for x, axis in zip(leaves, axes, strict=True) if axis < 0]
     if mesh.devices.flat[0].platform == "cpu" and mesh.shape["model"] == 1:
-        # Between processes a sum takes milliseconds, however small (docs/performance.md).
+        # Between processes a sum takes milliseconds, however small (docs/reports/performance_log.md).
         vector, restore = ravel_pytree(whole)
         whole = restore(jax.lax.psum(vector, BATCH_AXES))
     else:
