@@ -369,8 +369,8 @@ class Sam2(nn.Module):
         return bank, prediction
 
 
-def _two_frames(sam2: Sam2, image: jax.Array) -> tuple[MemoryBank, Prediction]:
-    """Tracks something from one frame to the next, which uses every parameter."""
+def _prompt_and_recall(sam2: Sam2, image: jax.Array) -> jax.Array:
+    """Takes a prompt on one frame and remembers it on the next, which uses every parameter."""
     size, mask_size = sam2.config.image_size, sam2.config.mask_size
     prompt = no_prompt(1).replace(
         mask_logits=jnp.zeros((1, mask_size, mask_size)),
@@ -380,7 +380,7 @@ def _two_frames(sam2: Sam2, image: jax.Array) -> tuple[MemoryBank, Prediction]:
     )
     features = sam2.encode(image)
     bank, _ = sam2.begin(memory_bank.empty(sam2.config, 1), features, jnp.int32(0), prompt)
-    return sam2(bank, features, jnp.int32(1))
+    return sam2.recall(bank, features, jnp.int32(1))
 
 
 def _drawn_params(config: Sam2Config) -> dict:
@@ -393,7 +393,7 @@ def _drawn_params(config: Sam2Config) -> dict:
 def _trace_params(config: Sam2Config) -> dict:
     """It takes seconds, and everything that loads or checks weights asks."""
     image = jnp.zeros((1, config.image_size, config.image_size, 3))
-    init = lambda key: Sam2(config).init(key, image, method=_two_frames)["params"]
+    init = lambda key: Sam2(config).init(key, image, method=_prompt_and_recall)["params"]
     return jax.eval_shape(init, jax.random.key(0))
 
 

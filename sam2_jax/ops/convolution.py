@@ -161,20 +161,19 @@ def _depthwise_by_convolution(x, kernel):
     )
 
 
-def _depthwise_by_shifts(x, kernel):
-    return sum(
-        cut * kernel[i, j, 0]
-        for i, row in enumerate(_shifts(x, kernel))
-        for j, cut in enumerate(row)
-    )
-
-
-def _shifts(x, kernel):
-    """What each tap of a depthwise kernel sees of (B, H, W, C), row by row."""
-    _, height, width, _ = x.shape
+def _padded(x, kernel):
     rows, columns = kernel.shape[:2]
-    padded = jnp.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))
-    return [[padded[:, i : i + height, j : j + width] for j in range(columns)] for i in range(rows)]
+    return jnp.pad(x, ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0)))
+
+
+def _depthwise_by_shifts(x, kernel):
+    _, height, width, _ = x.shape
+    padded = _padded(x, kernel)
+    return sum(
+        padded[:, i : i + height, j : j + width] * kernel[i, j, 0]
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    )
 
 
 @jax.custom_vjp
@@ -193,8 +192,14 @@ def _depthwise_backward(saved, dy):
     x, kernel = saved
 
     def kernel_by_shifts(dy, x):
-        sums = [[(cut * dy).sum((0, 1, 2)) for cut in row] for row in _shifts(x, kernel)]
-        return jnp.stack([jnp.stack(row) for row in sums])[:, :, None]
+        padded, (_, height, width, _) = _padded(x, kernel), x.shape
+
+        def row(i):  # a loop, since 49 sums compile slowly
+            cut = jax.lax.dynamic_slice_in_dim(padded, i, height, 1)
+            taps = range(kernel.shape[1])
+            return jnp.stack([(cut[:, :, j : j + width] * dy).sum((0, 1, 2)) for j in taps])
+
+        return jax.lax.map(row, jnp.arange(kernel.shape[0]))[:, :, None]
 
     def kernel_by_convolution(dy, x):
         convolve = lambda kernel: _depthwise_by_convolution(x, kernel)
