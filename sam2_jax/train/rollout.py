@@ -69,7 +69,6 @@ def rollout(
     num_frames, n = truths.shape[:2]
     slots = max(interaction.max_initial_frames, interaction.max_corrected_frames)
     bank = memory_bank.empty(sam2.config, n, min(slots, num_frames), num_frames)
-    bank = _tie(bank, params)
 
     def one_frame(bank, xs):
         frame, is_initial, is_corrected, is_box, key = xs
@@ -126,16 +125,6 @@ def rollout(
     xs = (plan.frames, plan.is_initial, plan.is_corrected, plan.is_box, keys)
     _, sums = jax.lax.scan(rematerialise(one_frame, sam2.config.remat), bank, xs)
     return jax.tree.map(lambda x: x.sum(0), sums)
-
-
-def _tie(tree, params):
-    """Adds nothing, but makes floating-point leaves depend on the parameters.
-
-    A scan whose carry has a derivative from the start is linearised once, not once more at every level.
-    """
-    nothing = 0 * params["no_mem_embed"].sum()
-    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-    return jax.tree.map(lambda x: x + nothing.astype(x.dtype) if is_float(x) else x, tree)
 
 
 def _first_prompt(key, truth, is_initial, is_box, interaction):
