@@ -117,25 +117,20 @@ def build_model(
         **model_overrides,
     }
     if checkpoint is None:
-        checkpoint = _without_weights(model or bundled.NAME, overrides)
-    elif not isinstance(checkpoint, Checkpoint):
-        checkpoint = load(checkpoint, model, **overrides)
-    elif model and resolve_model_name(model) != checkpoint.name:
-        raise ValueError(
-            f"The checkpoint is of {checkpoint.name}, not {resolve_model_name(model)}."
-        )
-    config = checkpoint.config.replace(**overrides)
-    params = jax.device_put(in_compute_type(config, dict(checkpoint.params)))
-    return Model(checkpoint.name, config, params)
+        weights = _without_checkpoint(model or bundled.NAME, overrides)
+    else:
+        weights = load(checkpoint, model, **overrides)
+    params = jax.device_put(in_compute_type(weights.config, dict(weights.params)))
+    return Model(weights.name, weights.config, params)
 
 
-def _without_weights(model: str, overrides: dict[str, Any]) -> Checkpoint:
+def _without_checkpoint(model: str, overrides: dict[str, Any]) -> Checkpoint:
     """The bundled model, or random weights of another."""
     name = resolve_model_name(model)
     if name == bundled.NAME:
-        checkpoint = bundled.load_bundled(**overrides)
+        weights = bundled.load_bundled(**overrides)
         _LOG.warning(_WHICH_MODEL)
-        return checkpoint
+        return weights
     config = get_config(name, **overrides)
     warnings.warn(
         f"No checkpoint was given: {name} gets RANDOM weights and its masks mean nothing. Pass "

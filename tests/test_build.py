@@ -79,8 +79,10 @@ def test_a_loaded_checkpoint_builds_the_same(official, from_official):
     built = build_sam2(TINY, loaded, image_size=64)
     assert (built.name, built.config) == (from_official.name, from_official.config)
     assert built.digest == from_official.digest == loaded.digest
-    with pytest.raises(ValueError, match=r"is of sam2\.1_hiera_tiny, not sam2_hiera_tiny"):
+    with pytest.raises(ValueError, match=r"holds sam2\.1_hiera_tiny, not sam2_hiera_tiny"):
         build_sam2("sam2_hiera_t", loaded)
+    with pytest.raises(ValueError, match=r"the checkpoint: the tensors do not fit"):
+        build_sam2(checkpoint=loaded, hidden_dim=64)
 
 
 def test_the_digest_sees_matrices():

@@ -24,13 +24,15 @@ _INDEX = f"{_SAFETENSORS}.index.json"
 _WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")
 
 
-def load(path: str | os.PathLike, model: str | None = None, **overrides: Any) -> Checkpoint:
+def load(
+    source: str | os.PathLike | Checkpoint, model: str | None = None, **overrides: Any
+) -> Checkpoint:
     """Loads a checkpoint of any kind.
 
     Args:
-      path: a `.pt` file; a `.safetensors` file with official or Hugging Face names, a folder with a
-        `model.safetensors` or its shards, their `model.safetensors.index.json`; a folder that `save` wrote; or
-        a training run: `RUN` for its newest checkpoint, `RUN@best`, `RUN/checkpoints/N`.
+      source: a `.pt` file; a `.safetensors` file with official or Hugging Face names, a folder with a
+        `model.safetensors` or its shards, their `model.safetensors.index.json`; a folder that `save` wrote;
+        a training run: `RUN` for its newest checkpoint, `RUN@best`, `RUN/checkpoints/N`; or one that is loaded.
       model: its name, in any spelling; recognised when None.
       **overrides: fields of the configuration that shall not be as the checkpoint or the model has them.
 
@@ -42,27 +44,24 @@ def load(path: str | os.PathLike, model: str | None = None, **overrides: Any) ->
       ValueError: when it is damaged, of no known kind, or does not fit the model; the message names every
         missing, unexpected and wrong-shaped tensor.
     """
-    path = os.fspath(path)
     name = None if model is None else resolve_model_name(model)
-    is_run = run_folder.is_run(path)
-    if not is_run and not folder.is_folder(path):
-        tensors = _read_tensors(Path(path))
-        if hiera.is_hiera(tensors):
-            raise ValueError(
-                f"{path} holds a Hiera, which is only the trunk of a SAM 2: training can begin with it "
-                "(--config.init_from)."
-            )
-        with _naming(path):
-            name = name or names.recognise({key: array.shape for key, array in tensors.items()})
-            config = get_config(name, **overrides)
-            return Checkpoint(name, config, names.to_params(tensors, param_shapes(config)))
-    checkpoint = run_folder.load(path) if is_run else folder.load(path)
-    if name not in (None, checkpoint.name):
-        raise ValueError(f"{path} holds {checkpoint.name}, not {name}.")
-    config = checkpoint.config.replace(**overrides)
+    if isinstance(source, Checkpoint):
+        return _fitted(source, name, overrides, "the checkpoint")
+    path = os.fspath(source)
+    if run_folder.is_run(path):
+        return _fitted(run_folder.load(path), name, overrides, path)
+    if folder.is_folder(path):
+        return _fitted(folder.load(path), name, overrides, path)
+    tensors = _read_tensors(Path(path))
+    if hiera.is_hiera(tensors):
+        raise ValueError(
+            f"{path} holds a Hiera, which is only the trunk of a SAM 2: training can begin with it "
+            "(--config.init_from)."
+        )
     with _naming(path):
-        names.to_state_dict(checkpoint.params, param_shapes(config))
-    return dataclasses.replace(checkpoint, config=config)
+        name = name or names.recognise({key: array.shape for key, array in tensors.items()})
+        config = get_config(name, **overrides)
+        return Checkpoint(name, config, names.to_params(tensors, param_shapes(config)))
 
 
 def load_start(
@@ -83,9 +82,7 @@ def load_start(
     name = resolve_model_name(model)
     if not Path(path).is_file():
         params = load(path, name).params
-        with _naming(path):
-            names.to_state_dict(params, param_shapes(config))
-        return Checkpoint(name, config, params)
+        return _fitted(Checkpoint(name, config, params), name, {}, path)
     tensors = _read_tensors(Path(path))
     with _naming(path):
         if hiera.is_hiera(tensors):
@@ -124,6 +121,18 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write = torch_file.write_torch_file if path.suffix == ".pt" else _write_safetensors
     write(path, state_dict)
+
+
+def _fitted(
+    checkpoint: Checkpoint, name: str | None, overrides: Mapping[str, Any], where: str | os.PathLike
+) -> Checkpoint:
+    """The checkpoint with fields of its configuration replaced; a ValueError if it does not fit."""
+    if name not in (None, checkpoint.name):
+        raise ValueError(f"{os.fspath(where)} holds {checkpoint.name}, not {name}.")
+    config = checkpoint.config.replace(**overrides)
+    with _naming(where):
+        names.to_state_dict(checkpoint.params, param_shapes(config))
+    return dataclasses.replace(checkpoint, config=config)
 
 
 @contextlib.contextmanager
