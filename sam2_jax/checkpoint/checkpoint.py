@@ -60,7 +60,7 @@ def digest(params: Mapping[str, Any]) -> str:
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
         array = np.asarray(leaf)
         total.update(f"{path} {array.shape} {array.dtype}\n".encode())
-        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 

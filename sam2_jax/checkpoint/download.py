@@ -1,5 +1,6 @@
 """Downloads the official checkpoints: resumed after an interruption, checked at the end."""
 
+import email.message
 import http.client
 import os
 import re
@@ -121,6 +122,6 @@ def _fetch_rest(url: str, part: Path) -> None:
         raise ConnectionError(f"only {size} of {total} bytes arrived")
 
 
-def _total(headers: http.client.HTTPMessage) -> int | None:
+def _total(headers: email.message.Message) -> int | None:
     match = re.fullmatch(r"bytes \*/(\d+)", headers["Content-Range"] or "")
     return int(match[1]) if match else None

@@ -77,7 +77,7 @@ def read_record(step: Path) -> dict[str, Any]:
     from etils import epath
 
     try:
-        record = ocp.JsonCheckpointHandler().restore(epath.Path(step / RECORD))
+        record = dict(ocp.JsonCheckpointHandler().restore(epath.Path(step / RECORD)))
         checksum = record.pop("checksum")
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"the record is damaged: {type(error).__name__}") from error
@@ -128,14 +128,13 @@ def _steps(path: str | os.PathLike) -> list[Path]:
     steps = [folder / str(n) for n in sorted(ocp.utils.checkpoint_steps(folder), reverse=True)]
     if Path(path).exists():
         return steps
-    scores = {step: _score(step) for step in steps}
-    scored = [step for step in steps if scores[step] is not None]
-    if not scored:
+    scores = {step: score for step in steps if (score := _score(step)) is not None}
+    if not scores:
         raise ValueError(
             f"no checkpoint in {folder} has a score, so none is the best; leave {_BEST} out for the newest "
             "one, or train with validation.every."
         )
-    return sorted(scored, key=scores.__getitem__, reverse=True)
+    return sorted(scores, key=lambda step: scores[step], reverse=True)
 
 
 def _score(step: Path) -> float | None:
