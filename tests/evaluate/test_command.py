@@ -214,7 +214,8 @@ def test_predictions_of_other_matrices_do_not_go_into_the_same_folder(tmp_path):
     zeroed = jax.tree.map(lambda x: x if x.ndim == 1 else 0 * x, model.params)
     other = dataclasses.replace(model, params=zeroed)
     vos.missing(str(tmp_path), ["a"], evaluate._settings(argparse.Namespace(), model))
-    with pytest.raises(ValueError, match="made with weights '.*', now '.*'; name another folder"):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match=r"made with weights '.*', now '.*'; name another folder"):
         vos.missing(str(tmp_path), ["a"], evaluate._settings(argparse.Namespace(), other))
 
 
