@@ -1,9 +1,11 @@
-"""Files that take their names only when they are complete: no reader ever sees half of one."""
+"""Files that take their names only when they are complete: no reader ever sees half of one; and JSON."""
 
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
 
 class PartialFile:
@@ -62,3 +64,19 @@ def write_file(path: str | os.PathLike, data: bytes) -> None:
     """
     with PartialFile(path).written() as partial, open(partial, "wb") as file:
         file.write(data)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON document.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON; the error names the file.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no such file: {os.fspath(path)}")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:  # also the error of bytes that are no text
+        raise ValueError(f"{os.fspath(path)} is not JSON, or is cut short: {error}") from error
