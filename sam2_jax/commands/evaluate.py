@@ -50,7 +50,7 @@ def _run_score(args: argparse.Namespace) -> None:
     start = time.monotonic()
     with tqdm(total=len(names), desc="score", unit="video") as bar:
         scores = score(target, predictions, names, args.convention, not args.keep_ends, bar.update)
-    num_frames = len({(s.video, stem) for s in scores for stem in s.stems})
+    num_frames = len({(s.video, name) for s in scores for name in s.frame_names})
     seconds = time.monotonic() - start
     total = summarise(scores, args.convention)
     print(f"\n{report.table(report.score_rows(scores, total, args.convention))}\n")

@@ -18,7 +18,8 @@ from sam2_jax.data.videos import ImageFolder
     ],
 )
 def test_numbers_are_in_the_order_of_numbers(names):
-    assert sorted(names[::-1], key=natural_order) == names
+    shuffled = names[::-1]
+    assert sorted(shuffled, key=natural_order) == names
 
 
 def test_names_of_one_number_are_in_one_order():

@@ -110,7 +110,7 @@ def test_lists_choose_videos(tmp_path):
 
 
 def test_the_catalogue_of_tensorflow_datasets(tmp_path, monkeypatch):
-
+    from sam2_jax.data.datasets import Palette
     from sam2_jax.data.tfds_builder import write_catalogue
 
     drawn.davis(tmp_path)

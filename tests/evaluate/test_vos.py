@@ -113,14 +113,16 @@ def test_masks_that_do_not_fit_the_video_are_errors(tmp_path, predictor):
         ValueError, match=r"a has no mask of its first frame, 00000; .* --track-obj"
     ):
         plan()
+    other = Video("a", ["x"]).with_masks(open_masks(str(tmp_path)).open("a"))
     with pytest.raises(ValueError, match="no mask of a belongs to one of its frames, which are x"):
-        other = Video("a", ["x"]).with_masks(open_masks(str(tmp_path)).open("a"))
         vos.plan_prompts(other, vos.Options())
     write_palette_png(tmp_path / "a" / "00000.png", drawn.labels(0)[:20])
     drawn.write_video(tmp_path / "frames" / "a")
-    with opened(tmp_path / "frames", "a", masks=tmp_path) as video:
-        with pytest.raises(ValueError, match="00000 of a are 56x20, but the frames are 56x40"):
-            next(vos.track(predictor, [video], vos.Options()))
+    with (
+        opened(tmp_path / "frames", "a", masks=tmp_path) as video,
+        pytest.raises(ValueError, match="00000 of a are 56x20, but the frames are 56x40"),
+    ):
+        next(vos.track(predictor, [video], vos.Options()))
 
 
 def read(folder):
