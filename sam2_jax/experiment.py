@@ -142,15 +142,14 @@ class Experiment:
 
 def to_config_dict(experiment: Experiment) -> Any:
     """Returns the experiment as an `ml_collections.ConfigDict`, which the command line can change."""
-    import ml_collections
+    from ml_collections import config_dict
 
-    config = ml_collections.ConfigDict(dataclasses.asdict(experiment))
+    fields = dataclasses.asdict(experiment)
     # The command line may choose another kind of data, and set its fields.
-    for dataset in (*config.datasets.values(), config.validation.dataset):
+    for dataset in (*fields["datasets"].values(), fields["validation"]["dataset"]):
         for name, kind in all_fields().items():
-            if name not in dataset:
-                dataset[name] = ml_collections.config_dict.placeholder(kind)
-    return config
+            dataset.setdefault(name, config_dict.placeholder(kind))
+    return config_dict.ConfigDict(fields)
 
 
 def from_config_dict(config: Mapping[str, Any]) -> Experiment:

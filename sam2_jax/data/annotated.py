@@ -64,6 +64,21 @@ class FrameMasks(Mapping[int, np.ndarray]):
         return [object_id for object_id, mask in self.items() if mask.any()]
 
 
+class _NoFrames(Frames):
+    """What a video has of which only masks are at hand."""
+
+    height = width = 0
+
+    def __len__(self) -> int:
+        return 0
+
+    def _read(self, index: int) -> np.ndarray:
+        raise IndexError(f"no frame {index}")
+
+
+NO_FRAMES = _NoFrames()
+
+
 def _no_masks(index: int) -> FrameMasks:
     raise ValueError(f"there are no masks of frame {index}")
 
@@ -77,7 +92,7 @@ class Video:
     Attributes:
         name: for messages and results, such as the name of its folder.
         frame_names: of all frames, in the order of time; what has the same name belongs together.
-        frames: the pictures; None where only masks are at hand.
+        frames: the pictures; `NO_FRAMES` where only masks are at hand.
         annotated: indices of the frames that have masks, ascending.
         read_masks: gives the masks of one of these; `masks` also checks them.
         is_by_object: each object has files, and so frames, of its own.
@@ -86,7 +101,7 @@ class Video:
 
     name: str
     frame_names: Sequence[str]
-    frames: Frames | None = None
+    frames: Frames = NO_FRAMES
     annotated: Sequence[int] = ()
     read_masks: Callable[[int], FrameMasks] = _no_masks
     is_by_object: bool = False
@@ -95,9 +110,9 @@ class Video:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels, of the frames or else of the masks."""
-        if self.frames is not None:
-            return self.frames.height, self.frames.width
-        return self.read_masks(self.annotated[0]).size
+        if self.frames is NO_FRAMES:
+            return self.read_masks(self.annotated[0]).size
+        return self.frames.height, self.frames.width
 
     def masks(self, index: int) -> FrameMasks:
         """Returns the masks of an annotated frame.
@@ -107,7 +122,7 @@ class Video:
             ValueError: a file is damaged, or the masks are not as large as the frames.
         """
         masks = self.read_masks(index)
-        if self.frames is not None and masks.size != self.size:
+        if self.frames is not NO_FRAMES and masks.size != self.size:
             raise ValueError(
                 f"the masks of frame {self.frame_names[index]} of {self.name} are "
                 f"{masks.size[1]}x{masks.size[0]}, but the frames are {self.size[1]}x{self.size[0]}"
@@ -138,14 +153,13 @@ class Video:
         return dataclasses.replace(
             self,
             frame_names=self.frame_names[:count],
-            frames=None if self.frames is None else FirstFrames(self.frames, count),
+            frames=self.frames if self.frames is NO_FRAMES else FirstFrames(self.frames, count),
             annotated=[t for t in self.annotated if t < count],
         )
 
     def close(self) -> None:
         """Releases what the frames hold open."""
-        if self.frames is not None:
-            self.frames.close()
+        self.frames.close()
 
     def __enter__(self) -> "Video":
         return self

@@ -5,7 +5,6 @@
 A new kind is a subclass of `Dataset` in `KINDS`. Configurations and the command line name it by `kind`.
 """
 
-import abc
 import dataclasses
 import difflib
 import functools
@@ -52,7 +51,7 @@ class Augment:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dataset(abc.ABC):
+class Dataset:
     """A source of clips; every batch comes from one dataset.
 
     `Dataset(kind="coco", ...)` makes the class of that kind, as `pathlib.Path` makes that of the system;
@@ -83,7 +82,6 @@ class Dataset(abc.ABC):
         if KINDS.get(self.kind) is not type(self):
             raise ValueError(f"kind is {self.kind!r}, which is not that of {type(self).__name__}.")
 
-    @abc.abstractmethod
     def open(self, image_size: int) -> VideoList:
         """Opens the dataset; files are opened when a video is.
 
@@ -97,6 +95,7 @@ class Dataset(abc.ABC):
             FileNotFoundError: a folder or file is missing.
             ValueError: there is nothing in it that can be used.
         """
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam2_jax.data.annotated import FrameMasks, Video, VideoList
+from sam2_jax.data.annotated import NO_FRAMES, FrameMasks, Video, VideoList
 from sam2_jax.data.masks import write_object_masks, write_palette_png
 from sam2_jax.data.readers import frames_only, object_masks, palette_masks
 from sam2_jax.data.videos import FrameList
@@ -52,7 +52,7 @@ def test_objects_of_a_frame_and_of_a_video():
     assert video().object_ids(0) == [3]
     assert video().object_ids(1) == []
     assert video().object_ids() == [3]
-    assert video().size == dataclasses.replace(video(), frames=None).size == SIZE
+    assert video().size == dataclasses.replace(video(), frames=NO_FRAMES).size == SIZE
     with pytest.raises(ValueError, match="there are no masks of frame 2"):
         Video("v", ["a"]).masks(2)
 
