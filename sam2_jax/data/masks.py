@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sam2_jax.data.files import write_file
 from sam2_jax.data.media import MAX_SIDE, open_picture, picture_name
+from sam2_jax.files import write_file
 
 VOID = 255  # of masks of 8 bits; see `read_labels`
 

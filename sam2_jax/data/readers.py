@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from sam2_jax.data.annotated import FrameMasks, Video
-from sam2_jax.data.files import read_json
 from sam2_jax.data.listing import list_files, natural_order
 from sam2_jax.data.masks import (
     decode_polygons,
@@ -29,6 +28,7 @@ from sam2_jax.data.masks import (
 from sam2_jax.data.media import picture_size
 from sam2_jax.data.sav import read_sav_json
 from sam2_jax.data.videos import IMAGE_SUFFIXES, ImageFolder, Pictures, VideoFile, open_frames
+from sam2_jax.files import read_json
 
 
 def palette_masks(name: str, folder: str) -> Video:

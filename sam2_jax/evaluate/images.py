@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sam2_jax.data.annotated import Video, VideoList
-from sam2_jax.data.datasets import Dataset
+from sam2_jax.data.datasets import Coco, Labels, Sa1b
 from sam2_jax.data.listing import check_folder, list_files
 from sam2_jax.evaluate.annotator import box_around, next_click
 from sam2_jax.evaluate.metrics import iou
@@ -39,20 +39,19 @@ def open_images(images: str, annotations: str | None = None, count: int | None =
         ValueError: there are no annotations of a known layout, or none that belongs to an image.
     """
     if annotations is not None and os.path.isfile(annotations):
-        kind = "coco"
+        kind = Coco
     else:
         folder = check_folder(annotations or check_folder(images, "images"), "annotations")
-        kinds = {"sa1b": (".json",), "masks": (".png",)}
-        kind = next(
-            (k for k, ends in kinds.items() if list_files(folder, ends, recursive=True)), None
-        )
-        if kind is None or (kind == "masks" and annotations is None):
+        if list_files(folder, (".json",), recursive=True):
+            kind = Sa1b
+        elif annotations is not None and list_files(folder, (".png",), recursive=True):
+            kind = Labels
+        else:
             raise ValueError(
                 f"{folder} holds no annotations; expected are a JSON of SA-1B for every image, or with "
                 "--annotations a folder of those, a folder of label PNGs, or an instance file of COCO"
             )
-    dataset = Dataset(
-        kind=kind,
+    dataset = kind(
         frames=images,
         annotations=annotations or "",
         max_area=1.0,

@@ -87,22 +87,22 @@ def open_masks(path: str, split: str = "validation") -> VideoList:
     if path.startswith(CATALOGUE):
         return _open_catalogue(path, split)
     benchmark, folder = _find(check_folder(path, "masks of videos"), "masks")
-    names = [name for name in list_folders(folder) if _mask_reader(os.path.join(folder, name))]
-    if not names:
+    found = {name: _mask_reader(os.path.join(folder, name)) for name in list_folders(folder)}
+    readers = {name: reader for name, reader in found.items() if reader is not None}
+    if not readers:
         raise ValueError(
             f"{path} holds no masks of videos but {_contents(folder)}; expected are <video>/<frame>.png, "
             "<video>/<object>/<frame>.png, or the folder of a benchmark with "
             f"{', '.join(_MASKS[:-1])} or {_MASKS[-1]}{_hint(path)}"
         )
 
-    def open_video(name: str) -> Video:
-        place = os.path.join(folder, name)
-        return _mask_reader(place)(name, place)
-
-    is_palette = _mask_reader(os.path.join(folder, names[0])) is palette_masks
+    is_palette = next(iter(readers.values())) is palette_masks
     kind = "a PNG of ids a frame" if is_palette else "a folder of PNGs an object"
-    where = _where(benchmark, folder, f"masks of {len(names)} videos, {kind}")
-    return VideoList(names, open_video, where)
+    return VideoList(
+        list(readers),
+        lambda name: readers[name](name, os.path.join(folder, name)),
+        _where(benchmark, folder, f"masks of {len(readers)} videos, {kind}"),
+    )
 
 
 def _mask_reader(path: str) -> Callable[[str, str], Video] | None:

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sam2_jax.data.annotated import Video, VideoList
-from sam2_jax.data.files import read_json
 from sam2_jax.evaluate.layouts import shorten
 from sam2_jax.evaluate.metrics import boundary_accuracy, region_similarity, statistics
+from sam2_jax.files import read_json
 
 logger = logging.getLogger(__name__)
 

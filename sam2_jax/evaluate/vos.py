@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 from sam2_jax.data.annotated import Video, VideoList
-from sam2_jax.data.files import write_file
 from sam2_jax.data.masks import davis_palette, read_palette_png
 from sam2_jax.data.results import ObjectFolders, PaletteFolder
 from sam2_jax.evaluate.annotator import box_around, click_on_frame
 from sam2_jax.evaluate.layouts import shorten
+from sam2_jax.files import write_file
 from sam2_jax.model.memory_bank import FULL_CODE_LENGTH
 from sam2_jax.predict.session import InferenceState
 from sam2_jax.predict.video import SAM2VideoPredictor

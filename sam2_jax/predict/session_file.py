@@ -14,14 +14,14 @@ import ml_dtypes
 import numpy as np
 
 from sam2_jax.build import Model
-from sam2_jax.data.files import PartialFile
 from sam2_jax.data.videos import FrameIterator, Frames, ImageFolder, VideoFile, open_frames
+from sam2_jax.files import PartialFile
 from sam2_jax.model import memory_policy
 from sam2_jax.predict.history import Entry, ObjectHistory
 from sam2_jax.predict.session import InferenceState
 from sam2_jax.predict.store import Store
 
-_VERSION = 1
+_VERSION = 2
 _DOCUMENT = "session.json"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, AttributeError)
 
@@ -102,7 +102,7 @@ def _size(frames: Frames) -> tuple[int, int, int | None]:
 def _describe_model(model: Model) -> dict[str, Any]:
     """What the stored answers depend on, as JSON gives it back."""
     config = json.loads(json.dumps(dataclasses.asdict(model.config)))
-    return {"name": model.name, "config": config, "weights": model.fingerprint}
+    return {"name": model.name, "config": config, "weights": model.digest}
 
 
 def _describe(model: Model, state: InferenceState) -> dict[str, Any]:
