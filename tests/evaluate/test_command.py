@@ -178,7 +178,7 @@ def test_images_are_scored(tmp_path, toy_models, capsys):
 
 BAD = {
     "no kind": ([], "required: kind"),
-    "missing truth": (["score", "--truth", "none", "--predictions", "none"], "no such folder"),
+    "missing target": (["score", "--truth", "none", "--predictions", "none"], "no such folder"),
     "no masks": (["score", "--truth", ".", "--predictions", "."], "holds no masks of videos but"),
     "convention": (
         ["score", "--truth", ".", "--predictions", ".", "--convention", "coco"],
