@@ -108,7 +108,7 @@ class Prediction:
       scores: (N,) float32 object score logit; > 0 is visible.
       pointers: (N, C) float32 object pointers.
       memories: (N, H, W, M) memory in the bank's type.
-      verdicts: (N,) int32 how long the frame is remembered, see `sam2_jax.model.memory_policy`; without
+      retention: (N,) int32 how long the frame is remembered, see `sam2_jax.model.memory_policy`; without
         meaning for objects that are prompted on it.
       policy: the bank's `policy` after the frame.
     """
@@ -118,7 +118,7 @@ class Prediction:
     scores: jax.Array
     pointers: jax.Array
     memories: jax.Array
-    verdicts: jax.Array
+    retention: jax.Array
     policy: Any = ()
 
 

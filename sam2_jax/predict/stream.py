@@ -115,13 +115,13 @@ class SAM2StreamPredictor:
             one = propagation.Propagation(
                 self._state, order, 1, 1, return_logits, reads_ahead=False
             )
-            self._results = propagation.run_one(self.model, one)
+            self._results = propagation.run_one(one)
         try:
             _, obj_ids, masks = next(self._results)
         except BaseException:
             self._results = None  # an interrupted pass cannot go on; the next frame starts another
             raise
-        self._state.forget_before(self.frame_idx, _MAX_PROMPTED)
+        self._state.drop_before(self.frame_idx, _MAX_PROMPTED)
         return obj_ids, masks
 
     track = add_frame
