@@ -160,7 +160,7 @@ def edited(**fields):
         lambda name, data: data[:-1] if name == "3.npy" else data,
         lambda name, data: array(np.zeros((1 << 12,))) if name == "3.npy" else data,
         lambda name, data: array(np.array([print]), allow_pickle=True) if name == "0.npy" else data,
-        edited(version=2),
+        edited(version=1),
         edited(objects=3),
         edited(objects=[{}]),
         edited(video={}),
