@@ -20,12 +20,12 @@ from PIL import Image
 
 from sam2_jax.build import Model, load_pretrained
 from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config
-from sam2_jax.data.files import PartialFile
+from sam2_jax.files import PartialFile
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.predict import postprocessing, preprocessing
 from sam2_jax.structs import Features, Prompt
 
-_EMBEDDING_FORMAT = "sam2_jax embedding 1"
+_EMBEDDING_FORMAT = "sam2_jax embedding 2"
 # What of the configuration decides an embedding.
 _ENCODER_FIELDS = ("hiera", "image_size", "hidden_dim", "dtype", "use_high_res_features_in_sam")
 
@@ -410,7 +410,7 @@ def _describe(model: Model) -> dict[str, str]:
         "format": _EMBEDDING_FORMAT,
         "model": model.name,
         "config": json.dumps({name: config[name] for name in _ENCODER_FIELDS}),
-        "weights": model.fingerprint,
+        "weights": model.digest,
     }
 
 

@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 
 from sam2_jax.build import Model
-from sam2_jax.data.files import PartialFile
 from sam2_jax.data.results import MaskSink
 from sam2_jax.data.videos import FrameIterator, Frames, ImageFolder, VideoFile, open_frames
+from sam2_jax.files import PartialFile
 from sam2_jax.model import memory_policy
 from sam2_jax.predict.history import Entry, ObjectHistory
 from sam2_jax.predict.session import InferenceState
@@ -105,7 +105,7 @@ def _size(frames: Frames) -> tuple[int, int, int | None]:
 def _describe_model(model: Model) -> dict[str, Any]:
     """What the stored results depend on, as JSON gives it back."""
     config = json.loads(json.dumps(dataclasses.asdict(model.config)))
-    return {"name": model.name, "config": config, "weights": model.fingerprint}
+    return {"name": model.name, "config": config, "weights": model.digest}
 
 
 def _describe(state: InferenceState) -> dict[str, Any]:

@@ -33,17 +33,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sam2_jax.build import load_start
-from sam2_jax.checkpoint import is_params_folder, save_params
+from sam2_jax.checkpoint import Checkpoint, folder, load_start
+from sam2_jax.checkpoint.run_folder import CHECKPOINTS
 from sam2_jax.config import resolve_model_name
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
-from sam2_jax.data.files import write_file
 from sam2_jax.data.loader import Loader, make_loader
 from sam2_jax.evaluate.clips import clip_scores, held_out_clips, predict_masks, score_names
-from sam2_jax.experiment import Experiment, Mesh, from_config_dict
+from sam2_jax.experiment import Experiment
+from sam2_jax.files import write_file
 from sam2_jax.model.sam2 import Sam2, init_params
 from sam2_jax.parallel.mesh import batch_share, make_mesh
-from sam2_jax.train.checkpoints import Checkpoints, read_newest
+from sam2_jax.train.checkpoints import Checkpoints
 from sam2_jax.train.describe import check_batch_sizes, write_png
 from sam2_jax.train.metrics import (
     MetricWriter,
@@ -55,7 +55,7 @@ from sam2_jax.train.metrics import (
 )
 from sam2_jax.train.step import Learner, TrainState
 
-CONFIG, CHECKPOINTS, PICTURES, EXPORT = "config.json", "checkpoints", "pictures", "export"
+CONFIG, PICTURES, EXPORT = "config.json", "pictures", "export"
 BAD_BATCHES = "bad_batches"
 DRAWN_CLIPS = 4
 # Settings without which the checkpoints of a run mean something else.
@@ -109,7 +109,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> None:
         is_finished = step >= experiment.num_steps
         word = "finished at" if is_finished else "resumed after" if step else "started at"
         logger.info("The run in %s is %s step %d of %d.", workdir, word, step, experiment.num_steps)
-        if is_finished and is_params_folder(workdir / EXPORT):
+        if is_finished and folder.is_folder(workdir / EXPORT):
             return
 
         writer = None
@@ -130,29 +130,6 @@ def train(experiment: Experiment, workdir: str | os.PathLike) -> None:
             step=step,
             replaced=record.get("replaced", 0),
         ).finish()
-
-
-def newest_params(workdir: str | os.PathLike) -> tuple[str, dict[str, Any]]:
-    """Returns what a run has learned up to its newest checkpoint; it may still be at work.
-
-    Returns:
-      The name of the model, and its parameters on the host as `export/` has them at the end.
-
-    Raises:
-      ValueError: there is no checkpoint that is whole.
-    """
-    learners = []
-    mesh = make_mesh(Mesh(), jax.local_devices()[:1])
-
-    def target(record):
-        learners.append(Learner(from_config_dict(record["experiment"])))
-        return learners[-1].abstract_state(mesh)
-
-    restored = read_newest(Path(workdir) / CHECKPOINTS, target)
-    if restored is None:
-        raise ValueError(f"{workdir} holds no checkpoint that is whole.")
-    learner = learners[-1]
-    return resolve_model_name(learner.experiment.model), learner.export_params(restored.state)
 
 
 class _Dispatched(NamedTuple):
@@ -367,9 +344,7 @@ class _Run:
         params = self.learner.export_params(self.state)
         if jax.process_index() == 0:
             name = resolve_model_name(self.experiment.model)
-            # The compute type is the user's choice, not the model's.
-            overrides = {k: v for k, v in self.experiment.model_overrides.items() if k != "dtype"}
-            save_params(self.workdir / EXPORT, name, params, overrides)
+            folder.save(self.workdir / EXPORT, Checkpoint(name, self.learner.config, params))
 
 
 class _Interruptions:
@@ -467,4 +442,4 @@ def _initial_params(learner: Learner) -> dict[str, Any] | None:
     if not experiment.init_from:
         return None
     draw = lambda: init_params(learner.config, jax.random.key(experiment.seed))
-    return load_start(experiment.init_from, experiment.model, draw)
+    return load_start(experiment.init_from, experiment.model, learner.config, draw).params

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from sam2_jax.data.files import write_file
+from sam2_jax.files import write_file
 
 METRICS_FILE = "metrics.jsonl"
 _EVENTS_FLUSHED_EVERY = 10.0  # seconds

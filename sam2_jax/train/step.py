@@ -22,11 +22,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sam2_jax.config import Sam2Config, get_config
 from sam2_jax.experiment import Experiment
+from sam2_jax.model import lora
 from sam2_jax.model.sam2 import Sam2, init_params, param_shapes
 from sam2_jax.parallel.mesh import batch_sharding
 from sam2_jax.parallel.rules import shardings
 from sam2_jax.parallel.spread import over_clips
-from sam2_jax.train import lora
 from sam2_jax.train.clicks import Plan, draw_plan
 from sam2_jax.train.optimizer import make_optimizer, schedule
 from sam2_jax.train.rollout import LOSSES, rollout, training_config
@@ -163,11 +163,6 @@ class Learner:
         flat = flatten_dict(params, sep="/") | flatten_dict(trained, sep="/")
         return unflatten_dict(flat, sep="/")
 
-    def _effective(self, params):
-        """Parameters of the model alone, with LoRA added to them."""
-        model = {name: x for name, x in params.items() if name != "lora"}
-        return lora.merge(model, params["lora"]) if "lora" in params else model
-
     def _start(self, params):
         """The state before the first step."""
         trained = self.trained(params)
@@ -267,7 +262,7 @@ class Learner:
             plans, num_objects = shared
 
             def objective(trained, batch, keys, plan):
-                params = self._effective(self._combined(frozen, trained))
+                params = lora.merge(self._combined(frozen, trained))
                 sums = self.loss(params, batch, plan, keys)
                 return sums["loss"] / num_objects, sums
 
@@ -353,4 +348,4 @@ class Learner:
         host = jax.tree.map(
             lambda x: whole(x, tiled=True) if not x.is_fully_addressable else x, params
         )
-        return jax.tree.map(np.asarray, jax.device_get(self._effective(host)))
+        return jax.tree.map(np.asarray, jax.device_get(lora.merge(host)))

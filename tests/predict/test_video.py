@@ -730,6 +730,24 @@ def test_videos_go_their_own_ways_when_one_is_clicked_on(predictor):
         predictor.propagate_in_videos([states[0]] * 2)
 
 
+@pytest.mark.parametrize("policy", ["motion", "distractor"])
+def test_videos_with_different_numbers_of_objects_share_a_policy_with_state(policy):
+    """One object beside three: the banks, and the policy's state in them, have the same shapes."""
+    each = SAM2VideoPredictor(toy.model(memory_policy=policy), CHUNK)
+
+    def opened(v):
+        state = each.init_state(FRAMES[:5])
+        for n in range(1 + 2 * v):
+            click(each, state, 0, n, at=n)
+        return state
+
+    found = [{}, {}]
+    for v, t, _, masks in each.propagate_in_videos([opened(0), opened(1)]):
+        found[v][t] = masks
+    for v in range(2):
+        close(stack(found[v]), stack(run(each, opened(v))), 1e-5)
+
+
 @pytest.mark.parametrize("policy", ["quality", "motion", "distractor"])
 def test_a_session_follows_its_memory_policy(policy, tmp_path):
     """Loaded anew, thinned out, or taken up from a file, the bank is the one that tracking carries along."""
