@@ -68,10 +68,9 @@ class Prompt:
     def is_prompted(self) -> jax.Array:
         """(N,) bool, the objects that are prompted at all."""
         given = self.num_points > 0
-        if self.mask_logits is not None:
-            given = given | self.has_mask_logits
-        if self.masks is not None:
-            given = given | self.has_mask
+        for has_one in (self.has_mask_logits, self.has_mask):
+            if has_one is not None:
+                given = given | has_one
         return given
 
 

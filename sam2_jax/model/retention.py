@@ -103,8 +103,9 @@ class Latest:
 
     def fill(self, retention: Mapping[int, int], now: int, direction: int) -> dict[int, int]:
         """See `Chosen.fill`."""
-        kept = [t for t in self.wanted(now, direction) if retention.get(t, NEVER) != NEVER]
-        return {self.slot(t): t for t in kept}
+        wanted = map(int, self.wanted(now, direction))
+        kept = [t for t in wanted if retention.get(t, NEVER) != NEVER]
+        return {int(self.slot(t)): t for t in kept}
 
 
 @dataclasses.dataclass(frozen=True)

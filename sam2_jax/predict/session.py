@@ -179,21 +179,20 @@ class InferenceState:
         if box is not None and not clear_old_points:
             raise ValueError("A box replaces earlier points: pass it with clear_old_points=True.")
         height, width = self.frames.height, self.frames.width
-        points, labels = preprocessing.join_prompts(points, labels, box)
-        if len(points) != 1:
-            raise ValueError(f"{len(points)} prompts were given for one object; expected one.")
-        preprocessing.check_points(points, labels, height, width, normalize_coords)
+        all_points, all_labels = preprocessing.join_prompts(points, labels, box)
+        if len(all_points) != 1:
+            raise ValueError(f"{len(all_points)} prompts were given for one object; expected one.")
+        preprocessing.check_points(all_points, all_labels, height, width, normalize_coords)
         size = self.model.config.image_size
-        points = preprocessing.scale_points(points[0], height, width, size, normalize_coords)
-        labels = labels[0]
+        new = preprocessing.scale_points(all_points[0], height, width, size, normalize_coords)
+        new_labels = all_labels[0]
 
         history = self.objects.get(obj_id, ObjectHistory())
         if not clear_old_points and frame in history.points:
-            old_points, old_labels = history.points[frame]
-            points = np.concatenate([old_points, points])
-            labels = np.concatenate([old_labels, labels])
-        result = self._segment(frame, history, self._point_prompt(history, frame, points, labels))
-        history.points[frame] = (points, labels)
+            old, old_labels = history.points[frame]
+            new, new_labels = np.concatenate([old, new]), np.concatenate([old_labels, new_labels])
+        result = self._segment(frame, history, self._point_prompt(history, frame, new, new_labels))
+        history.points[frame] = (new, new_labels)
         history.masks.pop(frame, None)
         return self._add(frame, obj_id, history, result)
 
