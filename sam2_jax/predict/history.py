@@ -109,12 +109,13 @@ class ObjectHistory:
     ) -> None:
         """Drops tracked results further than `reach` from all of `frames`.
 
-        What a propagation at the first of `frames` still reads stays: a memory policy may look back further.
+        What a memory policy chose stays while a propagation at the first of `frames` still reads it.
         """
         far = {t for t in self.tracked if all(abs(t - near) > reach for near in frames)}
         if far:
-            for slots in self.slots(config, frames[0] + direction, direction):
-                far.difference_update(slots.values())
+            now = frames[0] + direction
+            for rule, slots in zip(rules(config), self.slots(config, now, direction), strict=True):
+                far -= set(slots.values()) - set(rule.wanted(now, direction))
         for t in far:
             del self.tracked[t]
 
