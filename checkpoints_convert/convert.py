@@ -209,7 +209,7 @@ def _shapes(model: str, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
     """As `_expected`, of a model whose configuration was changed."""
     if not overrides:
         return _expected(model)
-    return sam2.param_shapes(config.get_config(model, **overrides))
+    return sam2.param_shapes(config.get_config(model, **config.sort_overrides(overrides).model))
 
 
 class _Parser(argparse.ArgumentParser):

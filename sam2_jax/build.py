@@ -16,7 +16,14 @@ import numpy as np
 from sam2_jax.bundled import NAME as DEFAULT_MODEL
 from sam2_jax.bundled import bundled_checkpoint
 from sam2_jax.checkpoint import saved_overrides
-from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config, get_config, resolve_model_name
+from sam2_jax.config import (
+    POSTPROCESSING_IMAGE,
+    ModelConfig,
+    SessionOptions,
+    get_config,
+    resolve_model_name,
+    sort_overrides,
+)
 from sam2_jax.model.sam2 import Sam2, in_compute_type, init_params
 from sam2_jax.track import begin, empty_bank, propagate, step, track
 
@@ -35,11 +42,13 @@ class Model:
       name: the released model it is built as.
       config: what it computes.
       params: nested dicts of arrays: kernels in compute type, the rest float32.
+      session: what video sessions on it do with its answers.
     """
 
     name: str
-    config: Sam2Config
+    config: ModelConfig
     params: dict
+    session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
 
     @functools.cached_property
     def module(self) -> Sam2:
@@ -157,26 +166,35 @@ def build_model(
         **_hydra_overrides(hydra_overrides_extra),
         **model_overrides,
     }
+    changes = sort_overrides(overrides)
+    if changes.training:
+        warnings.warn(
+            f"{', '.join(changes.training)}: options of training, which change nothing here. They are fields "
+            "of `Experiment`, and arguments of the module `Sam2`.",
+            stacklevel=3,
+        )
     name = resolve_model_name(model or DEFAULT_MODEL) if checkpoint is None else None
     is_bundled = name == DEFAULT_MODEL
     if is_bundled:
         checkpoint = bundled_checkpoint()
     if checkpoint is not None:
         name, params = load_weights(checkpoint, model)
-        config = get_config(name, **{**saved_overrides(checkpoint), **overrides})
+        saved = sort_overrides(saved_overrides(checkpoint))
+        config = get_config(name, **{**saved.model, **changes.model})
         if is_bundled:
             _LOG.warning(_WHICH_MODEL)
-        return Model(name, config, jax.device_put(in_compute_type(config, params)))
+        session = SessionOptions(**{**saved.session, **changes.session})
+        return Model(name, config, jax.device_put(in_compute_type(config, params)), session)
 
-    config = get_config(name, **overrides)
+    config = get_config(name, **changes.model)
     warnings.warn(
         f"No checkpoint was given: {name} gets RANDOM weights and its masks mean nothing. Pass "
         "checkpoint=, a released .pt or a converted folder, or leave the model out: then it is "
         f"{DEFAULT_MODEL}, whose weights come with the package.",
         stacklevel=3,
     )
-    params = init_params(config, jax.random.key(0))
-    return Model(name, config, jax.device_put(in_compute_type(config, params)))
+    params = jax.device_put(in_compute_type(config, init_params(config, jax.random.key(0))))
+    return Model(name, config, params, SessionOptions(**changes.session))
 
 
 def _default_dtype() -> str:
@@ -202,7 +220,8 @@ def build_sam2(
       apply_postprocessing: choose the mask by stability when a single one is asked for.
       **kwargs: `image_size` (a multiple of 32; the model's own by default), `dtype` ("float32" or
         "bfloat16"; by default float32 on CPU and bfloat16 elsewhere), the original's `config_file`,
-        `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`, and any field of `Sam2Config`.
+        `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`, and any field of `ModelConfig` and
+        `SessionOptions`.
 
     Raises:
       ValueError: unknown model or field, or a checkpoint that does not fit.

@@ -11,8 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from sam2_jax.config import REMAT
-
+REMAT = ("none", "dots", "full")
 TRAINABLE = ("all", "no_encoder", "decoder", "memory", "none")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "rsqrt")
@@ -140,8 +139,9 @@ class Experiment:
     """A training run."""
 
     model: str = "sam2.1_hiera_tiny"
-    model_overrides: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `Sam2Config`
+    model_overrides: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `ModelConfig`
     drop_path_rate: float = 0.1  # of the last trunk block
+    memory_attention_dropout: float = 0.1
     init_from: str = ""  # checkpoint (.pt, .safetensors, folder) or Hiera MAE weights; "" is random
     datasets: dict[str, Dataset] = dataclasses.field(
         default_factory=lambda: {"procedural": Dataset()}

@@ -47,7 +47,7 @@ from sam2_jax.bench.pytorch import (
 )
 from sam2_jax.bench.workload import NOW, full_bank
 from sam2_jax.build import Model
-from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config, get_config
+from sam2_jax.config import POSTPROCESSING_VIDEO, ModelConfig, get_config
 from sam2_jax.data.videos import Frames
 from sam2_jax.experiment import Experiment, Interaction, LossWeights, Optimizer
 from sam2_jax.model import memory_bank
@@ -89,7 +89,7 @@ class Task(NamedTuple):
         return f"{what}, {self.model}, {self.size} px"
 
 
-def random_params(config: Sam2Config) -> dict:
+def random_params(config: ModelConfig) -> dict:
     """Returns initial weights on the device."""
     return jax.device_put(init_params(config, jax.random.key(2)))
 

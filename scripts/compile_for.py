@@ -30,7 +30,7 @@ from absl import app, flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
-from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config, get_config
+from sam2_jax.config import POSTPROCESSING_VIDEO, ModelConfig, get_config
 from sam2_jax.experiment import Experiment, from_config_dict
 from sam2_jax.experiment import Mesh as MeshSizes
 from sam2_jax.model import memory_bank
@@ -73,7 +73,7 @@ def training_step(setting: Experiment, mesh: Mesh) -> tuple[Callable, tuple[Any,
     return learner.step(mesh), (learner.abstract_state(mesh), batch)
 
 
-def inference(config: Sam2Config, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:
+def inference(config: ModelConfig, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:
     """Returns what --what asks for, of a video a chip, and the shapes of its arguments."""
     sam2, size, grid = Sam2(config), config.image_size, config.grid
     shape = jax.ShapeDtypeStruct

@@ -7,7 +7,8 @@ import pytest
 
 from checkpoints_convert.convert import main, save_checkpoint
 from checkpoints_convert.torch_file import write_torch_file
-from sam2_jax import build_sam2, build_sam2_video_predictor, get_config
+from sam2_jax import SessionOptions, build_sam2, build_sam2_video_predictor, get_config
+from sam2_jax.checkpoint import save_params
 from sam2_jax.config import POSTPROCESSING_VIDEO, RELEASED
 from sam2_jax.model.sam2 import init_params
 from sam2_jax.predict.image import SAM2ImagePredictor
@@ -134,8 +135,9 @@ def test_post_processing_is_on_by_default():
     image, video = build_sam2(TINY).config, build_sam2_video_predictor(TINY).model.config
     assert image == get_config(TINY, dynamic_multimask_via_stability=True)
     assert video == get_config(TINY, **POSTPROCESSING_VIDEO)
-    bare = build_sam2_video_predictor(TINY, apply_postprocessing=False)
-    assert bare.model.config == get_config(TINY)
+    assert build_sam2_video_predictor(TINY).model.session == SessionOptions(fill_hole_area=8)
+    bare = build_sam2_video_predictor(TINY, apply_postprocessing=False).model
+    assert (bare.config, bare.session) == (get_config(TINY), SessionOptions())
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -148,13 +150,32 @@ def test_overrides_of_the_original_are_read():
         "model.memory_dtype= float32",
         "++model.image_size=512",
     ]
-    config = build_sam2_video_predictor(TINY, hydra_overrides_extra=extra).model.config
-    changed = {"non_overlap_masks": True, "sigmoid_scale_for_mem_enc": 15.0}
-    changed |= {"fill_hole_area": 3, "memory_dtype": "float32", "image_size": 512}
-    assert config == get_config(TINY, **(POSTPROCESSING_VIDEO | changed))
-    assert isinstance(config.fill_hole_area, int)
-    field = build_sam2(TINY, add_all_frames_to_correct_as_cond=False).config
+    model = build_sam2_video_predictor(TINY, hydra_overrides_extra=extra).model
+    changed = {"sigmoid_scale_for_mem_enc": 15.0, "memory_dtype": "float32", "image_size": 512}
+    assert model.config == get_config(TINY, **(POSTPROCESSING_VIDEO | changed))
+    assert model.session == SessionOptions(fill_hole_area=3, non_overlap_masks=True)
+    assert isinstance(model.session.fill_hole_area, int)
+    field = build_sam2(TINY, add_all_frames_to_correct_as_cond=False).session
     assert not field.add_all_frames_to_correct_as_cond
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.filterwarnings("ignore:No checkpoint")
+def test_options_of_training_are_said_to_mean_nothing():
+    with pytest.warns(UserWarning, match="remat: options of training"):
+        assert build_sam2(TINY, remat="full", apply_postprocessing=False).config == get_config(TINY)
+
+
+def test_folders_of_earlier_versions_hold_fields_that_moved(tmp_path):
+    hiera = {"embed_dim": 16, "drop_path_rate": 0.1}
+    sizes = {"image_size": 64, "hidden_dim": 64}
+    config = get_config("sam2_nano", **sizes, hiera={"embed_dim": 16})
+    earlier = {"remat": "full", "memory_attention_dropout": 0.1, "fill_hole_area": 5}
+    params = init_params(config, jax.random.key(0))
+    save_params(tmp_path / "a", "sam2_nano", params, {**sizes, "hiera": hiera, **earlier})
+    model = build_sam2(checkpoint=tmp_path / "a", apply_postprocessing=False)
+    assert (model.config, model.session) == (config, SessionOptions(fill_hole_area=5))
+    assert main(["--input", str(tmp_path / "a"), "--output", str(tmp_path / "a.safetensors")]) == 0
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -163,6 +184,7 @@ def test_overrides_of_the_original_are_read():
     [
         ({"model": "sam3"}, r"'sam3'.*sam2\.1_hiera_tiny"),
         ({"fill_hole_areas": 8}, "'fill_hole_areas'.*fill_hole_area"),
+        ({"num_maskmems": 8}, "'num_maskmems'.*num_maskmem"),
         ({"image_size": 100}, "100.*multiple of 32.*96"),
         ({"dtype": "float16"}, "'float16'.*'bfloat16'"),
         ({"hydra_overrides_extra": ["++model.image_size"]}, r"\+\+model\.field=value"),

@@ -6,7 +6,7 @@ Rules of the paper's section 4 ("Memory bank") as the released code applies them
 every prompted frame is remembered, plus the last six tracked frames and the pointers of the last fifteen.
 Temporal codes come from `now - frame` when reading, so the order of the slots never matters.
 
-A memory policy that chooses (`Sam2Config.memory_policy`, `sam2_jax.model.memory_policy`) gives every slot for
+A memory policy that chooses (`ModelConfig.memory_policy`, `sam2_jax.model.memory_policy`) gives every slot for
 tracked frames a verdict for which it is: six for RECENT ones, one for a newest frame that is only read ONCE,
 and with distractors three for ANCHORs. A frame replaces the oldest of its kind, however long ago that was.
 What is read stands in line from the newest back, and its place there is its temporal code; the frame before
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model import memory_policy
 from sam2_jax.model.memory_policy import ANCHOR, NEVER, ONCE, RECENT
 from sam2_jax.structs import MemoryBank
@@ -54,7 +54,7 @@ class Recollection:
     pointer_mask: jax.Array
 
 
-def _kinds(config: Sam2Config) -> np.ndarray | None:
+def _kinds(config: ModelConfig) -> np.ndarray | None:
     """(R,) int the verdict that each slot for tracked frames is for; None if its frame index tells the slot."""
     if config.memory_policy == "recent":
         return None
@@ -63,7 +63,7 @@ def _kinds(config: Sam2Config) -> np.ndarray | None:
     return np.array([RECENT] * r + [ONCE] + [ANCHOR] * anchors)
 
 
-def _pointer_kinds(config: Sam2Config) -> np.ndarray | None:
+def _pointer_kinds(config: ModelConfig) -> np.ndarray | None:
     """The same for object pointers."""
     # Of the three published selections only SAM 3's is one of pointers, too.
     if config.memory_policy != "quality":
@@ -71,7 +71,7 @@ def _pointer_kinds(config: Sam2Config) -> np.ndarray | None:
     return np.array([RECENT] * max(config.max_obj_ptrs_in_encoder - 1, 1) + [ONCE])
 
 
-def num_recent(config: Sam2Config) -> int:
+def num_recent(config: ModelConfig) -> int:
     """R, the slots for memories of tracked frames."""
     kinds = _kinds(config)
     if kinds is not None:
@@ -80,14 +80,14 @@ def num_recent(config: Sam2Config) -> int:
     return max(config.num_maskmem - 1, 1) + (config.memory_temporal_stride_for_eval > 1)
 
 
-def num_pointers(config: Sam2Config) -> int:
+def num_pointers(config: ModelConfig) -> int:
     """Slots for object pointers of tracked frames."""
     kinds = _pointer_kinds(config)
     return max(config.max_obj_ptrs_in_encoder - 1, 1) if kinds is None else len(kinds)
 
 
 def empty(
-    config: Sam2Config, num_objects: int, num_prompted: int = 1, num_frames: int = FULL_CODE_LENGTH
+    config: ModelConfig, num_objects: int, num_prompted: int = 1, num_frames: int = FULL_CODE_LENGTH
 ) -> MemoryBank:
     """Returns a bank that remembers nothing.
 
@@ -115,7 +115,7 @@ def empty(
     )
 
 
-def recent_slot(config: Sam2Config, frame: jax.Array | int) -> jax.Array | int:
+def recent_slot(config: ModelConfig, frame: jax.Array | int) -> jax.Array | int:
     """Ring slot of a tracked frame: fixed by its index, so that writing order never matters."""
     stride, slots = config.memory_temporal_stride_for_eval, max(config.num_maskmem - 1, 1)
     if stride == 1:
@@ -126,7 +126,7 @@ def recent_slot(config: Sam2Config, frame: jax.Array | int) -> jax.Array | int:
 
 
 def recent_frames_to_read(
-    config: Sam2Config, now: jax.Array | int, direction: jax.Array | int
+    config: ModelConfig, now: jax.Array | int, direction: jax.Array | int
 ) -> list[jax.Array | int]:
     """The frames whose memories are read at `now`, nearest first: t - 1, ..., t - 6 when tracking forwards.
 
@@ -141,7 +141,7 @@ def recent_frames_to_read(
 
 
 def slots_to_fill(
-    config: Sam2Config, verdicts: Mapping[int, int], now: int, direction: int
+    config: ModelConfig, verdicts: Mapping[int, int], now: int, direction: int
 ) -> tuple[dict[int, int], dict[int, int]]:
     """Tells which stored frames a bank holds that was written frame by frame up to `now`; for the host.
 
@@ -234,7 +234,7 @@ def _line_up(
     return order, place[order], in_line[order], is_anchor[order]
 
 
-def read(config: Sam2Config, bank: MemoryBank, now: jax.Array) -> Recollection:
+def read(config: ModelConfig, bank: MemoryBank, now: jax.Array) -> Recollection:
     """Chooses what frame `now` looks at, and how far away in time it is.
 
     A recent memory counts only at distance 1 to 6 in the direction of tracking, a recent pointer at 1 to 15
@@ -331,7 +331,7 @@ def _put(slots: jax.Array, position: jax.Array, value: jax.Array, where: jax.Arr
 
 
 def write(
-    config: Sam2Config,
+    config: ModelConfig,
     bank: MemoryBank,
     frame: jax.Array,
     memories: jax.Array,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model import memory_bank, memory_policy
 from sam2_jax.predict.preprocessing import bucket
 from sam2_jax.predict.store import Kept
@@ -118,14 +118,14 @@ class ObjectHistory:
             del self.tracked[t]
 
     def slots_to_fill(
-        self, config: Sam2Config, now: int, direction: int
+        self, config: ModelConfig, now: int, direction: int
     ) -> tuple[dict[int, int], dict[int, int]]:
         """See `memory_bank.slots_to_fill`."""
         verdicts = {frame: entry.verdict for frame, entry in self.tracked.items()}
         return memory_bank.slots_to_fill(config, verdicts, now, direction)
 
     def keep_only_near(
-        self, frames: tuple[int, ...], reach: int, config: Sam2Config, direction: int
+        self, frames: tuple[int, ...], reach: int, config: ModelConfig, direction: int
     ) -> None:
         """Drops tracked answers further than `reach` from all of `frames`.
 
@@ -142,7 +142,7 @@ class ObjectHistory:
 
 
 def load_bank(
-    config: Sam2Config,
+    config: ModelConfig,
     objects: Sequence[ObjectHistory],
     now: int,
     direction: int,

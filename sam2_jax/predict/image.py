@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sam2_jax.build import Model, load_pretrained
-from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config
+from sam2_jax.config import POSTPROCESSING_IMAGE, ModelConfig, sort_overrides
 from sam2_jax.data.files import PartialFile
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.predict import postprocessing, preprocessing
@@ -219,6 +219,9 @@ class SAM2ImagePredictor:
             raise ValueError(f"{path} is damaged or no file of save_embedding: {error}") from error
         if description.get("format") != _EMBEDDING_FORMAT:
             raise ValueError(f"{path} was not written by save_embedding of this release.")
+        # Earlier versions had an option of training in it.
+        config = sort_overrides(json.loads(description.get("config", "{}"))).model
+        description["config"] = json.dumps(config)
         for name, here in _describe(self.model).items():
             if description.get(name) != here:
                 raise ValueError(
@@ -414,7 +417,7 @@ def _describe(model: Model) -> dict[str, str]:
     }
 
 
-def _tensor_shapes(config: Sam2Config, num_images: int) -> dict[str, tuple[int, ...]]:
+def _tensor_shapes(config: ModelConfig, num_images: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors in a file of embeddings."""
     b, g, c = num_images, config.grid, config.hidden_dim
     shapes = {"embedding": (b, g, g, c)}

@@ -155,7 +155,7 @@ class InferenceState:
     ) -> VideoMasks:
         """Starts to bring masks to the size of the video; see `VideoMasks`."""
         size = self.frames.height, self.frames.width
-        is_exclusive = self.model.config.non_overlap_masks
+        is_exclusive = self.model.session.non_overlap_masks
         return VideoMasks(masks, index, count, size, is_exclusive, return_logits)
 
     def add_points_or_box(
@@ -242,12 +242,14 @@ class InferenceState:
             bank = load_bank(config, [history], frame, direction, self.code_length)
             answer = _answer_again(module, params, bank, features, np.int32(frame), prompt)
         entry = Entry(
-            kept_mask=self.store.keep(fill_holes(answer.masks, config.fill_hole_area)).at(0),
+            kept_mask=self.store.keep(
+                fill_holes(answer.masks, self.model.session.fill_hole_area)
+            ).at(0),
             iou=float(answer.ious[0]),
             score=float(answer.scores[0]),
             kept_pointer=self.store.keep(answer.pointers).at(0),
         )
-        return entry, is_initial or config.add_all_frames_to_correct_as_cond
+        return entry, is_initial or self.model.session.add_all_frames_to_correct_as_cond
 
     def _encoded(self, frame: int) -> Features:
         if frame not in self._features:
@@ -325,7 +327,7 @@ class InferenceState:
                 entry.kept_memory = kept.at(n)
         for history in self.objects.values():
             for frame, (entry, is_conditioning) in history.pending.items():
-                if config.clear_non_cond_mem_around_input:
+                if self.model.session.clear_non_cond_mem_around_input:
                     history.forget_tracked_around(frame, config.memory_window)
                 if is_conditioning:
                     history.prompted[frame] = entry
@@ -347,7 +349,7 @@ class InferenceState:
             history.passes[frame] = direction
             if frame not in history.prompted:
                 history.tracked[frame] = entry
-            elif config.clear_non_cond_mem_around_input:
+            elif self.model.session.clear_non_cond_mem_around_input:
                 history.forget_tracked_around(frame, config.memory_window)
                 self._change()
             if self.keep_frames is not None:

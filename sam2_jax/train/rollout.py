@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.experiment import Interaction, LossWeights
 from sam2_jax.model import memory_bank
 from sam2_jax.model.repeat import rematerialise
@@ -25,7 +25,7 @@ LOSSES = ("loss", "mask", "dice", "iou", "presence")
 _OBJECTS_AT_ONCE = 8  # whose full-size masks exist at the same time
 
 
-def training_config(config: Sam2Config) -> Sam2Config:
+def training_config(config: ModelConfig) -> ModelConfig:
     """What the original does differently while it trains."""
     return config.replace(
         only_obj_ptrs_in_the_past_for_eval=False,
@@ -89,7 +89,7 @@ def rollout(
             compare = functools.partial(_compare, sam2.config, weights, truth, is_initial)
             prompt = _first_prompt(click_key, truth, is_initial, is_box, interaction)
             return _interact(
-                sam2.config,
+                sam2.remat,
                 segment,
                 compare,
                 prompt,
@@ -123,7 +123,7 @@ def rollout(
 
     keys = jax.random.split(key, num_frames)
     xs = (plan.frames, plan.is_initial, plan.is_corrected, plan.is_box, keys)
-    _, sums = jax.lax.scan(rematerialise(one_frame, sam2.config.remat), bank, xs)
+    _, sums = jax.lax.scan(rematerialise(one_frame, sam2.remat), bank, xs)
     return jax.tree.map(lambda x: x.sum(0), sums)
 
 
@@ -147,7 +147,7 @@ def _first_prompt(key, truth, is_initial, is_box, interaction):
     return points, labels, jnp.where(is_initial, jnp.where(is_box, 2, 1), 0)
 
 
-def _interact(config, segment, compare, prompt, truth, is_corrected, key, interaction):
+def _interact(remat, segment, compare, prompt, truth, is_corrected, key, interaction):
     """Segments a frame; if it is to be corrected, clicks into the error and segments again, seven times.
 
     A frame without corrections pays nothing for them, in neither pass.
@@ -158,7 +158,7 @@ def _interact(config, segment, compare, prompt, truth, is_corrected, key, intera
     points, labels, num_points = prompt
     n, size = truth.shape[0], truth.shape[-1] // 4
 
-    @functools.partial(rematerialise, name=config.remat)
+    @functools.partial(rematerialise, name=remat)
     def predict(prompt, num_points):
         answer = segment(prompt)
         losses = compare(answer, num_points)

@@ -7,7 +7,6 @@ One compiled program a shape of batch. Clips are cut over the devices, parameter
 fully sharded, and the compiler adds the communication.
 """
 
-import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam2_jax.config import Sam2Config, get_config
+from sam2_jax.config import ModelConfig, get_config, sort_overrides
 from sam2_jax.experiment import Experiment
 from sam2_jax.model.sam2 import Sam2, init_params, param_shapes
 from sam2_jax.parallel.mesh import batch_sharding
@@ -84,13 +83,19 @@ class TrainState:
     skipped_in_a_row: jax.Array
 
 
-def model_config(experiment: Experiment) -> Sam2Config:
+def model_config(experiment: Experiment) -> ModelConfig:
     """Returns the configuration of the model, with the overrides of the experiment.
 
     Raises:
       ValueError: for an unknown model or field.
     """
-    return get_config(experiment.model, **experiment.model_overrides)
+    return get_config(experiment.model, **sort_overrides(experiment.model_overrides).model)
+
+
+def memory_attention_dropout(experiment: Experiment) -> float:
+    """Returns the rate; experiments of earlier versions have it among the overrides of the model."""
+    earlier = sort_overrides(experiment.model_overrides).training
+    return earlier.get("memory_attention_dropout", experiment.memory_attention_dropout)
 
 
 def is_trained(experiment: Experiment, path: str) -> bool:
@@ -119,15 +124,17 @@ class Learner:
         self.experiment = experiment
         self.config = model_config(experiment)
         learns_encoder = is_trained(experiment, "image_encoder/")
-        hiera = dataclasses.replace(
-            self.config.hiera, drop_path_rate=experiment.drop_path_rate if learns_encoder else 0.0
+        config = training_config(self.config)
+        self.sam2 = Sam2(
+            config,
+            experiment.remat,
+            experiment.drop_path_rate if learns_encoder else 0.0,
+            memory_attention_dropout(experiment),
         )
-        config = training_config(self.config).replace(hiera=hiera, remat=experiment.remat)
-        self.sam2 = Sam2(config)
         self._shapes = self._with_lora(param_shapes(config))
         self.optimizer = make_optimizer(
             self.trained(self._shapes),
-            sum(hiera.stages),
+            sum(config.hiera.stages),
             experiment.optimizer,
             experiment.num_steps,
         )

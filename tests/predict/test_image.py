@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -315,6 +316,17 @@ def test_embeddings_of_another_configuration_are_refused(predictor, tmp_path, ov
     assert part in str(error.value)
     # What does not change the embedding may differ.
     SAM2ImagePredictor(toy.model(fill_hole_area=3)).load_embedding(tmp_path / "e")
+
+
+def test_embeddings_of_an_earlier_version_are_read(predictor, tmp_path, monkeypatch):
+    """Whose configuration had an option of training."""
+    today = image_module._describe(predictor.model)
+    config = json.loads(today["config"])
+    config["hiera"]["drop_path_rate"] = 0.0
+    with monkeypatch.context() as patch:
+        patch.setattr(image_module, "_describe", lambda _: today | {"config": json.dumps(config)})
+        predictor.save_embedding(tmp_path / "e")
+    SAM2ImagePredictor(predictor.model).load_embedding(tmp_path / "e")
 
 
 def test_embeddings_of_other_models_and_weights_are_refused(predictor, model, tmp_path):

@@ -93,6 +93,21 @@ def test_everything_is_in_it(predictor, session, path, tmp_path):
             assert first.read(name) == second.read(name)
 
 
+def test_a_file_of_an_earlier_version_is_read(predictor, path, tmp_path):
+    """Whose configuration had options of training."""
+    with zipfile.ZipFile(path) as new, zipfile.ZipFile(tmp_path / "old.zip", "w") as old:
+        for name in new.namelist():
+            data = new.read(name)
+            if name == "session.json":
+                document = json.loads(data)
+                config = document["model"]["config"]
+                config |= {"memory_attention_dropout": 0.1, "remat": "none"}
+                config["hiera"]["drop_path_rate"] = 0.0
+                data = json.dumps(document)
+            old.writestr(name, data)
+    assert predictor.load_state(tmp_path / "old.zip", FRAMES).obj_ids == [3, "cup", 8]
+
+
 def test_a_video_file_is_found_again(predictor, tmp_path):
     from sam2_jax.data.media import write_video
 

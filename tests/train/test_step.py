@@ -271,5 +271,5 @@ def test_parts_are_trained_by_name(trainable, inside, outside):
 
 
 def test_unknown_fields_of_the_trunk_are_named():
-    with pytest.raises(ValueError, match="HieraConfig has no field 'depth'"):
+    with pytest.raises(ValueError, match="no field 'depth' in HieraConfig"):
         learner(model_overrides={"hiera": {"depth": 3}})
