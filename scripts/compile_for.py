@@ -40,7 +40,9 @@ from sam2_jax.parallel import ahead_of_time
 from sam2_jax.parallel.mesh import BATCH_AXES, make_mesh
 from sam2_jax.structs import Features, Frame
 from sam2_jax.track import propagate, step
-from sam2_jax.train.step import Learner
+from sam2_jax.train.recipe import make_recipe
+from sam2_jax.train.state import abstract_batch, abstract_state
+from sam2_jax.train.step import compiled_step
 
 _WHAT = flags.DEFINE_enum(
     "what", "train", ["train", "inference", "encode", "recall", "attention"], "what is compiled"
@@ -67,10 +69,10 @@ def training_step(setting: Experiment, mesh: Mesh) -> tuple[Callable, tuple[Any,
     name = _DATASET.value or next(iter(setting.datasets))
     if name not in setting.datasets:
         raise ValueError(f"no dataset {name!r}; there are {', '.join(setting.datasets)}.")
-    data, learner = setting.datasets[name], Learner(setting)
+    data, recipe = setting.datasets[name], make_recipe(setting)
     num_clips = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch = learner.abstract_batch(mesh, num_clips, data.num_frames, data.max_objects)
-    return learner.step(mesh), (learner.abstract_state(mesh), batch)
+    batch = abstract_batch(recipe, mesh, num_clips, data.num_frames, data.max_objects)
+    return compiled_step(recipe, mesh), (abstract_state(recipe, mesh), batch)
 
 
 def inference(config: ModelConfig, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:

@@ -32,10 +32,12 @@ def init(params: Mapping[str, Any], rank: int, rng: np.random.Generator) -> dict
     return unflatten_dict(adapters, sep="/")
 
 
-def merge(params: Mapping[str, Any], adapters: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parameters with their updates added."""
-    merged = flatten_dict(params, sep="/")
-    flat = flatten_dict(adapters, sep="/")
+def merge(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of the model alone, with the updates under `lora` added to them."""
+    merged = {name: x for name, x in params.items() if name != "lora"}
+    if "lora" not in params:
+        return merged
+    merged, flat = flatten_dict(merged, sep="/"), flatten_dict(params["lora"], sep="/")
     for path in {name.rpartition("/")[0] for name in flat}:
         update = jnp.matmul(
             flat[f"{path}/a"], flat[f"{path}/b"], precision=jax.lax.Precision.HIGHEST
