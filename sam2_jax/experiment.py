@@ -2,7 +2,7 @@
 
 A file in `configs/` returns one from `get_config()` as a `ConfigDict`, so that the command line can change
 any field (`--config.optimizer.learning_rate=1e-4`); `from_config_dict` turns it back, strictly. Defaults are
-the published recipe where there is one (SAM 2 paper, appendix D; reference.md section 3).
+the published recipe where there is one (SAM 2 paper, appendix D).
 """
 
 import dataclasses

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ahead_of_time
 import jax
 import jax.numpy as jnp
 from absl import app, flags
@@ -36,7 +37,6 @@ from sam2_jax.experiment import Mesh as MeshSizes
 from sam2_jax.model import memory_bank
 from sam2_jax.model.sam2 import Sam2, param_shapes
 from sam2_jax.ops.attention import attend_parts, attention, merge
-from sam2_jax.parallel import ahead_of_time
 from sam2_jax.parallel.mesh import BATCH_AXES, make_mesh
 from sam2_jax.structs import Features, Frame
 from sam2_jax.track import propagate, step
