@@ -1,6 +1,7 @@
 """`sam2-jax bench` and `scripts/benchmark_device.py`: how fast a device is, from copying bytes to videos."""
 
 import argparse
+import importlib.util
 import json
 import sys
 from typing import Any
@@ -81,6 +82,9 @@ def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in ("models", "objects", "image_size", "dtype")}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     names = dict.fromkeys([runner.MACHINE, *(args.phases or runner.LIMITS)])
+    if args.phases is None and importlib.util.find_spec("torch") is None:
+        del names["pytorch"]
+        print("PyTorch is left out: pip install torch transformers adds it.", file=sys.stderr)
     records = []
     for record in runner.run(names, settings):
         records.append(record)
