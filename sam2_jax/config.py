@@ -239,7 +239,7 @@ _HIERA = {
 }
 
 # What SAM 2 does differently from SAM 2.1.
-_SAM2 = {
+_SAM2: dict[str, Any] = {
     "no_obj_embed_spatial": False,
     "add_tpos_enc_to_obj_ptrs": False,
     "proj_tpos_enc_in_obj_ptrs": False,

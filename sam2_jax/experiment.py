@@ -240,7 +240,7 @@ def from_config_dict(config: Mapping[str, Any]) -> Experiment:
 
 
 def _build(kind: Any, value: Any, name: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    make, origin, arguments = kind, typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} is {value!r}; a group of fields is expected.")
@@ -250,7 +250,7 @@ def _build(kind: Any, value: Any, name: str) -> Any:
                 near = difflib.get_close_matches(key, fields, n=3, cutoff=0.4)
                 hint = f" Did you mean {', '.join(near)}?" if near else ""
                 raise ValueError(f"there is no field {name}.{key}.{hint}")
-        return kind(**{k: _build(fields[k], v, f"{name}.{k}") for k, v in value.items()})
+        return make(**{k: _build(fields[k], v, f"{name}.{k}") for k, v in value.items()})
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} is {value!r}; a group of fields is expected.")

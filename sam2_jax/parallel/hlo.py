@@ -170,7 +170,9 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
                 entry = current
         elif match := _INSTRUCTION.match(line):
             arguments, _, attributes = line[match.end() :].partition(")")
-            computations[current].append(_Instruction(*match.groups(), arguments, attributes))
+            name, shapes, opcode = match.groups()
+            instruction = _Instruction(name, shapes, opcode, arguments, attributes)
+            computations[current].append(instruction)
     return computations, entry
 
 

@@ -80,7 +80,7 @@ def check_batch_sizes(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
 
 def parameter_table(recipe: Recipe, mesh: jax.sharding.Mesh) -> list[str]:
     """Returns one line a parameter: path, shape, how it is cut, peak learning rate, weight decay."""
-    params = flatten_dict(abstract_state(recipe, mesh).params, sep="/")
+    params: dict[str, Any] = flatten_dict(abstract_state(recipe, mesh).params, sep="/")
     optimizer, depth = recipe.experiment.optimizer, sum(recipe.config.hiera.stages)
     rates, decays = learning_rates(params, depth, optimizer), weight_decays(params, optimizer)
     is_learned = {path: recipe.is_trained(path) for path in params}

@@ -13,7 +13,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,7 @@ def compile_step(
 
 
 def validate(
-    experiment: Experiment, config: ModelConfig, params: Mapping[str, Any]
+    experiment: Experiment, config: ModelConfig, params: dict[str, Any]
 ) -> dict[str, float]:
     """Scores parameters on the held-out clips, which the processes share.
 
@@ -243,7 +243,7 @@ def validate(
 
 
 def draw_predictions(
-    experiment: Experiment, config: ModelConfig, params: Mapping[str, Any]
+    experiment: Experiment, config: ModelConfig, params: dict[str, Any]
 ) -> np.ndarray:
     """Draws predictions on the first held-out clips, each above its target: (H, W, 3) uint8."""
     dataset, sheets = experiment.validation.dataset, []

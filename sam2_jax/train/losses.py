@@ -4,6 +4,7 @@ focal + dice on the best candidate mask, L1 on the predicted IoU, cross-entropy 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,5 +77,5 @@ def prediction_losses(
         "iou": is_there * iou,
         "presence": binary_cross_entropy(score, is_there),
     }
-    total = sum(getattr(weights, name) * value for name, value in losses.items())
+    total: Any = sum(getattr(weights, name) * value for name, value in losses.items())
     return losses | {"loss": total}

@@ -98,6 +98,7 @@ class Reporter:
         if self._last is None:
             return
         done, self._last = self._last, None
+        scores = dict(scores or {})
         metrics = {name: float(x) for name, x in jax.device_get(done.metrics).items()}
         self.replaced += done.batch["replaced"]
         if metrics.pop("is_finite"):
@@ -118,12 +119,12 @@ class Reporter:
         loss = {"loss": metrics["loss"]}
         self._writer.write(
             done.step,
-            loss | metrics | (scores or {}) | watched | counts | {"dataset": done.dataset},
+            loss | metrics | scores | watched | counts | {"dataset": done.dataset},
         )
         self._bar.set_postfix_str(one_line(loss | watched), refresh=False)
         if self._bar.disable:
             steps = f"{done.step}/{self._experiment.num_steps}"
-            logger.info("step %s: %s", steps, one_line(loss | (scores or {}) | watched))
+            logger.info("step %s: %s", steps, one_line(loss | scores | watched))
 
     def sync(self) -> None:
         """Returns when every step is reported and its line is on the disk."""

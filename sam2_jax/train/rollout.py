@@ -7,6 +7,7 @@ The scan visits the prompted frames first and the others in time. Everything is 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,10 @@ def rollout(
       (N,) float32 sums over frames and predictions of what `loss_fn` gives; sums over frames of `true_iou`,
       the IoU of the last mask with the target, and of `present`, whether there is an object.
     """
-    apply = functools.partial(sam2.apply, {"params": params})
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        return sam2.apply({"params": params}, *args, **kwargs)
+
     encode_key, key = jax.random.split(key)
     features = apply(images, True, method="encode", rngs={"dropout": encode_key})
     num_frames, n = targets.shape[:2]

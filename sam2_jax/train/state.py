@@ -89,7 +89,7 @@ def abstract_batch(
 ) -> Batch:
     """Returns shapes, types and shardings of a batch."""
     b, t, n, s = batch_size, num_frames, max_objects, recipe.config.image_size
-    array = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
+    array: Any = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
     return Batch(
         array((b, t, s, s, 3), np.uint8), array((b, t, n, s, s), bool), array((b, n), bool)
     )

@@ -6,6 +6,7 @@ One compiled program a shape of batch. Clips are cut over the devices, parameter
 sharded by the rules of the experiment.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,7 +54,8 @@ def train_step(
     before = (trained, state.opt_state, state.ema)
     trained, opt_state, ema = jax.lax.cond(is_finite, learn, lambda *before: before, *before)
     share = schedule(experiment.optimizer, experiment.num_steps)(state.step)
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=merge(state.params, trained),
         opt_state=opt_state,
