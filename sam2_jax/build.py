@@ -5,17 +5,13 @@ import functools
 import logging
 import os
 import warnings
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from sam2_jax.bundled import NAME as DEFAULT_MODEL
-from sam2_jax.bundled import bundled_checkpoint
-from sam2_jax.checkpoint import saved_overrides
+from sam2_jax.checkpoint import Checkpoint, bundled, digest, download, load
+from sam2_jax.checkpoint.run_folder import is_run
 from sam2_jax.config import (
     POSTPROCESSING_IMAGE,
     ModelConfig,
@@ -29,7 +25,7 @@ from sam2_jax.track import begin, empty_bank, propagate, step, track
 
 _LOG = logging.getLogger(__name__)
 _WHICH_MODEL = (
-    f"Using {DEFAULT_MODEL}, the small model that comes with sam2_jax. Released weights are far better: "
+    f"Using {bundled.NAME}, the small model that comes with sam2_jax. Released weights are far better: "
     "sam2-jax convert --download sam2.1_hiera_tiny --output tiny, then give checkpoint tiny."
 )
 
@@ -56,10 +52,9 @@ class Model:
         return Sam2(self.config)
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """A checksum of biases and norms, which are few and which no training leaves as they were."""
-        vectors = [x for x in jax.tree.leaves(self.params) if x.ndim == 1]
-        return f"{functools.reduce(lambda sum, x: zlib.crc32(np.asarray(x), sum), vectors, 0):08x}"
+    def digest(self) -> str:
+        """SHA-256 of the parameters, by which files tell whose answers they hold; see `checkpoint.digest`."""
+        return digest(self.params)
 
     def empty_bank(self, num_objects: int, num_prompted: int = 1, num_frames: int = 16):
         """See `sam2_jax.track.empty_bank`."""
@@ -105,45 +100,9 @@ def _hydra_overrides(entries: list[str] | tuple[str, ...]) -> dict[str, Any]:
     return overrides
 
 
-def load_weights(checkpoint: str | os.PathLike, model: str | None = None) -> tuple[str, dict]:
-    """Loads the parameters of a model, on the host.
-
-    Args:
-      checkpoint: as for `build_sam2`.
-      model: what it must be, in any spelling; None recognises it.
-
-    Returns:
-      The name of the model, and nested dicts of float32 arrays.
-
-    Raises:
-      ValueError: an unknown model, or a checkpoint that does not fit.
-      FileNotFoundError: there is no such checkpoint.
-    """
-    from checkpoints_convert.convert import load_checkpoint
-
-    return load_checkpoint(checkpoint, resolve_model_name(model) if model else None)
-
-
-def load_start(checkpoint: str | os.PathLike, model: str, draw: Callable[[], dict]) -> dict:
-    """Loads parameters to begin training with, on the host.
-
-    Args:
-      checkpoint: as for `build_sam2`, or a file with released Hiera weights, which become the trunk.
-      model: what it must be, in any spelling.
-      draw: returns random parameters of the model; called for what a Hiera does not have.
-
-    Raises:
-      ValueError: a checkpoint that does not fit.
-      FileNotFoundError: there is no such checkpoint.
-    """
-    from checkpoints_convert import convert
-
-    return convert.load_start(checkpoint, model, draw)
-
-
 def build_model(
     model: str | None,
-    checkpoint: str | os.PathLike | None,
+    checkpoint: str | os.PathLike | Checkpoint | None,
     postprocessing: dict[str, Any],
     *,
     image_size: int | None = None,
@@ -173,28 +132,29 @@ def build_model(
             "of `Experiment`, and arguments of the module `Sam2`.",
             stacklevel=3,
         )
-    name = resolve_model_name(model or DEFAULT_MODEL) if checkpoint is None else None
-    is_bundled = name == DEFAULT_MODEL
-    if is_bundled:
-        checkpoint = bundled_checkpoint()
-    if checkpoint is not None:
-        name, params = load_weights(checkpoint, model)
-        saved = sort_overrides(saved_overrides(checkpoint))
-        config = get_config(name, **{**saved.model, **changes.model})
-        if is_bundled:
-            _LOG.warning(_WHICH_MODEL)
-        session = SessionOptions(**{**saved.session, **changes.session})
-        return Model(name, config, jax.device_put(in_compute_type(config, params)), session)
+    if checkpoint is None:
+        weights = _without_checkpoint(model or bundled.NAME, changes.model)
+    else:
+        weights = load(checkpoint, model, **changes.model)
+    params = jax.device_put(in_compute_type(weights.config, dict(weights.params)))
+    return Model(weights.name, weights.config, params, SessionOptions(**changes.session))
 
-    config = get_config(name, **changes.model)
+
+def _without_checkpoint(model: str, overrides: dict[str, Any]) -> Checkpoint:
+    """The bundled model, or random weights of another."""
+    name = resolve_model_name(model)
+    if name == bundled.NAME:
+        weights = bundled.load_bundled(**overrides)
+        _LOG.warning(_WHICH_MODEL)
+        return weights
+    config = get_config(name, **overrides)
     warnings.warn(
         f"No checkpoint was given: {name} gets RANDOM weights and its masks mean nothing. Pass "
         "checkpoint=, a released .pt or a converted folder, or leave the model out: then it is "
-        f"{DEFAULT_MODEL}, whose weights come with the package.",
-        stacklevel=3,
+        f"{bundled.NAME}, whose weights come with the package.",
+        stacklevel=4,
     )
-    params = jax.device_put(in_compute_type(config, init_params(config, jax.random.key(0))))
-    return Model(name, config, params, SessionOptions(**changes.session))
+    return Checkpoint(name, config, init_params(config, jax.random.key(0)))
 
 
 def _default_dtype() -> str:
@@ -204,7 +164,7 @@ def _default_dtype() -> str:
 
 def build_sam2(
     model: str | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike | Checkpoint | None = None,
     *,
     apply_postprocessing: bool = True,
     **kwargs: Any,
@@ -214,9 +174,10 @@ def build_sam2(
     Args:
       model: one of `sam2_jax.config.MODELS`, or the original's spelling of it. If a checkpoint is given it
         may be left out and is recognised.
-      checkpoint: official .pt, .safetensors (or a folder with one), or this project's converted folder. None
-        gives the weights that come with the package if the model is `sam2_nano`, as it is by default, and
-        random weights, with a warning, if it is another.
+      checkpoint: official .pt, .safetensors (or a folder with one), this project's converted folder, the
+        folder of a training run, or what `sam2_jax.checkpoint.load` returns. None gives the weights that come
+        with the package if the model is `sam2_nano`, as it is by default, and random weights, with a warning,
+        if it is another.
       apply_postprocessing: choose the mask by stability when a single one is asked for.
       **kwargs: `image_size` (a multiple of 32; the model's own by default), `dtype` ("float32" or
         "bfloat16"; by default float32 on CPU and bfloat16 elsewhere), the original's `config_file`,
@@ -244,9 +205,7 @@ def load_pretrained(model_id: str, postprocessing: dict[str, Any], **kwargs: Any
       ValueError: unknown model.
       FileNotFoundError: not cached and no network; the message says what to fetch and where to put it.
     """
-    if Path(model_id).exists():
+    if Path(model_id).exists() or is_run(model_id):
         return build_model(None, model_id, postprocessing, **kwargs)
-    from checkpoints_convert.download import cached_checkpoint
-
     name = resolve_model_name(model_id)
-    return build_model(name, cached_checkpoint(name), postprocessing, **kwargs)
+    return build_model(name, download.cached_checkpoint(name), postprocessing, **kwargs)

@@ -3,10 +3,11 @@
 JAX reads these variables when it is imported, so they are set before any test module is.
 """
 
+import contextlib
 import gc
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -37,6 +38,23 @@ def _free_programs() -> Iterator[None]:
 
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def disk_of() -> Callable:
+    """Within `with disk_of(size)` the system refuses to let any file grow beyond `size` bytes."""
+    resource = pytest.importorskip("resource")
+
+    @contextlib.contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 # Files that take longest, so that none of them is left for the end, when the other worker has nothing to do.

@@ -1,14 +1,16 @@
+import dataclasses
 import functools
+import json
 
 import chex
 import jax
 import numpy as np
 import pytest
 
-from checkpoints_convert.convert import main, save_checkpoint
-from checkpoints_convert.torch_file import write_torch_file
+from checkpoints_convert.convert import main
 from sam2_jax import SessionOptions, build_sam2, build_sam2_video_predictor, get_config
-from sam2_jax.checkpoint import save_params
+from sam2_jax.checkpoint import Checkpoint, load, save
+from sam2_jax.checkpoint.torch_file import write_torch_file
 from sam2_jax.config import POSTPROCESSING_VIDEO, RELEASED
 from sam2_jax.model.sam2 import init_params
 from sam2_jax.predict.image import SAM2ImagePredictor
@@ -24,13 +26,11 @@ def test_what_a_run_changed_comes_back_with_its_weights(tmp_path):
     changed = {"image_size": 64, "hidden_dim": 64, "hiera": {"embed_dim": 16}}
     config = get_config("sam2_nano", **changed)
     params = init_params(config, jax.random.key(0))
-    save_checkpoint(tmp_path / "a", "sam2_nano", params, changed)
+    save(tmp_path / "a", Checkpoint("sam2_nano", config, params))
     assert build_sam2(checkpoint=tmp_path / "a", apply_postprocessing=False).config == config
     assert build_sam2(checkpoint=tmp_path / "a", image_size=96).config.image_size == 96
     assert main(["--input", str(tmp_path / "a"), "--output", str(tmp_path / "b")]) == 0
     assert build_sam2(checkpoint=tmp_path / "b", apply_postprocessing=False).config == config
-    with pytest.raises(ValueError, match="do not fit"):
-        save_checkpoint(tmp_path / "c", "sam2_nano", params)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_official_weights_arrive_where_they_belong(from_official, tensors):
 
 
 def test_official_file_and_converted_folder_build_the_same(from_official, tmp_path):
-    save_checkpoint(tmp_path / "tiny", TINY, from_official.params)
+    save(tmp_path / "tiny", Checkpoint(TINY, get_config(TINY), from_official.params))
     converted = build_sam2(checkpoint=tmp_path / "tiny", image_size=64)
     assert (converted.name, converted.config) == (from_official.name, from_official.config)
     jax.tree.map(np.testing.assert_array_equal, converted.params, from_official.params)
@@ -73,6 +73,24 @@ def test_official_file_and_converted_folder_build_the_same(from_official, tmp_pa
         assert loaded.model.config.dynamic_multimask_via_stability
     with pytest.raises(ValueError, match=r"holds sam2\.1_hiera_tiny, not sam2\.1_hiera_large"):
         build_sam2("sam2.1_hiera_large", tmp_path / "tiny")
+
+
+def test_a_loaded_checkpoint_builds_the_same(official, from_official):
+    loaded = load(official)
+    built = build_sam2(TINY, loaded, image_size=64)
+    assert (built.name, built.config) == (from_official.name, from_official.config)
+    assert built.digest == from_official.digest == loaded.digest
+    with pytest.raises(ValueError, match=r"holds sam2\.1_hiera_tiny, not sam2_hiera_tiny"):
+        build_sam2("sam2_hiera_t", loaded)
+    with pytest.raises(ValueError, match=r"the checkpoint: the tensors do not fit"):
+        build_sam2(checkpoint=loaded, hidden_dim=64)
+
+
+def test_the_digest_sees_matrices():
+    """A checksum of vectors alone did not."""
+    model = toy.model()
+    zeroed = jax.tree.map(lambda x: x if x.ndim == 1 else 0 * x, model.params)
+    assert dataclasses.replace(model, params=zeroed).digest != model.digest
 
 
 def test_the_model_is_recognised_by_the_original_arguments(official, from_official):
@@ -167,15 +185,14 @@ def test_options_of_training_are_said_to_mean_nothing():
 
 
 def test_folders_of_earlier_versions_hold_fields_that_moved(tmp_path):
-    hiera = {"embed_dim": 16, "drop_path_rate": 0.1}
-    sizes = {"image_size": 64, "hidden_dim": 64}
-    config = get_config("sam2_nano", **sizes, hiera={"embed_dim": 16})
-    earlier = {"remat": "full", "memory_attention_dropout": 0.1, "fill_hole_area": 5}
-    params = init_params(config, jax.random.key(0))
-    save_params(tmp_path / "a", "sam2_nano", params, {**sizes, "hiera": hiera, **earlier})
-    model = build_sam2(checkpoint=tmp_path / "a", apply_postprocessing=False)
-    assert (model.config, model.session) == (config, SessionOptions(fill_hole_area=5))
-    assert main(["--input", str(tmp_path / "a"), "--output", str(tmp_path / "a.safetensors")]) == 0
+    config = get_config("sam2_nano", image_size=64, hiera={"embed_dim": 16})
+    save(tmp_path, Checkpoint("sam2_nano", config, init_params(config, jax.random.key(0))))
+    description = json.loads((tmp_path / "model.json").read_text())
+    overrides = description["overrides"]
+    overrides |= {"remat": "full", "memory_attention_dropout": 0.1, "fill_hole_area": 5}
+    overrides["hiera"]["drop_path_rate"] = 0.1
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    assert load(tmp_path).config == config
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from checkpoints_convert.names import official_shapes, to_params
 from sam2_jax.build import Model
+from sam2_jax.checkpoint.names import official_shapes, to_params
 from sam2_jax.config import HieraConfig, ModelConfig, SessionOptions, sort_overrides
 from sam2_jax.model.sam2 import param_shapes
 from sam2_jax.ops.bicubic import resize_bicubic

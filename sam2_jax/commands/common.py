@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sam2_jax.commands.prompts import Groups
+from sam2_jax.files import cache_folder
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +66,7 @@ def cache_compiled_programs() -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "sam2_jax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 
 def use_huge_pages() -> None:

@@ -125,7 +125,7 @@ def _settings(args: argparse.Namespace, model: Any) -> dict[str, Any]:
     options = {name: value for name, value in vars(args).items() if name not in left_out}
     return {
         "model": model.name,
-        "weights": model.fingerprint,
+        "weights": model.digest,
         **options,
         "image_size": model.config.image_size,
     }
@@ -244,7 +244,7 @@ def _run_images(args: argparse.Namespace) -> None:
 
 def _write(out: str, files: Mapping[str, str]) -> None:
     """Writes text files into a folder; scores that were printed are no error if they cannot be written."""
-    from sam2_jax.data.files import write_file
+    from sam2_jax.files import write_file
 
     try:
         os.makedirs(out, exist_ok=True)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sam2_jax.data.files import write_file
 from sam2_jax.data.media import MAX_SIDE, open_picture
+from sam2_jax.files import write_file
 
 
 def davis_palette() -> np.ndarray:

@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image
 
-from sam2_jax.data.files import PartialFile
+from sam2_jax.files import PartialFile
 
 MAX_SIDE = 16384
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from sam2_jax.data.files import PartialFile
 from sam2_jax.data.masks import (
     boxes_from_masks,
     check_ids,
@@ -29,6 +28,7 @@ from sam2_jax.data.masks import (
     write_object_masks,
     write_palette_png,
 )
+from sam2_jax.files import PartialFile
 
 
 class MaskSink(abc.ABC):

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sam2_jax.data.files import write_file
 from sam2_jax.data.masks import decode_rle
+from sam2_jax.files import write_file
 
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2
 _INTEGERS = ("video_height", "video_width", "video_frame_count")

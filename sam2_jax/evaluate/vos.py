@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from sam2_jax.data.files import write_file
 from sam2_jax.data.masks import pack_masks, write_palette_png
 from sam2_jax.data.videos import Frames
 from sam2_jax.evaluate.annotator import box_around, click_on_frame
 from sam2_jax.evaluate.layouts import MaskVideo, Videos, first_frames, shorten
+from sam2_jax.files import write_file
 from sam2_jax.model.memory_bank import FULL_CODE_LENGTH
 from sam2_jax.predict.session import InferenceState
 from sam2_jax.predict.video import SAM2VideoPredictor

@@ -23,7 +23,8 @@ def init(params: Mapping[str, Any], rank: int, rng: np.random.Generator) -> dict
       rng: draws `a`.
     """
     adapters = {}
-    for path, kernel in flatten_dict(params, sep="/").items():
+    kernels: dict[str, Any] = flatten_dict(params, sep="/")
+    for path, kernel in kernels.items():
         if _ATTENTION.search(path):
             width, out = kernel.shape
             scale = np.float32(width**-0.5)
@@ -34,10 +35,11 @@ def init(params: Mapping[str, Any], rank: int, rng: np.random.Generator) -> dict
 
 def merge(params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the parameters of the model alone, with the updates under `lora` added to them."""
-    merged = {name: x for name, x in params.items() if name != "lora"}
+    model = {name: x for name, x in params.items() if name != "lora"}
     if "lora" not in params:
-        return merged
-    merged, flat = flatten_dict(merged, sep="/"), flatten_dict(params["lora"], sep="/")
+        return model
+    merged: dict[str, Any] = flatten_dict(model, sep="/")
+    flat: dict[str, Any] = flatten_dict(params["lora"], sep="/")
     for path in {name.rpartition("/")[0] for name in flat}:
         update = jnp.matmul(
             flat[f"{path}/a"], flat[f"{path}/b"], precision=jax.lax.Precision.HIGHEST

@@ -19,13 +19,13 @@ import numpy as np
 from PIL import Image
 
 from sam2_jax.build import Model, load_pretrained
-from sam2_jax.config import POSTPROCESSING_IMAGE, ModelConfig, sort_overrides
-from sam2_jax.data.files import PartialFile
+from sam2_jax.config import POSTPROCESSING_IMAGE, ModelConfig
+from sam2_jax.files import PartialFile
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.predict import postprocessing, preprocessing
 from sam2_jax.structs import Features, Prompt
 
-_EMBEDDING_FORMAT = "sam2_jax embedding 1"
+_EMBEDDING_FORMAT = "sam2_jax embedding 2"
 # What of the configuration decides an embedding.
 _ENCODER_FIELDS = ("hiera", "image_size", "hidden_dim", "dtype", "use_high_res_features_in_sam")
 
@@ -219,9 +219,6 @@ class SAM2ImagePredictor:
             raise ValueError(f"{path} is damaged or no file of save_embedding: {error}") from error
         if description.get("format") != _EMBEDDING_FORMAT:
             raise ValueError(f"{path} was not written by save_embedding of this release.")
-        # Earlier versions had an option of training in it.
-        config = sort_overrides(json.loads(description.get("config", "{}"))).model
-        description["config"] = json.dumps(config)
         for name, here in _describe(self.model).items():
             if description.get(name) != here:
                 raise ValueError(
@@ -413,7 +410,7 @@ def _describe(model: Model) -> dict[str, str]:
         "format": _EMBEDDING_FORMAT,
         "model": model.name,
         "config": json.dumps({name: config[name] for name in _ENCODER_FIELDS}),
-        "weights": model.fingerprint,
+        "weights": model.digest,
     }
 
 

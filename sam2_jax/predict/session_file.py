@@ -14,15 +14,14 @@ import ml_dtypes
 import numpy as np
 
 from sam2_jax.build import Model
-from sam2_jax.config import sort_overrides
-from sam2_jax.data.files import PartialFile
 from sam2_jax.data.videos import FrameIterator, Frames, ImageFolder, VideoFile, open_frames
+from sam2_jax.files import PartialFile
 from sam2_jax.model import memory_policy
 from sam2_jax.predict.history import Entry, ObjectHistory
 from sam2_jax.predict.session import InferenceState
 from sam2_jax.predict.store import Store
 
-_VERSION = 1
+_VERSION = 2
 _DOCUMENT = "session.json"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, AttributeError)
 
@@ -65,7 +64,7 @@ def load(model: Model, path: str | os.PathLike, video: Any, store: Store) -> Inf
             document = json.loads(archive.read(_DOCUMENT))
             if document["version"] != _VERSION:
                 raise ValueError(f"version {document['version']}")
-            described = _without_training(document["model"])
+            described = document["model"]
             objects = {}
             if described == _describe_model(model):
                 for packed in document["objects"]:
@@ -104,13 +103,7 @@ def _describe_model(model: Model) -> dict[str, Any]:
     """What the stored answers depend on, as JSON gives it back."""
     config = dataclasses.asdict(model.config) | dataclasses.asdict(model.session)
     config = json.loads(json.dumps(config))
-    return {"name": model.name, "config": config, "weights": model.fingerprint}
-
-
-def _without_training(described: dict[str, Any]) -> dict[str, Any]:
-    """What a file of an earlier version says of a model, without options of training that it had then."""
-    sorted_ = sort_overrides(described["config"])
-    return described | {"config": sorted_.model | sorted_.session}
+    return {"name": model.name, "config": config, "weights": model.digest}
 
 
 def _describe(model: Model, state: InferenceState) -> dict[str, Any]:

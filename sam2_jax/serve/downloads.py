@@ -9,11 +9,11 @@ import zipfile
 
 import numpy as np
 
-from sam2_jax.data.files import PartialFile
 from sam2_jax.data.masks import decode_rle, pack_masks, write_palette_png
 from sam2_jax.data.media import VideoWriter
 from sam2_jax.data.overlay import draw_overlay
 from sam2_jax.data.videos import Frames
+from sam2_jax.files import PartialFile
 from sam2_jax.serve.session import Found
 
 

@@ -1,17 +1,12 @@
 """Checkpoints of a run: written in the background, found again after any kind of death.
 
-    checkpoints/<step>/state     every array of the state, by its path
-    checkpoints/<step>/record    what else belongs to the run (JSON), and a checksum of every array
-
-A checkpoint takes its name when it is complete. A disk can still lose or change what it holds, so checksums
-are computed before the arrays are written and again after they are read; they do not depend on the mesh.
+What is in their folders, and how one is read as the weights of a model: `sam2_jax.checkpoint.run_folder`. A
+checkpoint takes its name when it is complete; its checksums do not depend on the mesh.
 """
 
-import json
 import logging
 import os
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-_STATE, _RECORD = "state", "record"
-_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}  # by bytes of a number
+from sam2_jax.checkpoint.run_folder import RECORD, STATE, array_checksum, json_checksum, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +60,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         for step in self.steps:
             try:
-                score = _read_record(self.folder / str(step))["score"]
+                score = read_record(self.folder / str(step))["score"]
             except ValueError:  # matters only if it is to be restored
                 continue
             if score is not None:
@@ -103,8 +97,8 @@ class Checkpoints:
             self.scores[step] = score
         args = ocp.args.Composite(
             **{
-                _STATE: ocp.args.StandardSave(arrays),
-                _RECORD: ocp.args.JsonSave(record | {"checksum": _json_checksum(record)}),
+                STATE: ocp.args.StandardSave(arrays),
+                RECORD: ocp.args.JsonSave(record | {"checksum": json_checksum(record)}),
             }
         )
         try:
@@ -151,7 +145,7 @@ class Checkpoints:
         for step in reversed(self.steps):
             reason, path = "", self.folder / str(step)
             try:
-                record = _read_record(path)
+                record = read_record(path)
                 difference = _difference(record["arrays"], target)
                 arrays = {} if difference else _read_arrays(path, target)
             except Exception as error:  # a damaged file can raise anything
@@ -209,37 +203,6 @@ class Checkpoints:
             self._manager.close()
 
 
-def read_newest(
-    folder: str | os.PathLike, target: Callable[[dict[str, Any]], Any]
-) -> Restored | None:
-    """Reads the newest whole checkpoint, changing nothing, so that a run may be at work in the folder.
-
-    Args:
-      folder: of the checkpoints; one process reads.
-      target: makes the target, as `Checkpoints.restore` takes it, from the record of a checkpoint.
-
-    Returns:
-      None if there is no checkpoint that is whole.
-    """
-    import orbax.checkpoint as ocp
-
-    for step in sorted(ocp.utils.checkpoint_steps(folder), reverse=True):
-        path = Path(folder).absolute() / str(step)
-        try:
-            record = _read_record(path)
-            wanted = target(record["record"])
-            arrays = _read_arrays(path, wanted)
-        except Exception as error:  # a damaged file can raise anything
-            logger.warning("%s cannot be read: %s", path, " ".join(str(error).split())[:200])
-            continue
-        wrong = _wrong_array(record, arrays)
-        if not wrong:
-            state = jax.tree.unflatten(jax.tree.structure(wanted), arrays.values())
-            return Restored(step, state, record["record"])
-        logger.warning("%s is damaged: the checksum of %s is wrong", path, wrong)
-    return None
-
-
 class _LastAndBest:
     """Which checkpoints are kept: Orbax's `PreservationPolicy`."""
 
@@ -254,21 +217,6 @@ class _LastAndBest:
         return [step in kept for step in steps]
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """Reads what lies beside the arrays of a checkpoint; a ValueError if it is damaged."""
-    import orbax.checkpoint as ocp
-    from etils import epath
-
-    try:
-        record = ocp.JsonCheckpointHandler().restore(epath.Path(path / _RECORD))
-        checksum = record.pop("checksum")
-    except Exception as error:  # a damaged file can raise anything
-        raise ValueError(f"the record is damaged: {type(error).__name__}") from error
-    if checksum != _json_checksum(record):
-        raise ValueError("the checksum of the record is wrong")
-    return record
-
-
 def _read_arrays(path: Path, target: Any) -> dict[str, jax.Array]:
     """Reads the arrays of a checkpoint, by their paths, in the order of the target."""
     import orbax.checkpoint as ocp
@@ -277,7 +225,7 @@ def _read_arrays(path: Path, target: Any) -> dict[str, jax.Array]:
     wanted = _by_path(target)
     # The handler itself: a CheckpointManager would wait for processes that have failed.
     arrays = ocp.StandardCheckpointHandler().restore(
-        epath.Path(path / _STATE), args=ocp.args.StandardRestore(wanted)
+        epath.Path(path / STATE), args=ocp.args.StandardRestore(wanted)
     )
     return {name: arrays[name] for name in wanted}
 
@@ -317,30 +265,15 @@ def _with_checksums(arrays: Mapping[str, jax.Array]) -> list[tuple[tuple[str, ja
     return list(zip(arrays.items(), map(int, sums), strict=True))
 
 
-def _checksum(x: jax.Array) -> np.uint32:
-    """Sum of the words of this process's part of an array, each times a weight of its place.
+def _checksum(x: jax.Array) -> int:
+    """Checksum of this process's part of an array; those of all processes add up to the array's.
 
-    Sums of integers are exact in any order, so the sum over the processes is the same for every way to cut the
-    array up. On the host, which the arrays pass on their way to the disk: a program for every shape of
-    array takes longer to compile than the sums.
+    On the host, which the arrays pass on their way to the disk: a program for every shape of array takes longer
+    to compile than the sums.
     """
-    total = np.zeros((), np.uint32)
-    for shard in x.addressable_shards:
-        if shard.replica_id > 0:
-            continue
-        words = np.asarray(shard.data)
-        words = words.view(_WORDS[words.itemsize]).astype(np.uint32)
-        weights = np.ones(words.shape, np.uint32)
-        for axis, (places, size) in enumerate(zip(shard.index, words.shape, strict=True)):
-            place = (places.start or 0) + np.arange(size, dtype=np.uint32)
-            place *= np.uint32((2 * axis + 1) * 2654435761 % 2**32)
-            weights += place.reshape(-1, *[1] * (words.ndim - axis - 1))
-        total += (words * weights).sum(dtype=np.uint32)
-    return total
-
-
-def _json_checksum(value: Any) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+    blocks = (shard for shard in x.addressable_shards if shard.replica_id == 0)
+    starts = lambda shard: [axis.start or 0 for axis in shard.index]
+    return sum(array_checksum(np.asarray(s.data), starts(s)) for s in blocks) % 2**32
 
 
 def _all_agree(mine: bool) -> bool:

@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
-from sam2_jax.data.files import write_file
 from sam2_jax.data.loader import make_loader
 from sam2_jax.experiment import Experiment
+from sam2_jax.files import write_file
 from sam2_jax.parallel.mesh import batch_share, make_mesh
 from sam2_jax.train.optimizer import learning_rates, weight_decays
 from sam2_jax.train.recipe import Recipe, make_recipe

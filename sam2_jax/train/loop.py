@@ -21,16 +21,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sam2_jax.build import load_start
-from sam2_jax.checkpoint import is_params_folder, save_params
+from sam2_jax.checkpoint import Checkpoint, folder, load_start
+from sam2_jax.checkpoint.run_folder import CHECKPOINTS
 from sam2_jax.config import ModelConfig, resolve_model_name
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
 from sam2_jax.data.loader import Loader, make_loader
 from sam2_jax.evaluate.clips import clip_scores, held_out_clips, predict_masks, score_names
-from sam2_jax.experiment import Experiment, Mesh, from_config_dict
+from sam2_jax.experiment import Experiment
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.parallel.mesh import batch_share, make_mesh
-from sam2_jax.train.checkpoints import Checkpoints, read_newest
+from sam2_jax.train.checkpoints import Checkpoints
 from sam2_jax.train.dry_run import check_batch_sizes, write_png
 from sam2_jax.train.interruptions import Interruptions
 from sam2_jax.train.losses import LossFn
@@ -40,7 +40,6 @@ from sam2_jax.train.report import Dispatched, Reporter
 from sam2_jax.train.state import TrainState, abstract_state, export_params, init_state, put_batch
 from sam2_jax.train.step import compiled_step
 from sam2_jax.train.workdir import (
-    CHECKPOINTS,
     EXPORT,
     PICTURES,
     as_json,
@@ -99,7 +98,7 @@ def train(
         logger.info(
             "The run in %s is %s step %d of %d.", workdir, word, saved, experiment.num_steps
         )
-        if is_finished and is_params_folder(workdir / EXPORT):
+        if is_finished and folder.is_folder(workdir / EXPORT):
             return
 
         writer = None
@@ -175,7 +174,7 @@ def train(
                 reporter.speed.restart()
 
         checkpoints.wait()
-        _export(experiment, state, workdir)
+        _export(recipe, state, workdir)
         logger.info("The run in %s is finished.", workdir)
 
 
@@ -189,7 +188,8 @@ def _load(
         return restored.step, restored.state, restored.record.get("replaced", 0)
     experiment, params = recipe.experiment, None
     if experiment.init_from:
-        params = load_start(experiment.init_from, experiment.model, recipe.draw)
+        start = load_start(experiment.init_from, experiment.model, recipe.config, recipe.draw)
+        params = start.params
     return 0, init_state(recipe, mesh, params), 0
 
 
@@ -254,32 +254,8 @@ def draw_predictions(
     return stack_sheets(sheets)
 
 
-def _export(experiment: Experiment, state: TrainState, workdir: Path) -> None:
+def _export(recipe: Recipe, state: TrainState, workdir: Path) -> None:
     params = export_params(state)
     if jax.process_index() == 0:
-        # The compute type is the user's choice, not the model's.
-        overrides = {k: v for k, v in experiment.model_overrides.items() if k != "dtype"}
-        save_params(workdir / EXPORT, resolve_model_name(experiment.model), params, overrides)
-
-
-def newest_params(workdir: str | os.PathLike) -> tuple[str, dict[str, Any]]:
-    """Returns what a run has learned up to its newest checkpoint; it may still be at work.
-
-    Returns:
-      The name of the model, and its parameters on the host as `export/` has them at the end.
-
-    Raises:
-      ValueError: there is no checkpoint that is whole.
-    """
-    mesh = make_mesh(Mesh(), jax.local_devices()[:1])
-    recipes = []
-
-    def target(record):
-        recipes.append(make_recipe(from_config_dict(record["experiment"])))
-        return abstract_state(recipes[-1], mesh)
-
-    restored = read_newest(Path(workdir) / CHECKPOINTS, target)
-    if restored is None:
-        raise ValueError(f"{workdir} holds no checkpoint that is whole.")
-    name = resolve_model_name(recipes[-1].experiment.model)
-    return name, export_params(restored.state)
+        name = resolve_model_name(recipe.experiment.model)
+        folder.save(workdir / EXPORT, Checkpoint(name, recipe.config, params))

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from sam2_jax.data.files import write_file
+from sam2_jax.files import write_file
 
 METRICS_FILE = "metrics.jsonl"
 _WANDB_ID = "wandb_id"  # the same folder is the same run

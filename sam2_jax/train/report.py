@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sam2_jax.data.files import write_file
 from sam2_jax.experiment import Experiment
+from sam2_jax.files import write_file
 from sam2_jax.train.metrics import MetricWriter, Speed, memory_gb, one_line
 from sam2_jax.train.workdir import BAD_BATCHES
 

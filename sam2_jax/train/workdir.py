@@ -2,7 +2,7 @@
 
     config.json       the experiment
     metrics.jsonl     one line a logged step; events.* are the same for TensorBoard
-    checkpoints/      see `sam2_jax.train.checkpoints`
+    checkpoints/      see `sam2_jax.checkpoint.run_folder`
     pictures/         predictions on held-out clips
     bad_batches/      what ended the run, if no loss was finite
     export/           the trained parameters, as `build_sam2(checkpoint=...)` takes them
@@ -21,10 +21,10 @@ from typing import Any
 
 import jax
 
-from sam2_jax.data.files import write_file
 from sam2_jax.experiment import Experiment
+from sam2_jax.files import write_file
 
-CONFIG, CHECKPOINTS, PICTURES, EXPORT = "config.json", "checkpoints", "pictures", "export"
+CONFIG, PICTURES, EXPORT = "config.json", "pictures", "export"
 BAD_BATCHES = "bad_batches"
 # Settings without which the checkpoints of a run mean something else.
 _FIXED = ("model", "model_overrides", "trainable", "lora_rank")

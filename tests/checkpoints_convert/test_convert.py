@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 
@@ -6,11 +7,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoints_convert import names
-from checkpoints_convert.convert import load_checkpoint, main, save_checkpoint
-from checkpoints_convert.torch_file import read_torch_file, write_torch_file
+from checkpoints_convert.convert import main
+from sam2_jax.checkpoint import load, names, save
+from sam2_jax.checkpoint.torch_file import read_torch_file, write_torch_file
 from sam2_jax.config import RELEASED
 from sam2_jax.model import sam2
+from tests.parity.reference_weights import NAMES, read_shapes, reference_weights
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The reference weights of sam2.1_hiera_tiny."""
+    return reference_weights(NAMES / "sam2.1_hiera_tiny.tsv")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +43,9 @@ def refused(capsys, *argv):
 
 
 @pytest.mark.parametrize("model", RELEASED)
-def test_model_has_the_official_tensors(model, shapes):
-    assert names.official_shapes(sam2.param_shapes(RELEASED[model])) == shapes(model)
+def test_model_has_the_official_tensors(model):
+    expected = read_shapes(NAMES / f"{model}.tsv")
+    assert names.official_shapes(sam2.param_shapes(RELEASED[model])) == expected
 
 
 def test_torch_to_folder_to_torch_is_bit_identical(official, tmp_path, capsys):
@@ -70,22 +79,23 @@ def test_image_only_hugging_face_file_names_what_is_missing(tiny, tmp_path):
     }
     save_file(renamed, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"missing: .*memory_attention\.layers\.0.*no_obj_ptr"):
-        load_checkpoint(tmp_path, "facebook/sam2.1-hiera-tiny")
+        load(tmp_path, "facebook/sam2.1-hiera-tiny")
 
 
 def test_load_and_save(official, tiny, tmp_path):
-    model, params = load_checkpoint(official)
-    assert model == "sam2.1_hiera_tiny"
-    assert all(array.dtype == np.float32 for array in jax.tree.leaves(params))
-    kernel = params["memory_encoder"]["fuser_0"]["pwconv1"]["kernel"]
+    loaded = load(official)
+    assert loaded.name == "sam2.1_hiera_tiny"
+    assert all(array.dtype == np.float32 for array in jax.tree.leaves(loaded.params))
+    kernel = loaded.params["memory_encoder"]["fuser_0"]["pwconv1"]["kernel"]
     np.testing.assert_array_equal(kernel, tiny["memory_encoder.fuser.layers.0.pwconv1.weight"].T)
-    save_checkpoint(tmp_path / "a.pt", model, jax.tree.map(jax.numpy.asarray, params))
+    on_device = jax.tree.map(jax.numpy.asarray, loaded.params)
+    save(tmp_path / "a.pt", dataclasses.replace(loaded, params=on_device))
     assert (tmp_path / "a.pt").read_bytes() == official.read_bytes()
 
 
 def test_wrong_model_names_every_tensor(official):
     with pytest.raises(ValueError, match="missing") as error:
-        load_checkpoint(official, "configs/sam2/sam2_hiera_s.yaml")
+        load(official, "configs/sam2/sam2_hiera_s.yaml")
     for part in ("no_obj_embed_spatial", "trunk.blocks.15.", "wrong shape"):
         assert part in str(error.value)
 

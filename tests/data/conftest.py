@@ -1,5 +1,3 @@
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,20 +11,3 @@ def real_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real data in {SHARED}")
     return SHARED
-
-
-@pytest.fixture
-def disk_of() -> Callable:
-    """Within `with disk_of(size)` the system refuses to let any file grow beyond `size` bytes."""
-    resource = pytest.importorskip("resource")
-
-    @contextlib.contextmanager
-    def limited(size: int) -> Iterator[None]:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limited

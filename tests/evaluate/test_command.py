@@ -1,15 +1,20 @@
+import argparse
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from sam2_jax import SAM2VideoPredictor
 from sam2_jax.cli import main
+from sam2_jax.commands import evaluate
+from sam2_jax.evaluate import vos
 from tests import toy
 from tests.evaluate import drawn
 
@@ -202,6 +207,15 @@ def test_an_error_is_one_line(case, tmp_path, monkeypatch, capsys):
     assert error.startswith("sam2-jax evaluate")
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
+
+
+def test_predictions_of_other_matrices_do_not_go_into_the_same_folder(tmp_path):
+    model = toy.model()
+    zeroed = jax.tree.map(lambda x: x if x.ndim == 1 else 0 * x, model.params)
+    other = dataclasses.replace(model, params=zeroed)
+    vos.missing(str(tmp_path), ["a"], evaluate._settings(argparse.Namespace(), model))
+    with pytest.raises(ValueError, match="made with weights '.*', now '.*'; name another folder"):
+        vos.missing(str(tmp_path), ["a"], evaluate._settings(argparse.Namespace(), other))
 
 
 def test_the_script_is_the_command():

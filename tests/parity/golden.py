@@ -15,8 +15,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from checkpoints_convert.names import to_params
 from sam2_jax.build import Model
+from sam2_jax.checkpoint.names import to_params
 from sam2_jax.config import POSTPROCESSING_IMAGE, SessionOptions, get_config, sort_overrides
 from sam2_jax.model.hiera import Hiera
 from sam2_jax.model.image_encoder import FpnNeck

@@ -10,9 +10,8 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-from checkpoints_convert import names
-from checkpoints_convert.convert import load_checkpoint, save_checkpoint
-from checkpoints_convert.torch_file import CheckpointError, read_torch_file, write_torch_file
+from sam2_jax.checkpoint import load, names, save
+from sam2_jax.checkpoint.torch_file import CheckpointError, read_torch_file, write_torch_file
 from sam2_jax.config import RELEASED
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -57,7 +56,7 @@ def awkward_tensors():
     }
 
 
-@pytest.mark.parametrize("key", ["model", None])
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict", "ema", None])
 def test_reads_what_torch_writes(tmp_path, key):
     tensors = awkward_tensors()
     torch.save({key: tensors} if key else tensors, tmp_path / "a.pt")
@@ -80,6 +79,9 @@ def test_reads_training_checkpoints(tmp_path):
         "best_meter_values": {"loss": 0.25},
         "shape": torch.Size([2, 3]),
         "time_elapsed": None,
+        "best_score": np.float64(0.5),
+        "best_step": np.int64(7),
+        "dtype": np.dtype("float32"),
     }
     torch.save(state, tmp_path / "a.pt")
     assert_same(read_torch_file(tmp_path / "a.pt"), module.state_dict())
@@ -108,7 +110,7 @@ def test_torch_reads_what_is_written(tmp_path):
 def test_official_file_there_and_back(tmp_path, tiny):
     tensors = {name: torch.from_numpy(array) for name, array in tiny.items()}
     torch.save({"model": tensors}, tmp_path / "a.pt")
-    save_checkpoint(tmp_path / "b.pt", *load_checkpoint(tmp_path / "a.pt"))
+    save(tmp_path / "b.pt", load(tmp_path / "a.pt"))
     read = torch.load(tmp_path / "b.pt", weights_only=True)["model"]
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
@@ -153,9 +155,9 @@ def test_video_model_there_and_back(tmp_path, tiny):
     module = transformers.Sam2VideoModel(video_config("sam2.1_hiera_tiny"))
     module.load_state_dict({name: torch.tensor(array) for name, array in renamed.items()})
     module.save_pretrained(tmp_path)
-    model, params = load_checkpoint(tmp_path)
-    assert model == "sam2.1_hiera_tiny"
-    back = names.to_state_dict(params, params)
+    loaded = load(tmp_path)
+    assert loaded.name == "sam2.1_hiera_tiny"
+    back = names.to_state_dict(loaded.params, loaded.params)
     assert back.keys() == tiny.keys()
     assert all(np.array_equal(back[name], tiny[name]) for name in tiny)
 
@@ -177,7 +179,7 @@ def test_image_model_lacks_the_memory_parts(tmp_path, tiny):
     module.load_state_dict(renamed, assign=True)
     module.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="160 missing") as error:
-        load_checkpoint(tmp_path, "sam2.1_hiera_tiny")
+        load(tmp_path, "sam2.1_hiera_tiny")
     assert "unexpected" not in str(error.value)
     memory = ("memory_", "mask_downsample", "obj_ptr", "maskmem", "no_mem_pos_enc", "no_obj")
     missing = str(error.value).partition("missing: ")[2].rstrip(".").split(", ")
@@ -187,5 +189,4 @@ def test_image_model_lacks_the_memory_parts(tmp_path, tiny):
     rest = {name: torch.tensor(tiny[name]) for name in missing}
     image = names.from_hugging_face({name: tensor.numpy() for name, tensor in renamed.items()})
     write_torch_file(tmp_path / "whole.pt", image | {k: v.numpy() for k, v in rest.items()})
-    _, params = load_checkpoint(tmp_path / "whole.pt")
-    assert len(jax.tree.leaves(params)) == len(tiny)
+    assert len(jax.tree.leaves(load(tmp_path / "whole.pt").params)) == len(tiny)

@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
-from checkpoints_convert import names
+from sam2_jax.checkpoint import names
 from sam2_jax.config import POSTPROCESSING_IMAGE, POSTPROCESSING_VIDEO
 from sam2_jax.model.image_encoder import ImageEncoder
 from sam2_jax.model.sam2 import normalise

@@ -93,21 +93,6 @@ def test_everything_is_in_it(predictor, session, path, tmp_path):
             assert first.read(name) == second.read(name)
 
 
-def test_a_file_of_an_earlier_version_is_read(predictor, path, tmp_path):
-    """Whose configuration had options of training."""
-    with zipfile.ZipFile(path) as new, zipfile.ZipFile(tmp_path / "old.zip", "w") as old:
-        for name in new.namelist():
-            data = new.read(name)
-            if name == "session.json":
-                document = json.loads(data)
-                config = document["model"]["config"]
-                config |= {"memory_attention_dropout": 0.1, "remat": "none"}
-                config["hiera"]["drop_path_rate"] = 0.0
-                data = json.dumps(document)
-            old.writestr(name, data)
-    assert predictor.load_state(tmp_path / "old.zip", FRAMES).obj_ids == [3, "cup", 8]
-
-
 def test_a_video_file_is_found_again(predictor, tmp_path):
     from sam2_jax.data.media import write_video
 
@@ -136,7 +121,9 @@ def test_another_model_is_refused(model, path, other):
 
     import jax
 
-    params = model.params if other else jax.tree.map(lambda x: x + 1, model.params)
+    # Matrices alone are enough.
+    tuned = jax.tree.map(lambda x: x if x.ndim == 1 else x + 1, model.params)
+    params = model.params if other else tuned
     changed = dataclasses.replace(model, config=model.config.replace(**other), params=params)
     with pytest.raises(
         ValueError, match=r"toy at 64 px; the predictor has toy at .* other weights"
@@ -175,7 +162,7 @@ def edited(**fields):
         lambda name, data: data[:-1] if name == "3.npy" else data,
         lambda name, data: array(np.zeros((1 << 12,))) if name == "3.npy" else data,
         lambda name, data: array(np.array([print]), allow_pickle=True) if name == "0.npy" else data,
-        edited(version=2),
+        edited(version=1),
         edited(objects=3),
         edited(objects=[{}]),
         edited(video={}),

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from sam2_jax.checkpoint import load_params
+from sam2_jax.checkpoint import folder, run_folder
 from sam2_jax.commands import train as command
 from sam2_jax.data.media import read_image
 from sam2_jax.experiment import Dataset, Interaction, Optimizer, Validation
@@ -106,9 +106,9 @@ def test_the_folder_of_a_run(tmp_path, caplog):
     assert "mfu" not in lines[1]  # a CPU's peak is not known
     assert checkpoint_steps(workdir) == [3, 6]
     assert list(workdir.glob("events.out.tfevents.*"))
-    name, params = load_params(workdir / "export")
-    assert name == "sam2.1_hiera_tiny"
-    assert params["mask_decoder"]["hidden"]["kernel"].shape == (3, toy_run.HIDDEN)
+    exported = folder.load(workdir / "export")
+    assert exported.name == "sam2.1_hiera_tiny"
+    assert exported.params["mask_decoder"]["hidden"]["kernel"].shape == (3, toy_run.HIDDEN)
     assert "is started at step 0 of 6" in caplog.text
     assert "step 6/6: loss" in caplog.text
 
@@ -130,7 +130,7 @@ def test_a_finished_run_without_its_export_gets_one(tmp_path):
     for path in sorted((tmp_path / "export").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     train(toy(), tmp_path)
-    assert load_params(tmp_path / "export")[0] == "sam2.1_hiera_tiny"
+    assert folder.load(tmp_path / "export").name == "sam2.1_hiera_tiny"
     assert len(losses(tmp_path)) == 6
 
 
@@ -138,20 +138,19 @@ def test_parameters_of_the_newest_checkpoint(tmp_path, caplog):
     train(toy(), tmp_path)
     half_written = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp"  # by a run that is at work
     half_written.mkdir()
-    np.testing.assert_equal(loop.newest_params(tmp_path), load_params(tmp_path / "export"))
+    exported = folder.load(tmp_path / "export").params
+    np.testing.assert_equal(run_folder.load(tmp_path).params, exported)
     (tmp_path / "checkpoints" / "6" / "record" / "metadata").write_bytes(b"{}")
-    _, before = loop.newest_params(tmp_path)
+    before = run_folder.load(tmp_path).params
     assert "6 cannot be read" in caplog.text
     kernel = before["mask_decoder"]["hidden"]["kernel"]
-    last = load_params(tmp_path / "export")[1]["mask_decoder"]["hidden"]["kernel"]
+    last = exported["mask_decoder"]["hidden"]["kernel"]
     assert 0 < np.abs(kernel - last).max() < 0.1
     assert sorted(path.name for path in half_written.parent.iterdir()) == [
         "3",
         "6",
         half_written.name,
     ]
-    with pytest.raises(ValueError, match="holds no checkpoint that is whole"):
-        loop.newest_params(tmp_path / "pictures")
 
 
 def test_lines_and_checkpoints_come_when_they_are_due(tmp_path):
@@ -205,7 +204,7 @@ def test_sigterm_ends_the_run_after_the_step(tmp_path, at_step):
     train(toy(num_steps=12), tmp_path / "two")  # is told to end again
     train(toy(num_steps=12), tmp_path / "two")
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
-    ours, theirs = (load_params(tmp_path / run / "export") for run in ("two", "one"))
+    ours, theirs = (folder.load(tmp_path / run / "export").params for run in ("two", "one"))
     np.testing.assert_equal(ours, theirs)
 
 

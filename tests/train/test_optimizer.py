@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from checkpoints_convert.names import official_name
+from sam2_jax.checkpoint.names import official_name
 from sam2_jax.config import get_config
 from sam2_jax.experiment import Optimizer
 from sam2_jax.model.sam2 import param_shapes

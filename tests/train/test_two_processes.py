@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from sam2_jax.checkpoint import load_params
+from sam2_jax.checkpoint import folder
 from sam2_jax.experiment import Dataset, Optimizer
 from sam2_jax.train.metrics import read_metrics
 from tests.train import toy_run
@@ -90,10 +90,10 @@ def test_resumes_on_another_mesh_with_the_same_losses(tmp_path, config, preempte
     status, log = finish(toy_run.start(config, one, *MESH_C, until(preempted), num_devices=8))
     assert status == 0, log
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
-    name, params = load_params(two / "export")
-    expected_name, expected = load_params(one / "export")
-    assert name == expected_name
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), params, expected)
+    found, expected = folder.load(two / "export"), folder.load(one / "export")
+    assert found.name == expected.name
+    close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4)
+    jax.tree.map(close, found.params, expected.params)
 
 
 def test_both_processes_pass_over_a_corrupted_checkpoint(tmp_path, config, preempted):

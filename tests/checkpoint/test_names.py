@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from checkpoints_convert import names
+from sam2_jax.checkpoint import names
 from sam2_jax.config import RELEASED
 
 

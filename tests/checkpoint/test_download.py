@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from checkpoints_convert import download
 from checkpoints_convert.convert import main
+from sam2_jax.checkpoint import download
 
 BODY = bytes(range(256)) * 5000
 DIGEST = hashlib.sha256(BODY).hexdigest()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from checkpoints_convert.torch_file import CheckpointError, read_torch_file, write_torch_file
+from sam2_jax.checkpoint.torch_file import CheckpointError, read_torch_file, write_torch_file
 
 DTYPES = [np.dtype(name) for name in ("f4", "f2", "f8", "i8", "i4", "i2", "i1", "u1", "?")]
 DTYPES.append(np.dtype(ml_dtypes.bfloat16))
@@ -85,6 +85,31 @@ def test_reads_the_model_beside_an_optimizer(path):
     assert list(read_torch_file(archive(path, program + tensor() + b"ss."))) == ["w"]
 
 
+NUMBERS = (np.float64(0.5), np.int64(7), np.bool_(True), np.dtype("float32"))
+
+
+@pytest.mark.parametrize("module", ["numpy._core", "numpy.core"])
+def test_reads_the_model_beside_numbers_of_numpy(path, module):
+    """A score or a step is plain data, under the names of numpy 1 and 2."""
+    code = pickle.dumps({"numbers": list(NUMBERS)}, protocol=2)[2:-1]
+    state = code.replace(b"numpy._core", module.encode())
+    program = b"\x80\x02}" + text("state") + state + b"s" + text("model") + b"}" + text("w")
+    assert list(read_torch_file(archive(path, program + tensor() + b"ss."))) == ["w"]
+
+
+@pytest.mark.parametrize("key", ["model_state", "state_dict", "model_state_dict", "ema"])
+def test_reads_state_dicts_under_the_usual_names(path, key):
+    program = state_dict(tensor()).replace(text("model"), text(key))
+    assert list(read_torch_file(archive(path, program))) == ["w"]
+
+
+def test_tells_which_of_two_state_dicts_is_read(path, caplog):
+    average = b"}" + text("ema") + b"}" + text("v") + tensor() + b"ss"
+    program = b"\x80\x02" + average + text("model") + b"}" + text("w") + tensor() + b"ss."
+    assert list(read_torch_file(archive(path, program))) == ["w"]
+    assert "model, ema the first is read" in caplog.text
+
+
 MALICIOUS_PICKLES = {
     "os.system": b"\x80\x02cos\nsystem\n" + text("touch pwned") + b"\x85R.",
     "builtins.eval": b"\x80\x02c__builtin__\neval\n" + text("1") + b"\x85R.",
@@ -99,6 +124,13 @@ MALICIOUS_PICKLES = {
     "REDUCE of a string": b"\x80\x02" + text("w") + b")R.",
     "OrderedDict with arguments": b"\x80\x02ccollections\nOrderedDict\n]\x85R.",
     "BUILD of a tensor": state_dict(tensor() + b"}b"),
+    "BUILD of a function": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}b.",
+    "BUILD of a list": b"\x80\x02]}b.",
+    "number of numpy for a tensor": state_dict(pickle.dumps(np.float64(0.5), 2)[2:-1]),
+    "number of numpy for a model": pickle.dumps({"model": np.float64(0.5)}, 2),
+    "number of numpy as a key": pickle.dumps({np.float64(0.5): 1}, 2),
+    "array of numpy": pickle.dumps(np.zeros(3), 2),
+    "long text for a number": b"\x80\x02F" + b"x" * 100_000 + b"\n.",
     "textual persistent id": b"\x80\x02Pstorage\n.",
     "module in place of a storage": b"\x80\x02(" + text("module") + b"tQ.",
     "huge memo index": b"\x80\x02Nr\xff\xff\xff\xff0.",

@@ -1,9 +1,12 @@
-"""Files that take their names only when they are complete: no reader ever sees half of one."""
+"""Files and folders that take their names only when they are complete, checksums, and the user's cache."""
 
 import contextlib
+import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 
 class PartialFile:
@@ -62,3 +65,29 @@ def write_file(path: str | os.PathLike, data: bytes) -> None:
     """
     with PartialFile(path).written() as partial, open(partial, "wb") as file:
         file.write(data)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a folder to fill; it takes the place of `path` if all went well, else it is gone."""
+    path = Path(path).absolute()
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Returns the folder for what can be fetched or computed again; it may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam2_jax"

@@ -2,9 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from checkpoints_convert import hiera, names
-from checkpoints_convert.convert import load_checkpoint, load_start
-from checkpoints_convert.torch_file import write_torch_file
+from sam2_jax.checkpoint import hiera, load, load_start, names
+from sam2_jax.checkpoint.torch_file import write_torch_file
 from sam2_jax.config import get_config
 from sam2_jax.model import sam2
 
@@ -39,12 +38,16 @@ def released(official):
     return tensors | {name: draw(8) for name in others} | {"pos_embed": draw(1, 56 * 56, 96)}
 
 
+def start(path, draw, model="sam2.1_hiera_t"):
+    return load_start(path, model, get_config(model), draw)
+
+
 def test_a_trunk_is_begun_with_and_the_rest_is_drawn(released, drawn, official, tmp_path):
     path = tmp_path / "mae_hiera_tiny_224.pth"
     write_torch_file(path, released)
-    start = names.to_state_dict(load_start(path, "sam2.1_hiera_t", lambda: drawn), drawn)
-    assert start.keys() == official.keys()
-    for name, x in start.items():
+    begun = names.to_state_dict(start(path, lambda: drawn).params, drawn)
+    assert begun.keys() == official.keys()
+    for name, x in begun.items():
         own = name.removeprefix(TRUNK).replace("layers.0", "fc1").replace("layers.1", "fc2")
         if name.startswith(TRUNK) and "pos_embed" not in name:
             np.testing.assert_array_equal(x, released[own], name)
@@ -67,18 +70,18 @@ def test_positions_are_the_sum_of_both_tables(drawn):
 
 def test_any_checkpoint_of_the_model_will_do(official, drawn, tmp_path):
     write_torch_file(tmp_path / "whole.pt", official)
-    start = load_start(tmp_path / "whole.pt", MODEL, lambda: drawn)
-    jax.tree.map(np.testing.assert_array_equal, start, drawn)
+    begun = start(tmp_path / "whole.pt", lambda: drawn)
+    jax.tree.map(np.testing.assert_array_equal, begun.params, drawn)
 
 
 def test_errors_say_what_does_not_fit(released, drawn, tmp_path):
     path = tmp_path / "hiera.pth"
     write_torch_file(path, released)
     with pytest.raises(ValueError, match="only the trunk"):
-        load_checkpoint(path)
+        load(path)
     large = sam2.init_params(get_config("sam2.1_hiera_small"), jax.random.key(0))
     with pytest.raises(ValueError, match=r"hiera\.pth: .*blocks\.12\..* is missing"):
-        load_start(path, "sam2.1_hiera_small", lambda: large)
+        start(path, lambda: large, "sam2.1_hiera_small")
     write_torch_file(path, released | {"pos_embed": np.zeros((1, 8 * 56 * 56, 96), np.float32)})
     with pytest.raises(ValueError, match="25088 positions"):
-        load_start(path, MODEL, lambda: drawn)
+        start(path, lambda: drawn)

@@ -5,21 +5,23 @@ A `.pt` file is an uncompressed zip archive: `<stem>/data.pkl` is a pickle that 
 interprets the few opcodes that checkpoints are made of and calls nothing that the file names.
 """
 
-import contextlib
 import dataclasses
+import logging
 import math
 import os
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
+
+from sam2_jax.files import PartialFile
 
 _STORAGES = {
     "FloatStorage": np.dtype("<f4"),
@@ -34,6 +36,8 @@ _STORAGES = {
     "BoolStorage": np.dtype("?"),
 }
 _STORAGE_NAMES = {dtype: name for name, dtype in _STORAGES.items()}
+# Where state dicts lie beside other things: SAM 2, Hiera, and what is usual elsewhere.
+_STATE_DICTS = ("model", "model_state", "state_dict", "model_state_dict", "ema")
 
 # The pickle of the largest model with its optimizer state takes 1 MB.
 _MAX_PICKLE_BYTES = 16 << 20
@@ -41,6 +45,8 @@ _MAX_DIMENSIONS = 16
 _MAX_ELEMENTS = 1 << 40
 _CHUNK = 1 << 20
 _ALIGNMENT = 64
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -51,8 +57,9 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the tensors of a checkpoint written by `torch.save`.
 
     Args:
-      path: a `.pt` file whose top level is a state dict, or a dict with one under "model" or
-        "model_state"; what lies beside it (optimizer state, epoch, ...) is checked and dropped.
+      path: a `.pt` file whose top level is a state dict, or a dict with one under "model", "model_state",
+        "state_dict", "model_state_dict" or "ema", the first of these that is there; what lies beside it
+        (optimizer state, epoch, ...) is checked and dropped.
 
     Returns:
       {name: read-only array in the stored type}, in file order. The arrays are views of the
@@ -66,7 +73,7 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             archive = _Archive(file)
-            return _state_dict(_Interpreter(archive.read("data.pkl"), archive.storage).run())
+            return _state_dict(_Interpreter(archive.storage).run(archive.read("data.pkl")))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -80,8 +87,8 @@ def write_torch_file(path: str | os.PathLike, tensors: Mapping[str, np.ndarray])
       CheckpointError: for a type that PyTorch does not have.
     """
     with (
-        replacing(path) as temporary,
-        temporary.open("xb") as file,
+        PartialFile(path).written() as partial,
+        open(partial, "xb") as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
     ):
         _write_record(file, archive, "data.pkl", _pickle_state_dict(tensors))
@@ -93,19 +100,6 @@ def write_torch_file(path: str | os.PathLike, tensors: Mapping[str, np.ndarray])
             little = array.astype(_torch_dtype(array.dtype), order="C", copy=False)
             _write_record(file, archive, f"data/{key}", little.reshape(-1).view(np.uint8).data)
         _write_record(file, archive, "version", b"3\n")
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success renames it to `path`, else deletes it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- The zip archive ---
@@ -240,8 +234,26 @@ class _Storage:
     values: np.ndarray
 
 
+class _PlainData:
+    """A number or a type of numpy beside the tensors; never looked into."""
+
+
 _MARK = object()
-_GLOBALS = {
+_NEW = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+}
+_PLAIN_DATA = {
+    _Global("_codecs", "encode"),
+    _Global("numpy", "dtype"),
+    _Global("numpy.core.multiarray", "scalar"),
+    _Global("numpy._core.multiarray", "scalar"),
+}
+_GLOBALS = _PLAIN_DATA | {
     _Global("collections", "OrderedDict"),
     _Global("torch", "Size"),
     _Global("torch._utils", "_rebuild_tensor_v2"),
@@ -253,59 +265,74 @@ _GLOBALS = {
 class _Interpreter:
     """Runs the pickle opcodes that protocol 2 uses for tensors and plain containers.
 
-    Works on an explicit stack, so nesting cannot exhaust the interpreter's own, and dictionary
-    keys are strings and numbers only, so hashing cannot either.
+    Python's own unpickler cannot be held to this from outside: it hashes whatever a dictionary has for a key,
+    without a limit to its nesting, sets attributes of the functions that it is given, and makes its memo as
+    large as an index says. Here keys are strings and numbers, and only dictionaries are set up.
     """
 
-    def __init__(self, code: bytes, load_storage: Callable[[str, np.dtype, int], np.ndarray]):
-        self._code = code
-        self._position = 0
+    def __init__(self, load_storage: Callable[[str, np.dtype, int], np.ndarray]):
         self._load_storage = load_storage
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
-    def run(self) -> Any:
+    def run(self, program: bytes) -> Any:
         """Returns the object on top of the stack at STOP."""
-        while True:
-            opcode = self._take(1)
-            if opcode == pickle.STOP:
-                return self._pop()
-            action = _ACTIONS.get(opcode)
-            if action is None:
-                raise CheckpointError(f"data.pkl uses the pickle opcode {opcode!r}, not allowed.")
-            action(self)
+        for opcode, argument in _opcodes(program):
+            match opcode:
+                case "STOP":
+                    break
+                case "PROTO":
+                    if argument != 2:
+                        raise CheckpointError(
+                            f"data.pkl uses pickle protocol {argument}; only 2 is read."
+                        )
+                case "MARK":
+                    self._stack.append(_MARK)
+                case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+                    self._stack.append(argument)
+                case _ if opcode in _NEW:
+                    self._stack.append(_NEW[opcode]())
+                case "TUPLE":
+                    self._stack.append(tuple(self._pop_to_mark()))
+                case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                    self._stack.append(tuple(self._pop() for _ in range(int(opcode[-1])))[::-1])
+                case "BINPUT" | "LONG_BINPUT":
+                    self._memo[argument] = self._top()
+                case "BINGET" | "LONG_BINGET":
+                    if argument not in self._memo:
+                        raise CheckpointError("data.pkl recalls a value that it never kept.")
+                    self._stack.append(self._memo[argument])
+                case "APPEND":
+                    self._append([self._pop()])
+                case "APPENDS":
+                    self._append(self._pop_to_mark())
+                case "SETITEM":
+                    self._set([self._pop(), self._pop()][::-1])
+                case "SETITEMS":
+                    self._set(self._pop_to_mark())
+                case "GLOBAL":
+                    self._stack.append(_find_global(*argument.split(" ", 1)))
+                case "BINPERSID":
+                    self._stack.append(self._storage(self._pop()))
+                case "REDUCE":
+                    arguments, function = self._pop(), self._pop()
+                    self._stack.append(_call(function, arguments))
+                case "BUILD":
+                    # Of no use here: the module versions in a state dict's `_metadata`, the bytes of a type.
+                    self._pop()
+                    if not isinstance(self._top(), dict | _PlainData):
+                        raise CheckpointError(f"data.pkl sets the state of a {_kind(self._top())}.")
+                case _:
+                    raise CheckpointError(f"data.pkl uses the pickle opcode {opcode}, not allowed.")
+        return self._pop()
 
-    def _take(self, count: int) -> bytes:
-        end = self._position + count
-        if end > len(self._code):
-            raise CheckpointError("data.pkl is truncated.")
-        taken = self._code[self._position : end]
-        self._position = end
-        return taken
-
-    def _number(self, layout: str) -> Any:
-        return struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
-
-    def _text(self, count: int) -> str:
-        try:
-            return self._take(count).decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            raise CheckpointError("data.pkl holds text that is not UTF-8.") from None
-
-    def _line(self) -> str:
-        end = self._code.find(b"\n", self._position)
-        if end < 0:
-            raise CheckpointError("data.pkl is truncated.")
-        line = self._text(end - self._position)
-        self._position += 1
-        return line
-
-    def _push(self, value: Any) -> None:
-        self._stack.append(value)
-
-    def _pop(self) -> Any:
+    def _top(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
             raise CheckpointError("data.pkl takes a value that it never made.")
+        return self._stack[-1]
+
+    def _pop(self) -> Any:
+        self._top()
         return self._stack.pop()
 
     def _pop_to_mark(self) -> list[Any]:
@@ -317,120 +344,66 @@ class _Interpreter:
             values.append(value)
         raise CheckpointError("data.pkl takes values that it never made.")
 
-    def _tuple(self, count: int) -> None:
-        self._push(tuple(self._pop() for _ in range(count))[::-1])
-
-    def _long(self) -> None:
-        self._push(int.from_bytes(self._take(self._number("<B")), "little", signed=True))
-
-    def _protocol(self) -> None:
-        if (version := self._number("<B")) != 2:
-            raise CheckpointError(f"data.pkl uses pickle protocol {version}; only 2 is read.")
-
-    def _put(self, layout: str) -> None:
-        value = self._pop()
-        self._memo[self._number(layout)] = value
-        self._push(value)
-
-    def _get(self, layout: str) -> None:
-        index = self._number(layout)
-        if index not in self._memo:
-            raise CheckpointError("data.pkl recalls a value that it never kept.")
-        self._push(self._memo[index])
-
-    def _global(self) -> None:
-        found = _Global(self._line(), self._line())
-        if found not in _GLOBALS:
-            raise CheckpointError(
-                f"it names {found.module[:60]}.{found.name[:60]}, which is not a tensor or a plain "
-                "container. Save the weights alone: torch.save(model.state_dict(), path)."
-            )
-        self._push(found)
-
     def _append(self, values: list[Any]) -> None:
-        target = self._pop()
+        target = self._top()
         if not isinstance(target, list):
             raise CheckpointError("data.pkl appends to something that is not a list.")
         target.extend(values)
-        self._push(target)
 
     def _set(self, values: list[Any]) -> None:
-        target = self._pop()
+        target = self._top()
         if not isinstance(target, dict) or len(values) % 2:
             raise CheckpointError("data.pkl sets items of something that is not a dictionary.")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, str | int | float | None):
                 raise CheckpointError(f"data.pkl has a dictionary key of type {_kind(key)}.")
             target[key] = value
-        self._push(target)
 
-    def _build(self) -> None:
-        # Only state dicts carry state: the module versions in `_metadata`, of no use here.
-        self._pop()
-        target = self._pop()
-        if not isinstance(target, dict):
-            raise CheckpointError(f"data.pkl sets the state of a {_kind(target)}.")
-        self._push(target)
-
-    def _persistent(self) -> None:
-        match self._pop():
+    def _storage(self, reference: Any) -> _Storage:
+        match reference:
             case ("storage", _Global("torch", name), str(key), str(), int(numel)) if (
                 name in _STORAGES
             ):
-                self._push(_Storage(self._load_storage(key, _STORAGES[name], numel)))
-            case _:
-                raise CheckpointError("data.pkl refers to something that is not a storage.")
-
-    def _reduce(self) -> None:
-        arguments, function = self._pop(), self._pop()
-        match function, arguments:
-            case _Global("collections", "OrderedDict"), ():
-                self._push({})
-            case _Global("torch", "Size"), (tuple(size),):
-                self._push(size)
-            case (
-                _Global("torch._utils", "_rebuild_tensor_v2"),
-                (_Storage(values), offset, size, stride, _, _, *_),
-            ):
-                self._push(_view(values, offset, size, stride))
-            case _Global("torch._utils", "_rebuild_parameter"), (np.ndarray() as array, _, _):
-                self._push(array)
-            case _:
-                raise CheckpointError(f"data.pkl calls a {_kind(function)} in an unknown way.")
+                return _Storage(self._load_storage(key, _STORAGES[name], numel))
+        raise CheckpointError("data.pkl refers to something that is not a storage.")
 
 
-_ACTIONS: dict[bytes, Callable[[_Interpreter], None]] = {
-    pickle.PROTO: _Interpreter._protocol,
-    pickle.MARK: lambda self: self._push(_MARK),
-    pickle.NONE: lambda self: self._push(None),
-    pickle.NEWTRUE: lambda self: self._push(True),
-    pickle.NEWFALSE: lambda self: self._push(False),
-    pickle.BININT: lambda self: self._push(self._number("<i")),
-    pickle.BININT1: lambda self: self._push(self._number("<B")),
-    pickle.BININT2: lambda self: self._push(self._number("<H")),
-    pickle.LONG1: _Interpreter._long,
-    pickle.BINFLOAT: lambda self: self._push(self._number(">d")),
-    pickle.BINUNICODE: lambda self: self._push(self._text(self._number("<I"))),
-    pickle.EMPTY_DICT: lambda self: self._push({}),
-    pickle.EMPTY_LIST: lambda self: self._push([]),
-    pickle.EMPTY_TUPLE: lambda self: self._push(()),
-    pickle.TUPLE: lambda self: self._push(tuple(self._pop_to_mark())),
-    pickle.TUPLE1: lambda self: self._tuple(1),
-    pickle.TUPLE2: lambda self: self._tuple(2),
-    pickle.TUPLE3: lambda self: self._tuple(3),
-    pickle.BINPUT: lambda self: self._put("<B"),
-    pickle.LONG_BINPUT: lambda self: self._put("<I"),
-    pickle.BINGET: lambda self: self._get("<B"),
-    pickle.LONG_BINGET: lambda self: self._get("<I"),
-    pickle.APPEND: lambda self: self._append([self._pop()]),
-    pickle.APPENDS: lambda self: self._append(self._pop_to_mark()),
-    pickle.SETITEM: lambda self: self._set([self._pop(), self._pop()][::-1]),
-    pickle.SETITEMS: lambda self: self._set(self._pop_to_mark()),
-    pickle.GLOBAL: _Interpreter._global,
-    pickle.BINPERSID: _Interpreter._persistent,
-    pickle.REDUCE: _Interpreter._reduce,
-    pickle.BUILD: _Interpreter._build,
-}
+def _opcodes(program: bytes) -> Iterator[tuple[str, Any]]:
+    """Names and arguments of the instructions of a pickle."""
+    try:
+        for opcode, argument, _ in pickletools.genops(program):
+            yield opcode.name, argument
+    except ValueError as error:
+        raise CheckpointError(f"data.pkl is truncated or damaged ({str(error)[:100]}).") from error
+
+
+def _find_global(module: str, name: str) -> _Global:
+    found = _Global(module, name)
+    if found not in _GLOBALS:
+        raise CheckpointError(
+            f"it names {module[:60]}.{name[:60]}, which is not a tensor or a plain container. "
+            "Save the weights alone: torch.save(model.state_dict(), path)."
+        )
+    return found
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    """What a call of a global gives; nothing that the file names is run."""
+    match function, arguments:
+        case _Global("collections", "OrderedDict"), ():
+            return {}
+        case _Global("torch", "Size"), (tuple(size),):
+            return size
+        case (
+            _Global("torch._utils", "_rebuild_tensor_v2"),
+            (_Storage(values), offset, size, stride, _, _, *_),
+        ):
+            return _view(values, offset, size, stride)
+        case _Global("torch._utils", "_rebuild_parameter"), (np.ndarray() as array, _, _):
+            return array
+        case _Global(), tuple() if function in _PLAIN_DATA:
+            return _PlainData()
+    raise CheckpointError(f"data.pkl calls a {_kind(function)} in an unknown way.")
 
 
 def _view(storage: np.ndarray, offset: Any, size: Any, stride: Any) -> np.ndarray:
@@ -458,12 +431,13 @@ def _view(storage: np.ndarray, offset: Any, size: Any, stride: Any) -> np.ndarra
 
 
 def _state_dict(top: Any) -> dict[str, np.ndarray]:
-    """Returns the state dict under "model" (SAM 2) or "model_state" (Hiera), or at the top level."""
-    tensors = top
-    if isinstance(top, dict):
-        tensors = next((top[name] for name in ("model", "model_state") if name in top), top)
-    if not isinstance(tensors, dict):
-        raise CheckpointError(f"it holds a {_kind(tensors)}, not a state dict.")
+    """Returns the state dict that lies under one of the usual names, or is the top level."""
+    if not isinstance(top, dict):
+        raise CheckpointError(f"it holds a {_kind(top)}, not a state dict.")
+    found = [name for name in _STATE_DICTS if isinstance(top.get(name), dict)]
+    if len(found) > 1:
+        logger.warning("Of the state dicts %s the first is read.", ", ".join(found))
+    tensors = top[found[0]] if found else top
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
             raise CheckpointError(

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from sam2_jax import build_sam2, bundled, get_config
-from sam2_jax.bundled import bundled_checkpoint
+from sam2_jax import build_sam2, get_config
+from sam2_jax.checkpoint import bundled
 
 
 def test_it_is_what_is_built_by_default(caplog):
@@ -28,8 +28,8 @@ def test_an_empty_path_is_not_taken_for_no_checkpoint():
 def test_it_is_small_and_half_precision():
     from safetensors.numpy import load_file
 
-    assert bundled_checkpoint().stat().st_size <= 10e6
-    assert {x.dtype for x in load_file(bundled_checkpoint()).values()} == {np.dtype(np.float16)}
+    assert bundled.WEIGHTS.stat().st_size <= 10e6
+    assert {x.dtype for x in load_file(bundled.WEIGHTS).values()} == {np.dtype(np.float16)}
 
 
 def test_a_damaged_file_is_not_used(tmp_path, monkeypatch):

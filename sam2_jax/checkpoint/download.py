@@ -1,6 +1,6 @@
 """Downloads the official checkpoints: resumed after an interruption, checked at the end."""
 
-import hashlib
+import email.message
 import http.client
 import os
 import re
@@ -9,6 +9,8 @@ import urllib.request
 from pathlib import Path
 
 from sam2_jax import config
+from sam2_jax.files import cache_folder
+from sam2_jax.files import sha256 as sha256_of
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
@@ -35,8 +37,7 @@ def cached_checkpoint(model: str) -> Path:
       FileNotFoundError: when it is not cached and cannot be fetched; the message says what to fetch
         and where to put it.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "sam2_jax" / f"{config.resolve_model_name(model)}.pt"
+    path = cache_folder() / f"{config.resolve_model_name(model)}.pt"
     if not path.exists():
         try:
             fetch(official_url(model), path)
@@ -85,8 +86,7 @@ def check_sha256(path: Path, expected: str | None) -> str:
     Raises:
       ValueError: when it is not the expected one.
     """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(path)
     if expected is not None and digest != expected.lower():
         raise ValueError(f"{path} has the SHA-256 {digest}, not {expected}. Fetch it again.")
     return digest
@@ -122,6 +122,6 @@ def _fetch_rest(url: str, part: Path) -> None:
         raise ConnectionError(f"only {size} of {total} bytes arrived")
 
 
-def _total(headers: http.client.HTTPMessage) -> int | None:
+def _total(headers: email.message.Message) -> int | None:
     match = re.fullmatch(r"bytes \*/(\d+)", headers["Content-Range"] or "")
     return int(match[1]) if match else None

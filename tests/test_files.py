@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from sam2_jax.data.files import PartialFile, write_file
+from sam2_jax.files import PartialFile, write_file
 
 
 def test_file_is_written_and_replaced(tmp_path):

@@ -1,0 +1,206 @@
+"""Reads and writes checkpoints of every kind, strictly: every tensor has its place, or none is used."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam2_jax.checkpoint import folder, hiera, names, run_folder, torch_file
+from sam2_jax.checkpoint.checkpoint import Checkpoint
+from sam2_jax.config import ModelConfig, get_config, resolve_model_name
+from sam2_jax.files import PartialFile
+from sam2_jax.model.sam2 import param_shapes
+
+_SAFETENSORS = "model.safetensors"
+_INDEX = f"{_SAFETENSORS}.index.json"
+# What DistributedDataParallel and torch.compile put into names.
+_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")
+
+
+def load(
+    source: str | os.PathLike | Checkpoint, model: str | None = None, **overrides: Any
+) -> Checkpoint:
+    """Loads a checkpoint of any kind.
+
+    Args:
+      source: a `.pt` file; a `.safetensors` file with official or Hugging Face names, a folder with a
+        `model.safetensors` or its shards, their `model.safetensors.index.json`; a folder that `save` wrote;
+        a training run: `RUN` for its newest checkpoint, `RUN@best`, `RUN/checkpoints/N`; or one that is loaded.
+      model: its name, in any spelling; recognised when None.
+      **overrides: fields of the configuration that shall not be as the checkpoint or the model has them.
+
+    Returns:
+      The checkpoint, on the host; parameters are float32.
+
+    Raises:
+      FileNotFoundError: when there is no such file or folder.
+      ValueError: when it is damaged, of no known kind, or does not fit the model; the message names every
+        missing, unexpected and wrong-shaped tensor.
+    """
+    name = None if model is None else resolve_model_name(model)
+    if isinstance(source, Checkpoint):
+        return _fitted(source, name, overrides, "the checkpoint")
+    path = os.fspath(source)
+    if run_folder.is_run(path):
+        return _fitted(run_folder.load(path), name, overrides, path)
+    if folder.is_folder(path):
+        return _fitted(folder.load(path), name, overrides, path)
+    tensors = _read_tensors(Path(path))
+    if hiera.is_hiera(tensors):
+        raise ValueError(
+            f"{path} holds a Hiera, which is only the trunk of a SAM 2: training can begin with it "
+            "(--config.init_from)."
+        )
+    with _naming(path):
+        name = name or names.recognise({key: array.shape for key, array in tensors.items()})
+        config = get_config(name, **overrides)
+        return Checkpoint(name, config, names.to_params(tensors, param_shapes(config)))
+
+
+def load_start(
+    path: str | os.PathLike, model: str, config: ModelConfig, draw: Callable[[], dict[str, Any]]
+) -> Checkpoint:
+    """Loads what training begins with: a checkpoint, or released Hiera weights as the trunk.
+
+    Args:
+      path: as for `load`, or a file with Hiera weights.
+      model: its name, in any spelling.
+      config: what the weights shall fit.
+      draw: returns random parameters of the model; called for what a Hiera does not have.
+
+    Raises:
+      FileNotFoundError: when there is no such file or folder.
+      ValueError: when it is damaged, of no known kind, or does not fit the model.
+    """
+    name = resolve_model_name(model)
+    if not Path(path).is_file():
+        params = load(path, name).params
+        return _fitted(Checkpoint(name, config, params), name, {}, path)
+    tensors = _read_tensors(Path(path))
+    with _naming(path):
+        if hiera.is_hiera(tensors):
+            drawn = draw()
+            trunk = hiera.trunk_tensors(tensors, names.official_shapes(drawn))
+            tensors = names.to_state_dict(drawn, drawn) | trunk
+        return Checkpoint(name, config, names.to_params(tensors, param_shapes(config)))
+
+
+def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
+    """Saves a checkpoint; what is written appears whole or not at all.
+
+    A warning tells what of the configuration a `.pt` or a `.safetensors` cannot hold.
+
+    Args:
+      path: ends with `.pt` or `.safetensors` for a file with official names, else a folder in this project's
+        format is written.
+      checkpoint: of a model of `sam2_jax.config.MODELS`.
+
+    Raises:
+      FileExistsError: when the folder exists and holds something else.
+      ValueError: when the parameters do not fit the configuration.
+    """
+    path = Path(path)
+    state_dict = names.to_state_dict(checkpoint.params, param_shapes(checkpoint.config))
+    if path.suffix not in (".pt", ".safetensors"):
+        folder.save(path, checkpoint)
+        return
+    if overrides := checkpoint.overrides:
+        warnings.warn(
+            f"{path} holds weights only. Whoever loads it must say that it is {checkpoint.name} with "
+            + ", ".join(f"{name}={value!r}" for name, value in overrides.items())
+            + "; a folder remembers that.",
+            stacklevel=2,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write = torch_file.write_torch_file if path.suffix == ".pt" else _write_safetensors
+    write(path, state_dict)
+
+
+def _fitted(
+    checkpoint: Checkpoint, name: str | None, overrides: Mapping[str, Any], where: str | os.PathLike
+) -> Checkpoint:
+    """The checkpoint with fields of its configuration replaced; a ValueError if it does not fit."""
+    if name not in (None, checkpoint.name):
+        raise ValueError(f"{os.fspath(where)} holds {checkpoint.name}, not {name}.")
+    config = checkpoint.config.replace(**overrides)
+    with _naming(where):
+        names.to_state_dict(checkpoint.params, param_shapes(config))
+    return dataclasses.replace(checkpoint, config=config)
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike) -> Iterator[None]:
+    """Makes errors begin with the path of what does not fit."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Reads a file, or those of a folder, as {official name: array}."""
+    if not path.exists():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    if path.is_dir():
+        found = [path / name for name in (_SAFETENSORS, _INDEX) if (path / name).exists()]
+        if not found:
+            raise FileNotFoundError(
+                f"The folder {path} holds neither a {_SAFETENSORS} nor a model.json of this project, and no "
+                "checkpoints of a run."
+            )
+        path = found[0]
+    if path.name.endswith(".index.json"):
+        tensors = _read_shards(path)
+    elif path.suffix == ".safetensors":
+        tensors = _read_safetensors(path)
+    else:
+        tensors = torch_file.read_torch_file(path)
+    plain = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    if len(plain) < len(tensors):
+        raise ValueError(f"{path} has tensors both with and without 'module.' or '_orig_mod.'.")
+    return names.from_hugging_face(plain) if names.is_hugging_face(plain) else plain
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    try:
+        places = json.loads(index.read_bytes())["weight_map"]
+        files = sorted(set(places.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of safetensors files.") from error
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f"{index} names {file!r}; only files beside it are read.")
+        if not (index.parent / file).exists():
+            raise FileNotFoundError(f"{index} names {file}, which is not there.")
+        shard = _read_safetensors(index.parent / file)
+        if shard.keys() != {name for name, place in places.items() if place == file}:
+            raise ValueError(f"{index.parent / file} does not hold what {index.name} says.")
+        tensors |= shard
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    from safetensors.numpy import save_file
+
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    with PartialFile(path).written() as partial:
+        # Transformers refuses files that do not name a format.
+        save_file(contiguous, partial, metadata={"format": "pt"})

@@ -1,0 +1,192 @@
+"""Every kind of checkpoint, with a small model: `tests/checkpoints_convert` has the released sizes."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sam2_jax.checkpoint import Checkpoint, digest, load, load_start, names, save
+from sam2_jax.checkpoint.torch_file import write_torch_file
+from sam2_jax.config import get_config
+from sam2_jax.model.sam2 import init_params, param_shapes
+
+NANO = "sam2_nano"
+CHANGED = {
+    "image_size": 64,
+    "multimask_output_in_sam": False,
+    "hiera": {"window_sizes": (8, 4, 4, 2)},
+}
+
+
+@pytest.fixture(scope="module")
+def nano():
+    config = get_config(NANO)
+    return Checkpoint(NANO, config, jax.device_get(init_params(config, jax.random.key(0))))
+
+
+@pytest.fixture(scope="module")
+def tensors(nano):
+    return names.to_state_dict(nano.params, nano.params)
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a"])
+def test_what_is_saved_is_loaded_from_every_format(nano, tmp_path, name):
+    save(tmp_path / "deep" / name, nano)
+    loaded = load(tmp_path / "deep" / name)
+    assert (loaded.name, loaded.config) == (NANO, get_config(NANO))
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, nano.params)
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(loaded.params))
+    assert loaded.digest == nano.digest
+
+
+def test_the_digest_sees_every_value_shape_type_and_name():
+    params = {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "b": np.zeros(3)}
+    changed = [
+        {"a": {"kernel": 0 * params["a"]["kernel"]}, "b": params["b"]},
+        {"a": {"kernel": params["a"]["kernel"].reshape(3, 2)}, "b": params["b"]},
+        {"a": {"kernel": params["a"]["kernel"].view(np.int32)}, "b": params["b"]},
+        {"a": {"weight": params["a"]["kernel"]}, "b": params["b"]},
+        {"a": params["a"], "b": -params["b"]},
+    ]
+    assert len({digest(tree) for tree in [params, *changed]}) == 6
+    turned = {"b": jax.numpy.asarray(params["b"], np.float32), "a": params["a"]}
+    assert digest(turned) == digest(params | {"b": np.zeros(3, np.float32)})
+    fortran = {"a": {"kernel": np.asfortranarray(params["a"]["kernel"])}, "b": params["b"]}
+    assert digest(fortran) == digest(params)
+
+
+def test_changes_of_the_configuration_stay_in_a_folder_and_are_told_for_a_file(nano, tmp_path):
+    changed = dataclasses.replace(nano, config=nano.config.replace(**CHANGED))
+    save(tmp_path / "a", changed)
+    assert load(tmp_path / "a").config == changed.config
+    assert load(tmp_path / "a", image_size=96).config.image_size == 96
+    for name in ("a.pt", "a.safetensors"):
+        with pytest.warns(
+            UserWarning, match=rf"{name} holds weights only.*{NANO} with .*image_size=64"
+        ):
+            save(tmp_path / name, changed)
+        assert load(tmp_path / name, **CHANGED).config == changed.config
+
+
+def test_weights_must_fit_the_configuration(nano, tmp_path):
+    narrow = get_config(NANO, hidden_dim=64)
+    with pytest.raises(ValueError, match="do not fit"):
+        save(tmp_path / "a", dataclasses.replace(nano, config=narrow))
+    assert not list(tmp_path.iterdir())
+    save(tmp_path / "a", nano)
+    save(tmp_path / "a.pt", nano)
+    for name in ("a", "a.pt"):
+        path = tmp_path / name
+        with pytest.raises(ValueError, match=rf"{path}: the tensors do not fit.*wrong shape"):
+            load(path, NANO, hidden_dim=64)
+        with pytest.raises(ValueError, match=rf"{path}: the tensors do not fit.*wrong shape"):
+            load_start(path, NANO, narrow, dict)
+
+
+def test_training_begins_with_any_checkpoint_in_the_configuration_of_the_experiment(nano, tmp_path):
+    save(tmp_path / "a", nano)
+    config = get_config(NANO, image_size=64)
+    start = load_start(tmp_path / "a", NANO, config, dict)
+    assert (start.config, start.digest) == (config, nano.digest)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_wrapped_modules(nano, tensors, tmp_path, prefix):
+    write_torch_file(tmp_path / "a.pt", {prefix + name: x for name, x in tensors.items()})
+    assert load(tmp_path / "a.pt").digest == nano.digest
+    inside = {name.replace("trunk.", "trunk._orig_mod.", 1): x for name, x in tensors.items()}
+    write_torch_file(tmp_path / "b.pt", inside)
+    assert load(tmp_path / "b.pt").digest == nano.digest
+
+
+def test_one_tensor_under_two_names_is_refused(tensors, tmp_path):
+    twice = tensors | {"module.no_mem_embed": tensors["no_mem_embed"]}
+    write_torch_file(tmp_path / "a.pt", twice)
+    with pytest.raises(ValueError, match=r"both with and without 'module\.'"):
+        load(tmp_path / "a.pt")
+
+
+def test_nothing_is_left_over_silently(tensors, tmp_path):
+    write_torch_file(tmp_path / "a.pt", tensors | {"head.weight": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"1 unexpected: head\.weight"):
+        load(tmp_path / "a.pt")
+
+
+@pytest.fixture
+def shards(tensors, tmp_path):
+    """A folder with the weights in two files and an index; and a function that writes another index."""
+    half = len(tensors) // 2
+    place = {
+        name: f"model-0000{1 + (i >= half)}-of-00002.safetensors" for i, name in enumerate(tensors)
+    }
+    for file in set(place.values()):
+        save_file(
+            {n: np.ascontiguousarray(tensors[n]) for n in place if place[n] == file},
+            tmp_path / file,
+        )
+
+    def index(**changes):
+        path = tmp_path / "model.safetensors.index.json"
+        path.write_text(json.dumps({"metadata": {}, "weight_map": place | changes}))
+        return path
+
+    index()
+    return tmp_path, index
+
+
+def test_a_sharded_folder_and_its_index(nano, shards):
+    folder, index = shards
+    assert load(folder).digest == nano.digest
+    assert load(index()).digest == nano.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"no_mem_embed": "../model.safetensors"}, ValueError, "only files beside it"),
+        ({"no_mem_embed": "/etc/passwd"}, ValueError, "only files beside it"),
+        ({"no_mem_embed": "gone.safetensors"}, FileNotFoundError, "which is not there"),
+        ({"more": "model-00001-of-00002.safetensors"}, ValueError, "does not hold what"),
+        ({"no_mem_embed": 3}, ValueError, "is not an index"),
+        ({"no_mem_embed": ["a"]}, ValueError, "is not an index"),
+    ],
+)
+def test_wrong_indices_are_refused(shards, changes, error, message):
+    folder, index = shards
+    index(**changes)
+    with pytest.raises(error, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', "\xff"])
+def test_damaged_indices_are_refused(shards, text):
+    folder, index = shards
+    index().write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match="is not an index"):
+        load(folder)
+
+
+def test_half_precision_is_widened(nano, tensors, tmp_path):
+    save_file(
+        {n: np.ascontiguousarray(x, np.float16) for n, x in tensors.items()},
+        tmp_path / "a.safetensors",
+    )
+    assert {x.dtype for x in jax.tree.leaves(load(tmp_path / "a.safetensors").params)} == {
+        np.dtype(np.float32)
+    }
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    for name in ("a.pt", "a.safetensors", "a", "runs/a@best"):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint .*{name}"):
+            load(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"neither a model\.safetensors"):
+        load(tmp_path)
+
+
+def test_shapes_do_not_depend_on_the_size_of_images():
+    small, large = (param_shapes(get_config(NANO, image_size=s)) for s in (64, 1024))
+    assert jax.tree.map(lambda x: x.shape, small) == jax.tree.map(lambda x: x.shape, large)
