@@ -16,7 +16,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["sam2_jax*", "checkpoints_convert*"]),
+    # The experiments are installed too, so that `sam2-jax train --config=smoke` needs no clone.
+    packages=[*find_packages(include=["sam2_jax*", "checkpoints_convert*"]), "sam2_jax.configs"],
+    package_dir={"sam2_jax.configs": "configs"},
     package_data={"sam2_jax": ["weights/*"], "sam2_jax.serve": ["page/*"]},
     python_requires=">=3.11",
     install_requires=[

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model import memory_bank, memory_policy
 from sam2_jax.model.retention import EMPTY, RECENT, rules
 from sam2_jax.predict.preprocessing import bucket
@@ -99,13 +99,13 @@ class ObjectHistory:
         for t in [t for t in self.tracked if abs(t - frame) <= reach]:
             del self.tracked[t]
 
-    def slots(self, config: Sam2Config, now: int, direction: int) -> list[dict[int, int]]:
+    def slots(self, config: ModelConfig, now: int, direction: int) -> list[dict[int, int]]:
         """Slot to tracked frame, of memories and of pointers, as `now` finds them; see `Chosen.fill`."""
         kept = {frame: entry.retention for frame, entry in self.tracked.items()}
         return [rule.fill(kept, now, direction) for rule in rules(config)]
 
     def keep_only_near(
-        self, frames: tuple[int, ...], reach: int, config: Sam2Config, direction: int
+        self, frames: tuple[int, ...], reach: int, config: ModelConfig, direction: int
     ) -> None:
         """Drops tracked results further than `reach` from all of `frames`.
 
@@ -121,7 +121,7 @@ class ObjectHistory:
 
 
 def load_bank(
-    config: Sam2Config,
+    config: ModelConfig,
     objects: Sequence[ObjectHistory],
     now: int,
     direction: int,

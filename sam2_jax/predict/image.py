@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sam2_jax.build import Model, load_pretrained
-from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config
+from sam2_jax.config import POSTPROCESSING_IMAGE, ModelConfig
 from sam2_jax.files import PartialFile
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.predict import postprocessing, preprocessing
@@ -414,7 +414,7 @@ def _describe(model: Model) -> dict[str, str]:
     }
 
 
-def _tensor_shapes(config: Sam2Config, num_images: int) -> dict[str, tuple[int, ...]]:
+def _tensor_shapes(config: ModelConfig, num_images: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors in a file of embeddings."""
     b, g, c = num_images, config.grid, config.hidden_dim
     shapes = {"embedding": (b, g, g, c)}

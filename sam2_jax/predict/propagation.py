@@ -367,7 +367,7 @@ def run_many(
 
 def _filled(model: Model, prediction: Prediction) -> Prediction:
     """The prediction with holes of its masks filled, as they are kept and shown."""
-    return prediction.replace(masks=fill_holes(prediction.masks, model.config.fill_hole_area))
+    return prediction.replace(masks=fill_holes(prediction.masks, model.session.fill_hole_area))
 
 
 def _pad(

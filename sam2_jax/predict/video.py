@@ -13,13 +13,14 @@ import jax
 import numpy as np
 
 from sam2_jax.build import Model, build_model, load_pretrained
-from sam2_jax.config import POSTPROCESSING_VIDEO
+from sam2_jax.config import POSTPROCESSING_SESSION, POSTPROCESSING_VIDEO
 from sam2_jax.data.results import MaskSink
 from sam2_jax.data.videos import Frames, open_frames
 from sam2_jax.predict import propagation, session_file
 from sam2_jax.predict.session import FrameMasks, InferenceState, Snapshot
 from sam2_jax.predict.store import DEFAULT_LIMIT, Store
 
+POSTPROCESSING = POSTPROCESSING_VIDEO | POSTPROCESSING_SESSION
 _CHUNK = 8  # frames per call of the compiled program, where calls wait for a device
 
 Video = str | os.PathLike | Sequence[np.ndarray] | np.ndarray | Iterable[np.ndarray] | Frames
@@ -47,7 +48,7 @@ class SAM2VideoPredictor:
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> "SAM2VideoPredictor":
         """Loads a released model by its hub name, or a local folder or file; see `load_pretrained`."""
-        return cls(load_pretrained(model_id, POSTPROCESSING_VIDEO, **kwargs))
+        return cls(load_pretrained(model_id, POSTPROCESSING, **kwargs))
 
     def init_state(
         self,
@@ -387,5 +388,5 @@ def build_sam2_video_predictor(
     Post-processing fills holes up to 8 cells, chooses masks by stability, and binarises masks that answer
     prompts before they are remembered.
     """
-    postprocessing = POSTPROCESSING_VIDEO if apply_postprocessing else {}
+    postprocessing = POSTPROCESSING if apply_postprocessing else {}
     return SAM2VideoPredictor(build_model(model, checkpoint, postprocessing, **kwargs))
