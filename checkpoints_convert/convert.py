@@ -19,7 +19,7 @@ from sam2_jax.checkpoint import download
 _EXAMPLES = """examples:
   python -m checkpoints_convert --input sam2.1_hiera_tiny.pt --output tiny
   python -m checkpoints_convert --input tiny --output sam2.1_hiera_tiny.pt
-  python -m checkpoints_convert --input runs/smoke@best --output smoke
+  python -m checkpoints_convert --input runs/nano@best --output nano
   python -m checkpoints_convert --download sam2.1_hiera_tiny --output tiny
 """
 

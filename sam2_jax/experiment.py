@@ -12,64 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sam2_jax.config import REMAT
+from sam2_jax.data.datasets import Augment as Augment  # configurations import it from here
+from sam2_jax.data.datasets import Dataset, all_fields, resolve
 
 TRAINABLE = ("all", "no_encoder", "decoder", "memory", "none")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "rsqrt")
-DATASETS = ("procedural", "palette", "objects", "sav", "sa1b", "coco", "masks", "tfds")
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """Changes of clips; each is the same for all frames of a clip unless it says otherwise."""
-
-    flip: float = 0.5  # chance of a horizontal flip
-    degrees: float = 0.0  # rotation, uniform in +- this
-    shear: float = 0.0  # along x, degrees, uniform in +- this
-    scale: tuple[float, float] = (1.0, 1.0)  # zoom, uniform between these
-    brightness: float = 0.0  # factor, uniform in 1 +- this
-    contrast: float = 0.0
-    saturation: float = 0.0
-    gray: float = 0.0  # chance of a gray clip
-    frame_brightness: float = 0.0  # the same three, drawn anew for every frame
-    frame_contrast: float = 0.0
-    frame_saturation: float = 0.0
-    mosaic: float = (
-        0.0  # chance that the clip fills every cell of a 2 x 2 grid; one keeps its masks
-    )
-    reverse: float = 0.0  # chance that time runs backwards
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """One source of clips; every batch comes from one dataset.
-
-    Kinds: `procedural` (drawn, needs no files); `palette` (DAVIS, MOSE, YouTube-VOS: a folder of JPEGs and
-    one of palette PNGs a video); `objects` (the same, a folder of PNGs per object); `sav` (mp4 or extracted
-    frames, and JSON); `sa1b` (JPEG and JSON side by side); `coco` (instance JSON); `masks` (images, and label
-    images of the same names whose values are instances); `tfds` (a data source of the catalogue).
-    """
-
-    kind: str = "procedural"
-    # Folder of videos or images; for tfds the name, such as "davis/480p"; for procedural, of pictures, "" for
-    # none: textures are cut from them, and those with transparent parts become objects.
-    frames: str = ""
-    annotations: str = ""  # folder or file of the masks; for tfds the data directory
-    split: str = "train"  # of tfds
-    file_list: str = ""  # text file that names the videos or images to use, one a line
-    excluded_list: str = ""  # text file that names those to leave out
-    first: int = 0  # uses entries first ... first + count - 1 of the sorted list
-    count: int = -1  # -1 is all
-    weight: float = 1.0  # share of the steps that this dataset gets
-    batch_size: int = 1  # clips a step, over all devices
-    num_frames: int = 8  # T; 1 for images
-    max_objects: int = 3  # O, objects of a clip
-    stride: int = 1  # takes every stride-th listed frame
-    annotated_every: int = 4  # sav: frames of the video between annotations
-    max_area: float = 0.9  # sa1b, coco, masks: masks that cover more of the image are left out
-    seed: int = 0  # of procedural: which videos
-    is_plain: bool = False  # procedural: a few large shapes of one colour each, nothing else
-    augment: Augment = Augment()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +80,7 @@ class Validation:
     """
 
     every: int = 0  # steps; 0 is never
-    dataset: Dataset = Dataset(seed=1, count=8)
+    dataset: Dataset = dataclasses.field(default_factory=lambda: Dataset(seed=1, count=8))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +121,6 @@ class Experiment:
             ("trainable", self.trainable, TRAINABLE),
             ("optimizer.kind", self.optimizer.kind, OPTIMIZERS),
             ("optimizer.schedule", self.optimizer.schedule, SCHEDULES),
-            *((f"datasets.{n}.kind", d.kind, DATASETS) for n, d in self.datasets.items()),
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
@@ -195,9 +142,14 @@ class Experiment:
 
 def to_config_dict(experiment: Experiment) -> Any:
     """Returns the experiment as an `ml_collections.ConfigDict`, which the command line can change."""
-    import ml_collections
+    from ml_collections import config_dict
 
-    return ml_collections.ConfigDict(dataclasses.asdict(experiment))
+    fields = dataclasses.asdict(experiment)
+    # The command line may choose another kind of data, and set its fields.
+    for dataset in (*fields["datasets"].values(), fields["validation"]["dataset"]):
+        for name, kind in all_fields().items():
+            dataset.setdefault(name, config_dict.placeholder(kind))
+    return config_dict.ConfigDict(fields)
 
 
 def from_config_dict(config: Mapping[str, Any]) -> Experiment:
@@ -215,6 +167,8 @@ def _build(kind: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} is {value!r}; a group of fields is expected.")
+        if kind is Dataset:
+            kind, value = resolve(value, name)
         fields = typing.get_type_hints(kind)
         for key in value:
             if key not in fields:

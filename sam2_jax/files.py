@@ -1,12 +1,14 @@
-"""Files and folders that take their names only when they are complete, checksums, and the user's cache."""
+"""Files and folders that take their names only when they are complete, JSON, checksums, the user's cache."""
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 class PartialFile:
@@ -65,6 +67,22 @@ def write_file(path: str | os.PathLike, data: bytes) -> None:
     """
     with PartialFile(path).written() as partial, open(partial, "wb") as file:
         file.write(data)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON document.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON; the error names the file.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no such file: {os.fspath(path)}")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:  # also the error of bytes that are no text
+        raise ValueError(f"{os.fspath(path)} is not JSON, or is cut short: {error}") from error
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def score_video(truth: str, predictions: str, name: str) -> list[tuple[float, fl
 
 def theirs(truth: str, predictions: str, processes: int) -> float:
     """J&F of all objects by the official algorithm."""
-    names = layouts.open_masks(predictions).names
+    names = layouts.open_masks(predictions).keys
     of_video = functools.partial(score_video, truth, predictions)
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         found = pool.map(of_video, names, chunksize=1)
@@ -72,7 +72,7 @@ def theirs(truth: str, predictions: str, processes: int) -> float:
 def ours(truth: str, predictions: str) -> float:
     """J&F of all objects by this project."""
     true, predicted = layouts.open_masks(truth), layouts.open_masks(predictions)
-    return summarise(score(true, predicted, predicted.names), "sav")["J&F"]
+    return summarise(score(true, predicted, predicted.keys), "sav")["J&F"]
 
 
 def main() -> None:

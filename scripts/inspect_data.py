@@ -20,7 +20,6 @@ from PIL import Image
 
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
 from sam2_jax.data.loader import make_loader
-from sam2_jax.data.sources import open_source
 from sam2_jax.experiment import Interaction, from_config_dict
 from sam2_jax.train.clicks import Plan, draw_plan, first_click, jittered_box
 from sam2_jax.train.step import model_config
@@ -80,7 +79,7 @@ def main(_: list[str]) -> None:
     size = model_config(experiment).image_size
     os.makedirs(_OUT.value, exist_ok=True)
     for name, dataset in experiment.datasets.items():
-        print(f"{name}: {len(open_source(dataset, size))} videos or images ({dataset.kind})")
+        print(f"{name}: {len(dataset.open(size))} videos or images ({dataset.kind})")
         loader = make_loader({name: dataset}, size, experiment.seed, num_workers=0)
         for n in range(_NUM_BATCHES.value):
             start = time.perf_counter()

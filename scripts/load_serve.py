@@ -23,7 +23,7 @@ import httpx2
 import numpy as np
 
 from sam2_jax.data.media import write_video
-from sam2_jax.data.procedural import ProceduralVideos
+from sam2_jax.data.procedural import drawn_videos
 
 _SIDE, _NUM_CLICKS = 160, 30
 
@@ -43,7 +43,7 @@ def server(options: list[str]) -> Iterator[str]:
 
 def drawn_video(num_frames: int) -> bytes:
     """A drawn clip as mp4."""
-    frames, _ = ProceduralVideos(1, 1, num_frames, _SIDE)[0].read(range(num_frames))
+    frames = list(drawn_videos(1, num_frames, _SIDE)[0].frames)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         write_video(path, frames, 12)

@@ -20,7 +20,7 @@ MODEL = {"ops", "model", "track"}
 ALLOWED = {
     "structs": BASE,
     "config": BASE,
-    "experiment": BASE,
+    "experiment": BASE | {"data"},
     "files": set(),
     "data": BASE | AROUND,
     "parallel": BASE | AROUND,

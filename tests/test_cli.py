@@ -21,10 +21,10 @@ from sam2_jax.data.masks import (
     boxes_from_masks,
     decode_rle,
     read_boxes,
-    read_object_masks,
     write_palette_png,
 )
 from sam2_jax.data.media import write_video
+from sam2_jax.data.readers import object_masks
 from sam2_jax.data.results import read_rle_file
 from sam2_jax.data.videos import VideoFile
 from tests.parity.reference_scene import scene, scene_masks
@@ -111,13 +111,14 @@ def test_run_lengths_agree_with_the_pictures(tracked):
 def test_folders_of_objects_and_boxes_agree_with_the_run_lengths(tracked):
     frames = read_rle_file(tracked / "r.json")["frames"]
     boxes = {n: read_boxes(tracked / "b" / f"{n:03d}.txt") for n in (1, 2)}
+    video = object_masks("o", str(tracked / "o"))
     for t, by_object in frames.items():
-        ids, masks = read_object_masks(tracked / "o", t)
-        assert ids == [1, 2]
-        for n, mask in zip(ids, masks, strict=True):
+        masks = video.masks(t)
+        assert list(masks) == [1, 2]
+        for n, mask in masks.items():
             np.testing.assert_array_equal(mask, decode_rle(by_object[n]))
-        found = [boxes[n][t] for n in ids]
-        np.testing.assert_array_equal(found, boxes_from_masks(masks))
+        found = [boxes[n][t] for n in masks]
+        np.testing.assert_array_equal(found, boxes_from_masks(np.stack(list(masks.values()))))
 
 
 @pytest.mark.filterwarnings("ignore:No checkpoint")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sam2_jax.experiment import Dataset, Experiment, from_config_dict, to_config_dict
+from sam2_jax.data.datasets import Augment, Dataset, Palette
+from sam2_jax.experiment import Experiment, from_config_dict, to_config_dict
 from sam2_jax.train.step import Learner
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -16,6 +17,58 @@ def test_an_experiment_survives_the_way_to_the_command_line_and_back():
         datasets={"a": Dataset(weight=0.25), "b": Dataset(kind="coco")},
     )
     assert from_config_dict(to_config_dict(experiment)) == experiment
+
+
+def test_the_command_line_may_choose_another_kind_of_data():
+    """What the configuration had set of the kind before is dropped, a field that is typed is not."""
+    config = to_config_dict(Experiment(datasets={"a": Dataset(is_plain=True, weight=0.5)}))
+    config.datasets.a.kind = "palette"
+    config.datasets.a.frames, config.datasets.a.annotations = "frames", "masks"
+    found = from_config_dict(config).datasets["a"]
+    assert found == Palette(frames="frames", annotations="masks", weight=0.5)
+    config.datasets.a.annotated_every = 2
+    with pytest.raises(
+        ValueError, match=r"no field config\.datasets\.a\.annotated_every of kind 'pal"
+    ):
+        from_config_dict(config)
+    config.datasets.a.kind = "sav"
+    assert from_config_dict(config).datasets["a"].annotated_every == 2
+
+
+def test_fields_of_datasets_keep_their_old_names(caplog):
+    config = to_config_dict(Experiment())
+    config.datasets.procedural.frames = "pictures"
+    config.validation.dataset.kind = "tfds"
+    config.validation.dataset.frames, config.validation.dataset.annotations = "davis/480p", "there"
+    experiment = from_config_dict(config)
+    assert experiment.datasets["procedural"].pictures == "pictures"
+    found = experiment.validation.dataset
+    assert (found.name, found.data_dir, found.count) == ("davis/480p", "there", 8)
+    assert (
+        "config.validation.dataset.frames is called config.validation.dataset.name now"
+        in caplog.text
+    )
+
+
+def test_records_from_when_all_kinds_were_one_class_are_read():
+    fields = {
+        "kind": "palette",
+        "frames": "f",
+        "annotations": "a",
+        "split": "train",
+        "file_list": "",
+    }
+    fields |= {"excluded_list": "", "first": 0, "count": -1, "weight": 1.0, "batch_size": 1}
+    fields |= {
+        "num_frames": 8,
+        "max_objects": 3,
+        "stride": 1,
+        "annotated_every": 4,
+        "max_area": 0.9,
+    }
+    fields |= {"seed": 0, "is_plain": False, "augment": {"flip": 0.0}}
+    found = from_config_dict(changed(datasets={"a": fields})).datasets["a"]
+    assert found == Palette(frames="f", annotations="a", augment=Augment(flip=0.0))
 
 
 def changed(**changes):
@@ -36,6 +89,12 @@ def changed(**changes):
         (changed(optimizer={"kind": "sgd"}), r"optimizer\.kind is 'sgd'.*adamw, muon"),
         (changed(datasets={}), "datasets is empty"),
         (changed(datasets={"a": {"kind": "imagenet"}}), r"datasets\.a\.kind is 'imagenet'"),
+        (
+            changed(datasets={"a": {"kind": "palette", "max_area": 0.5}}),
+            r"no field config\.datasets\.a\.max_area of kind 'palette'. Did you mean max_objects",
+        ),
+        (changed(datasets={"a": {"kind": "coco", "max_aera": 0.5}}), "max_aera.*mean max_area"),
+        (changed(datasets={"a": {"count": "all"}}), r"a\.count is 'all'; int is expected"),
         (changed(datasets={"a": {"augment": {"scale": (1.0,)}}}), r"scale.*2 values"),
         (changed(optimizer=3), r"config\.optimizer is 3; a group of fields"),
     ],

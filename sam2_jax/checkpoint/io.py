@@ -15,7 +15,7 @@ import numpy as np
 from sam2_jax.checkpoint import folder, hiera, names, run_folder, torch_file
 from sam2_jax.checkpoint.checkpoint import Checkpoint
 from sam2_jax.config import Sam2Config, get_config, resolve_model_name
-from sam2_jax.files import PartialFile
+from sam2_jax.files import write_file
 from sam2_jax.model.sam2 import param_shapes
 
 _SAFETENSORS = "model.safetensors"
@@ -198,9 +198,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    with PartialFile(path).written() as partial:
-        # Transformers refuses files that do not name a format.
-        save_file(contiguous, partial, metadata={"format": "pt"})
+    # Transformers refuses files that do not name a format; `save_file` makes files that only their owner reads.
+    write_file(path, save(contiguous, metadata={"format": "pt"}))

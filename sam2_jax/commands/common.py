@@ -19,8 +19,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="released model, for example sam2.1_hiera_tiny")
     parser.add_argument(
         "--checkpoint",
-        help="official .pt, .safetensors, or a converted folder (default: the small model that comes "
-        "with the package)",
+        help="official .pt, .safetensors, a converted folder, or a training run: RUN, RUN@best (default: the "
+        "small model that comes with the package)",
     )
     parser.add_argument(
         "--image-size", type=int, help="side of the model's input (default: the model's own)"

@@ -36,27 +36,27 @@ def _run_score(args: argparse.Namespace) -> None:
     from sam2_jax.evaluate import layouts, report
     from sam2_jax.evaluate.score import score, summarise
 
-    truth = layouts.open_masks(args.truth, args.split)
+    target = layouts.open_masks(args.target, args.split)
     predictions = layouts.open_masks(args.predictions)
-    print(f"truth:       {truth.where}\npredictions: {predictions.where}")
-    names = layouts.choose(truth, predictions, args.video_list)
-    left_out = [name for name in truth.names if name not in names]
+    print(f"target:      {target.where}\npredictions: {predictions.where}")
+    names = layouts.choose(target, predictions, args.video_list)
+    left_out = [name for name in target.keys if name not in names]
     if left_out and not args.video_list:
-        said = f"{len(left_out)} of {len(truth.names)} videos have no predictions: {layouts.shorten(left_out)}"
+        said = f"{len(left_out)} of {len(target.keys)} videos have no predictions: {layouts.shorten(left_out)}"
         if args.strict:
             raise ValueError(said)
         print(f"{said}; they are left out")
 
     start = time.monotonic()
     with tqdm(total=len(names), desc="score", unit="video") as bar:
-        scores = score(truth, predictions, names, args.convention, not args.keep_ends, bar.update)
-    num_frames = len({(s.video, stem) for s in scores for stem in s.stems})
+        scores = score(target, predictions, names, args.convention, not args.keep_ends, bar.update)
+    num_frames = len({(s.video, name) for s in scores for name in s.frame_names})
     seconds = time.monotonic() - start
     total = summarise(scores, args.convention)
     print(f"\n{report.table(report.score_rows(scores, total, args.convention))}\n")
     print(f"{num_frames} frames in {seconds:.1f} s, {num_frames / seconds:.0f} frames/s")
     facts = {
-        "truth": truth.where,
+        "target": target.where,
         "predictions": predictions.where,
         "convention": args.convention,
         "first and last frame": "scored" if args.keep_ends else "skipped",
@@ -66,7 +66,7 @@ def _run_score(args: argparse.Namespace) -> None:
         print(report.table([of_kinds]))
         facts |= {name: f"{value:.1f}" for name, value in of_kinds.items()}
 
-    pictures = report.worst_frames(scores, truth, predictions, _videos_of_truth(args))
+    pictures = report.worst_frames(scores, target, predictions, _videos_of_target(args))
     files = report.score_files(scores, total | of_kinds, args.convention, facts, pictures)
     _write(args.out or args.predictions, files)
 
@@ -76,9 +76,9 @@ def _seen_and_unseen(args: argparse.Namespace, scores: Sequence[Any]) -> dict[st
     from sam2_jax.evaluate.score import read_categories, summarise_seen_and_unseen
 
     root = (
-        args.truth
-        if os.path.isdir(os.path.join(args.truth, "Annotations"))
-        else os.path.dirname(os.path.abspath(args.truth))
+        args.target
+        if os.path.isdir(os.path.join(args.target, "Annotations"))
+        else os.path.dirname(os.path.abspath(args.target))
     )
     meta = os.path.join(root, "meta.json")
     if not os.path.isfile(meta):
@@ -93,10 +93,10 @@ def _seen_and_unseen(args: argparse.Namespace, scores: Sequence[Any]) -> dict[st
     return summarise_seen_and_unseen(scores, read_categories(meta), seen)
 
 
-def _videos_of_truth(args: argparse.Namespace) -> Any:
+def _videos_of_target(args: argparse.Namespace) -> Any:
     from sam2_jax.evaluate import layouts
 
-    place = args.videos or args.truth
+    place = args.videos or args.target
     if args.videos or place.startswith(layouts.CATALOGUE):
         return layouts.open_videos(place, args.split)
     benchmark = layouts.find_benchmark(place)
@@ -114,7 +114,7 @@ def _open_both(args: argparse.Namespace) -> tuple[Any, Any, list[str]]:
     benchmark = layouts.find_benchmark(args.videos)
     if benchmark and benchmark.lists and not args.video_list:
         print(f"lists:  {layouts.shorten(benchmark.lists)} (--video-list takes one)")
-    if len(names) < len(videos.names) and not args.video_list:
+    if len(names) < len(videos.keys) and not args.video_list:
         print(f"{len(names)} videos have masks")
     return videos, masks, names
 
@@ -135,10 +135,10 @@ def _run_vos(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from sam2_jax import build_sam2_video_predictor
-    from sam2_jax.evaluate import layouts, vos
+    from sam2_jax.evaluate import vos
 
     videos, masks, names = _open_both(args)
-    object_folders = args.per_obj_png_file or isinstance(masks[names[0]], layouts.ObjectMasks)
+    object_folders = args.per_obj_png_file or masks.open(names[0]).is_by_object
     predictor = build(
         args,
         build_sam2_video_predictor,
@@ -169,14 +169,12 @@ def _run_vos(args: argparse.Namespace) -> None:
         )
     print(f"masks:  {args.out}")
     if args.num_frames is None:
-        print(f"next:   sam2-jax evaluate score --truth {args.masks} --predictions {args.out}")
+        print(f"next:   sam2-jax evaluate score --target {args.masks} --predictions {args.out}")
 
 
 def _length(videos: Any, name: str, num_frames: int | None) -> int:
-    from sam2_jax.evaluate.layouts import first_frames
-
-    with videos[name] as source:
-        return len(first_frames(source, num_frames)[1])
+    with videos.open(name) as video:
+        return len(video.first(num_frames).frame_names)
 
 
 def _run_interactive(args: argparse.Namespace) -> None:
@@ -184,7 +182,6 @@ def _run_interactive(args: argparse.Namespace) -> None:
 
     from sam2_jax import build_sam2_video_predictor
     from sam2_jax.evaluate import interactive, report
-    from sam2_jax.evaluate.layouts import first_frames
 
     protocols = interactive.PROTOCOLS if args.protocol == "both" else (args.protocol,)
     videos, masks, names = _open_both(args)
@@ -192,16 +189,14 @@ def _run_interactive(args: argparse.Namespace) -> None:
     games: dict[str, list[Any]] = {protocol: [] for protocol in protocols}
     with tqdm(desc="interactive", unit="frame") as bar:
         for n, name in enumerate(names, start=1):
-            with videos[name] as source:
-                frames, stems = first_frames(source, args.num_frames)
-                for object_id in interactive.object_ids(masks[name], stems):
+            with videos.open(name) as source:
+                video = source.with_masks(masks.open(name)).first(args.num_frames)
+                for object_id in video.object_ids():
                     bar.set_postfix_str(f"{name}, video {n} of {len(names)}, object {object_id}")
                     for protocol in protocols:
                         game = interactive.play(
                             predictor,
-                            frames,
-                            stems,
-                            masks[name],
+                            video,
                             object_id,
                             protocol,
                             args.rounds,

@@ -13,7 +13,7 @@ _EXAMPLES = {
   sam2-jax evaluate vos --videos DAVIS --masks DAVIS --video-list DAVIS/ImageSets/2017/val.txt --out davis_out
   sam2-jax evaluate vos --videos sav_val --masks sav_val --out sav_out --checkpoint sam2.1_hiera_tiny.pt""",
     "score": """
-  sam2-jax evaluate score --truth DAVIS --predictions davis_out --convention davis""",
+  sam2-jax evaluate score --target DAVIS --predictions davis_out --convention davis""",
     "interactive": """
   sam2-jax evaluate interactive --videos DAVIS --masks DAVIS --out clicks --checkpoint tiny/""",
     "images": """
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_score(add: Callable) -> None:
     add(
+        "--target",
         "--truth",
         required=True,
         metavar="DIR",
@@ -60,11 +61,13 @@ def _add_score(add: Callable) -> None:
     add(
         "--videos",
         metavar="DIR",
-        help="frames for the pictures of results.html (default: the truth's)",
+        help="frames for the pictures of results.html (default: the target's)",
     )
     add("--video-list", metavar="FILE", help="text file that names the videos to score")
     add(
-        "--strict", action="store_true", help="a video of the truth without predictions is an error"
+        "--strict",
+        action="store_true",
+        help="a video of the target without predictions is an error",
     )
     add(
         "--do-not-skip-first-and-last-frame",
@@ -76,7 +79,7 @@ def _add_score(add: Callable) -> None:
         "--train-meta",
         metavar="FILE",
         help="YouTube-VOS: meta.json of the training set, whose categories are the seen ones "
-        "(default: ../train/meta.json beside the truth)",
+        "(default: ../train/meta.json beside the target)",
     )
     _add_split(add)
 

@@ -102,9 +102,9 @@ def group_prompts(prompts: list[UserPrompt], height: int, width: int) -> Groups:
 
 
 def _read_mask(path: str, obj: int | None, height: int, width: int) -> list[tuple[int, np.ndarray]]:
-    from sam2_jax.data.masks import read_mask_png
+    from sam2_jax.data.masks import read_labels
 
-    ids = read_mask_png(path)
+    ids = read_labels(path)
     if ids.shape != (height, width):
         raise ValueError(
             f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels, the video {width} x {height}"
@@ -112,8 +112,8 @@ def _read_mask(path: str, obj: int | None, height: int, width: int) -> list[tupl
     present = [int(i) for i in np.unique(ids) if i]
     if not present:
         raise ValueError(f"{path} has no object: every pixel is 0")
-    if obj is not None or present == [255]:
-        return [(obj or 1, ids > 0)]
+    if obj is not None:
+        return [(obj, ids > 0)]
     return [(i, ids == i) for i in present]
 
 

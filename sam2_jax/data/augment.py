@@ -1,4 +1,4 @@
-"""Changes of clips for training (SAM 2 paper, appendix D; reference.md section 3.3).
+"""Changes of clips for training (SAM 2 paper, arXiv 2408.00714, appendix D).
 
     Clip (H, W)  ->  flip, turn and shear  ->  resize (S, S)  ->  mosaic, colours  ->  Clip (S, S)
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sam2_jax.data.clips import Clip
-from sam2_jax.experiment import Augment
+from sam2_jax.data.datasets import Augment
 
 FILL = (123, 116, 103)  # the mean of ImageNet, of what a turned frame leaves free
 LUMA = np.array([0.299, 0.587, 0.114])

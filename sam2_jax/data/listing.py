@@ -1,14 +1,23 @@
-"""What lies in the folders of a dataset, and which of it is used."""
+"""What lies in the folders of a dataset, in which order, and which of it is used."""
 
 import logging
 import os
+import re
 from collections.abc import Collection
-
-from sam2_jax.experiment import Dataset
 
 logger = logging.getLogger(__name__)
 
 LISTED_SUFFIXES = (".jpg", ".jpeg", ".png", ".mp4", ".json")  # that names in lists may carry
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """Sorts frames by time: text as text, and the numbers in it as numbers ("2" before "10").
+
+    Names of one number, such as "1" and "01", stand side by side.
+    """
+    parts: list[str | int] = re.split("([0-9]+)", name)
+    parts[1::2] = map(int, parts[1::2])
+    return parts, name
 
 
 def check_folder(path: str, what: str) -> str:
@@ -21,13 +30,13 @@ def check_folder(path: str, what: str) -> str:
 
 
 def list_folders(path: str) -> list[str]:
-    """Returns the names of the folders in a folder; hidden ones are left out."""
+    """Returns the names of the folders in a folder, sorted as text; hidden ones are left out."""
     with os.scandir(path) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
 def list_files(path: str, suffixes: tuple[str, ...], recursive: bool = False) -> dict[str, str]:
-    """Returns the files of a folder by their names without suffix, in the order of time.
+    """Returns the files of a folder by their names without suffix, in `natural_order`.
 
     Args:
         path: the folder.
@@ -43,12 +52,7 @@ def list_files(path: str, suffixes: tuple[str, ...], recursive: bool = False) ->
                 found[os.path.relpath(os.path.join(folder, stem), path)] = full
         if not recursive:
             inner.clear()
-    return {name: found[name] for name in sorted(found, key=time_order)}
-
-
-def time_order(name: str) -> tuple[int, str]:
-    """Sorts numbers as numbers, whether they have leading zeros or not."""
-    return len(name), name
+    return {name: found[name] for name in sorted(found, key=natural_order)}
 
 
 def warn_if_fewer(used: int, total: int, of_what: str, missing: str) -> None:
@@ -57,36 +61,43 @@ def warn_if_fewer(used: int, total: int, of_what: str, missing: str) -> None:
         logger.warning("%d of the %d %s have no %s", total - used, total, of_what, missing)
 
 
-def select(names: Collection[str], dataset: Dataset, found: str) -> list[str]:
-    """Returns the names that a dataset uses, sorted: by its lists, then `first` and `count`.
+def select(
+    names: Collection[str],
+    found: str,
+    first: int = 0,
+    count: int = -1,
+    file_list: str = "",
+    excluded_list: str = "",
+) -> list[str]:
+    """Returns the names of videos or images to use, sorted as text.
 
     Args:
         names: all that there are.
-        dataset: says which.
         found: says what the names are and where they were found, for the error.
+        first: of those that the lists leave, used are number `first` ...
+        count: ... to `first + count - 1`; -1 is all.
+        file_list: text file that names those to use, one a line; "" is all.
+        excluded_list: text file that names those to leave out.
 
     Raises:
         FileNotFoundError: a list is missing.
         ValueError: no name is left.
     """
     used = set(names)
-    if dataset.file_list:
-        wanted = read_list(dataset.file_list)
+    if file_list:
+        wanted = read_list(file_list)
         used &= wanted
-        warn_if_fewer(len(used), len(wanted), f"names in {dataset.file_list}", "video or image")
-    if dataset.excluded_list:
-        used -= read_list(dataset.excluded_list)
-    stop = None if dataset.count < 0 else dataset.first + dataset.count
-    chosen = sorted(used)[dataset.first : stop]
+        warn_if_fewer(len(used), len(wanted), f"names in {file_list}", "video or image")
+    if excluded_list:
+        used -= read_list(excluded_list)
+    chosen = sorted(used)[first : None if count < 0 else first + count]
     if not chosen:
-        limits = [
-            f"{field}={value!r}"
-            for field in ("file_list", "excluded_list", "first", "count")
-            if (value := getattr(dataset, field)) != getattr(Dataset, field)
-        ]
+        given = {"file_list": file_list, "excluded_list": excluded_list, "first": first}
+        given["count"] = None if count < 0 else count
+        limits = [f"{field}={value!r}" for field, value in given.items() if value not in ("", None)]
         raise ValueError(
             f"nothing to use: there are {len(names)} {found}"
-            + (f", and none is left by {', '.join(limits)}" if names and limits else "")
+            + (f", and none is left by {', '.join(limits)}" if names else "")
         )
     return chosen
 

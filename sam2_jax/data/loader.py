@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from sam2_jax.data.annotated import Video
 from sam2_jax.data.augment import augment_clip
-from sam2_jax.data.clips import Clip, Video, sample_clip
-from sam2_jax.data.sources import open_source
-from sam2_jax.experiment import Dataset
+from sam2_jax.data.clips import Clip, sample_clip
+from sam2_jax.data.datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def make_loader(
     parts = []
     for name, dataset in datasets.items():
         _check(name, dataset, process_count)
-        source = open_source(dataset, image_size)
+        source = dataset.open(image_size)
         own_seed = np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)
         samples = (
             grain.MapDataset.range(len(source))
@@ -128,9 +128,9 @@ class Sampler:
         for num_replaced in range(MAX_TRIES):
             label = f"number {index}"
             try:
-                video = self.source[int(index)]
-                label = video.name
-                return self._sample(video, rng) | {"replaced": num_replaced}
+                with self.source[int(index)] as video:
+                    label = video.name
+                    return self._sample(video, rng) | {"replaced": num_replaced}
             # Whatever is wrong with a sample, it must not end a run of days.
             except Exception as error:
                 reason = f"{self.name}/{label}: {error}"

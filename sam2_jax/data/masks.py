@@ -2,7 +2,7 @@
 
 ids (H, W)            <->  palette PNG, 16-bit PNG (read only)
 masks (N, H, W)       <->  a folder an object, one PNG a frame
-mask (H, W)           <->  COCO run lengths
+mask (H, W)           <->  COCO run lengths, COCO polygons (read only)
 boxes (T, 4) x,y,w,h  <->  text, one line a frame
 """
 
@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sam2_jax.data.media import MAX_SIDE, open_picture
+from sam2_jax.data.media import MAX_SIDE, open_picture, picture_name
 from sam2_jax.files import write_file
+
+VOID = 255  # of masks of 8 bits; see `read_labels`
 
 
 def davis_palette() -> np.ndarray:
@@ -70,10 +72,11 @@ def _png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def read_mask_png(path: str | os.PathLike) -> np.ndarray:
-    """Reads the ids of a mask from a palette, grey or black-and-white PNG.
+def read_mask_png(path: str | os.PathLike | bytes) -> np.ndarray:
+    """Reads the values of a mask, a file or the bytes of one: a palette, grey or black-and-white PNG.
 
-    Pixel values are ids and are never turned into colours; black and white are 0 and 1.
+    Pixel values are never turned into colours; black and white are 0 and 1. Which of them are objects
+    `read_labels` tells.
 
     Returns:
         (H, W) uint8, or uint16 where the file has 16 bits a pixel.
@@ -85,8 +88,8 @@ def read_mask_png(path: str | os.PathLike) -> np.ndarray:
     return read_palette_png(path)[0]
 
 
-def read_palette_png(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads the ids of a mask as `read_mask_png` does, together with its palette.
+def read_palette_png(path: str | os.PathLike | bytes) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads the values of a mask as `read_mask_png` does, together with its palette.
 
     Returns:
         ids: (H, W) uint8, or uint16 where the file has 16 bits a pixel.
@@ -106,17 +109,47 @@ def read_palette_png(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray | 
             ids = np.asarray(image, np.uint8)
             return ids // _grey_step(path) if image.mode == "L" else ids, None
         raise ValueError(
-            f"{os.fspath(path)} is a {image.mode} picture; a palette or grey PNG whose pixel "
+            f"{picture_name(path)} is a {image.mode} picture; a palette or grey PNG whose pixel "
             "values are object ids is expected"
         )
 
 
-def _grey_step(path: str | os.PathLike) -> int:
+def _grey_step(path: str | os.PathLike | bytes) -> int:
     """By what Pillow multiplies grey values: those of 2 and 4 bits are spread over 0..255."""
-    with open(path, "rb") as file:
-        header = file.read(25)
+    if isinstance(path, bytes):
+        header = path[:25]
+    else:
+        with open(path, "rb") as file:
+            header = file.read(25)
     is_png = header.startswith(b"\x89PNG")
     return 255 // (2 ** header[24] - 1) if is_png else 1
+
+
+def read_labels(picture: str | os.PathLike | bytes) -> np.ndarray:
+    """Reads which object each pixel of a picture of masks shows.
+
+    A pixel of value 255 in a picture of 8 bits is void, as in DAVIS and PASCAL VOC: it belongs to no
+    object, in training, prompts and scores alike. The toolkit of DAVIS
+    (github.com/davisvideochallenge/davis2017-evaluation) counts it as background as well. The only
+    exception are pictures of 0 and 255 alone, the black-and-white masks of DAVIS 2016: there 255 is
+    object 1. Pictures of 16 bits hold ids and nothing else.
+
+    Args:
+        picture: a file, or the bytes of one.
+
+    Returns:
+        (H, W) uint8, or uint16 where the picture has 16 bits a pixel; 0 is no object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a picture, or a coloured one, whose ids cannot be known.
+    """
+    labels = read_mask_png(picture)
+    is_void = labels == VOID
+    if labels.dtype == np.uint16 or not is_void.any():
+        return labels
+    is_black_and_white = not labels[~is_void].any()
+    return is_void.astype(np.uint8) if is_black_and_white else np.where(is_void, 0, labels)
 
 
 def pack_masks(masks: np.ndarray, ids: Sequence[int]) -> np.ndarray:
@@ -124,7 +157,7 @@ def pack_masks(masks: np.ndarray, ids: Sequence[int]) -> np.ndarray:
 
     Args:
         masks: (N, H, W) bool.
-        ids: N different ids within 1..255; where masks overlap, the lowest wins.
+        ids: N different ids within 1..254, since 255 is void; where masks overlap, the lowest wins.
 
     Returns:
         (H, W) uint8, 0 the background.
@@ -133,7 +166,7 @@ def pack_masks(masks: np.ndarray, ids: Sequence[int]) -> np.ndarray:
         ValueError: shapes do not fit, or an id is repeated or out of range.
     """
     masks = check_masks(masks, ids)
-    check_ids(ids, 1, 255)
+    check_ids(ids, 1, VOID - 1)
     packed = np.zeros(masks.shape[1:], np.uint8)
     for i in np.argsort(ids)[::-1]:
         packed[masks[i]] = ids[i]
@@ -162,17 +195,22 @@ def check_ids(ids: Sequence, first: int, last: int | None = None) -> None:
 
 
 def write_object_masks(
-    path: str | os.PathLike, frame_idx: int, ids: Sequence[int], masks: np.ndarray
+    path: str | os.PathLike,
+    frame: int | str,
+    ids: Sequence[int],
+    masks: np.ndarray,
+    palette: np.ndarray | None = None,
 ) -> None:
-    """Writes a frame's masks as SA-V lays them out: `<path>/<id:03d>/<frame_idx:05d>.png`.
+    """Writes a frame's masks as SA-V lays them out: `<path>/<id:03d>/<frame>.png`, which may overlap.
 
-    The pictures are grey, 255 on the object, and may overlap. Folders are made as needed.
+    The pictures are grey, 255 on the object, or with a palette 1. Folders are made as needed.
 
     Args:
         path: the folder of the video.
-        frame_idx: index of the frame, from 0.
+        frame: name of the frame, or its index from 0, which is written with five digits.
         ids: N different ids from 0.
         masks: (N, H, W) bool.
+        palette: (K, 3) uint8, as `write_palette_png` takes it.
 
     Raises:
         ValueError: shapes do not fit, or an id is repeated, negative or no integer.
@@ -183,8 +221,16 @@ def write_object_masks(
     for object_id, mask in zip(ids, masks, strict=True):
         folder = os.path.join(path, f"{object_id:03d}")
         os.makedirs(folder, exist_ok=True)
-        picture = Image.fromarray(mask.astype(np.uint8) * 255)
-        write_file(os.path.join(folder, f"{frame_idx:05d}.png"), _png_bytes(picture))
+        file = os.path.join(folder, f"{frame_name(frame)}.png")
+        if palette is None:
+            write_file(file, _png_bytes(Image.fromarray(mask.astype(np.uint8) * 255)))
+        else:
+            write_palette_png(file, mask.astype(np.uint8), palette)
+
+
+def frame_name(frame: int | str) -> str:
+    """Returns the name of a frame's files, such as "00042" for an index."""
+    return frame if isinstance(frame, str) else f"{frame:05d}"
 
 
 def object_folders(path: str | os.PathLike) -> dict[int, str]:
@@ -211,42 +257,8 @@ def object_folders(path: str | os.PathLike) -> dict[int, str]:
     return dict(sorted(by_id.items()))
 
 
-def read_object_masks(path: str | os.PathLike, frame_idx: int) -> tuple[list[int], np.ndarray]:
-    """Reads a frame's masks as SA-V lays them out, `<path>/<id:03d>/<frame_idx:05d>.png`.
-
-    Black-and-white pictures and grey ones are read; every value but 0 is the object.
-
-    Args:
-        path: the folder of the video.
-        frame_idx: index of the frame.
-
-    Returns:
-        ids: the N objects that have a picture of this frame, ascending.
-        masks: (N, H, W) bool.
-
-    Raises:
-        FileNotFoundError: no such folder, or no object has a picture of this frame.
-        ValueError: a picture that cannot be read, several objects in one, or several sizes.
-    """
-    name = f"{frame_idx:05d}.png"
-    paths = {i: os.path.join(folder, name) for i, folder in object_folders(path).items()}
-    paths = {i: file for i, file in paths.items() if os.path.exists(file)}
-    if not paths:
-        raise FileNotFoundError(f"no object folder in {os.fspath(path)} holds {name}")
-    masks: list[np.ndarray] = []
-    for file in paths.values():
-        mask = read_object_mask(file)
-        if masks and mask.shape != masks[0].shape:
-            raise ValueError(
-                f"{file} is {mask.shape[1]}x{mask.shape[0]}, but the mask of object "
-                f"{min(paths)} is {masks[0].shape[1]}x{masks[0].shape[0]}"
-            )
-        masks.append(mask)
-    return list(paths), np.stack(masks)
-
-
-def read_object_mask(path: str | os.PathLike) -> np.ndarray:
-    """Reads the mask of a single object; every value but 0 is the object.
+def read_object_mask(path: str | os.PathLike | bytes) -> np.ndarray:
+    """Reads the mask of a single object, of a file or the bytes of one, by the rule of `read_labels`.
 
     Returns:
         (H, W) bool.
@@ -255,12 +267,12 @@ def read_object_mask(path: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, or holds several objects.
     """
-    values = read_mask_png(path)
-    mask = values > 0
-    present = np.unique(values[mask])
+    labels = read_labels(path)
+    mask = labels > 0
+    present = np.unique(labels[mask])
     if len(present) > 1:
         raise ValueError(
-            f"{os.fspath(path)} holds the values {present[:5].tolist()}; the mask of one object is "
+            f"{picture_name(path)} holds the values {present[:5].tolist()}; the mask of one object is "
             "expected"
         )
     return mask
@@ -309,6 +321,30 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
         raise ValueError(f"the run lengths do not add up to a mask of {height} rows x {width}")
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape(width, height).T
+
+
+def decode_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+    """Fills outlines, each x, y, x, y, ... in pixels, as COCO does.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        ValueError: not polygons.
+    """
+    from pycocotools import mask as coco
+
+    # pycocotools takes four numbers for a box.
+    is_valid = isinstance(polygons, list) and all(
+        isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+        for polygon in polygons
+    )
+    if not is_valid:
+        raise ValueError("polygons are lists of at least three points x, y each")
+    if not polygons:
+        return np.zeros((height, width), bool)
+    rle = coco.merge(coco.frPyObjects(polygons, height, width))
+    return decode_rle({"size": rle["size"], "counts": rle["counts"].decode("ascii")})
 
 
 def _unpack_counts(text: str) -> np.ndarray:

@@ -4,6 +4,7 @@ picture file  ->  (H, W, 3) uint8 RGB            frames (H, W, 3)  ->  H.264 mp4
 """
 
 import contextlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -16,8 +17,8 @@ from sam2_jax.files import PartialFile
 MAX_SIDE = 16384
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads a picture as RGB.
+def read_image(picture: str | os.PathLike | bytes) -> np.ndarray:
+    """Reads a picture, a file or the bytes of one, as RGB.
 
     An orientation stored in EXIF is not applied: the original does not either, and prompts are
     given in the pixels of the file.
@@ -29,8 +30,14 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: it is not a picture, is cut short, or is absurdly large.
     """
-    with open_picture(path) as image:
+    with open_picture(picture) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def picture_size(picture: str | os.PathLike | bytes) -> tuple[int, int]:
+    """Reads height and width from the header of a picture."""
+    with _open_header(picture) as image:
+        return image.height, image.width
 
 
 def has_transparency(path: str | os.PathLike) -> bool:
@@ -40,33 +47,38 @@ def has_transparency(path: str | os.PathLike) -> bool:
 
 
 @contextlib.contextmanager
-def open_picture(path: str | os.PathLike) -> Iterator[Image.Image]:
+def open_picture(picture: str | os.PathLike | bytes) -> Iterator[Image.Image]:
     """Opens and decodes a picture, with one-sentence errors."""
-    with _open_header(path) as image:
+    with _open_header(picture) as image:
         try:
             image.load()
         # Pillow reports damaged pixels by several unrelated types.
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise ValueError(
-                f"{os.fspath(path)} is damaged or cut short: its pixels cannot be decoded"
+                f"{picture_name(picture)} is damaged or cut short: its pixels cannot be decoded"
             ) from error
         yield image
 
 
-def _open_header(path: str | os.PathLike) -> Image.Image:
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"no such file: {os.fspath(path)}")
+def picture_name(picture: str | os.PathLike | bytes) -> str:
+    """Returns what messages call a picture."""
+    return "a stored picture" if isinstance(picture, bytes) else os.fspath(picture)
+
+
+def _open_header(picture: str | os.PathLike | bytes) -> Image.Image:
+    name = picture_name(picture)
+    if not isinstance(picture, bytes) and not os.path.exists(picture):
+        raise FileNotFoundError(f"no such file: {name}")
     try:
-        image = Image.open(path)
+        image = Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{os.fspath(path)} is too large to be read: {error}") from error
+        raise ValueError(f"{name} is too large to be read: {error}") from error
     except OSError as error:
-        raise ValueError(f"{os.fspath(path)} is not a picture that can be read") from error
+        raise ValueError(f"{name} is not a picture that can be read") from error
     if max(image.size) > MAX_SIDE:
         image.close()
         raise ValueError(
-            f"{os.fspath(path)} is {image.width}x{image.height}; "
-            f"at most {MAX_SIDE} pixels a side are read"
+            f"{name} is {image.width}x{image.height}; at most {MAX_SIDE} pixels a side are read"
         )
     return image
 

@@ -23,6 +23,7 @@ from sam2_jax.data.masks import (
     check_masks,
     decode_rle,
     encode_rle,
+    frame_name,
     pack_masks,
     write_boxes,
     write_object_masks,
@@ -96,42 +97,59 @@ class RleResults(MaskSink, Mapping):
         return len(self._frames)
 
 
-class PaletteFolder(MaskSink):
+class _PictureFolder(MaskSink):
+    """Writes pictures into a folder.
+
+    Args:
+        path: the folder; made where it is missing.
+        palette: (K, 3) uint8 colours, such as `masks.read_palette_png` returns.
+        frame_names: names of all frames, for the files; their indices with five digits if absent.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        palette: np.ndarray | None = None,
+        frame_names: Sequence[str] | None = None,
+    ):
+        self._path, self._palette, self._names = path, palette, frame_names
+        os.makedirs(path, exist_ok=True)
+
+    def _name(self, frame_idx: int) -> str:
+        return frame_name(frame_idx if self._names is None else self._names[frame_idx])
+
+
+class PaletteFolder(_PictureFolder):
     """Writes one palette PNG a frame, `<path>/<frame:05d>.png`, as DAVIS does.
 
-    Ids are within 1..255; where masks overlap, the lowest id wins.
+    Ids are within 1..254; where masks overlap, the lowest id wins.
 
     Args:
         path: the folder; made where it is missing.
         palette: (K, 3) uint8 colours, such as `masks.read_palette_png` returns; DAVIS's if absent.
+        frame_names: names of all frames, for the files; their indices with five digits if absent.
     """
-
-    def __init__(self, path: str | os.PathLike, palette: np.ndarray | None = None):
-        self._path, self._palette = path, palette
-        os.makedirs(path, exist_ok=True)
 
     def write(self, frame_idx: int, obj_ids: Sequence[int], masks: np.ndarray) -> None:
         """Writes the picture of a frame; see `MaskSink.write`."""
-        path = os.path.join(self._path, f"{frame_idx:05d}.png")
+        path = os.path.join(self._path, f"{self._name(frame_idx)}.png")
         write_palette_png(path, pack_masks(masks, obj_ids), self._palette)
 
 
-class ObjectFolders(MaskSink):
+class ObjectFolders(_PictureFolder):
     """Writes one PNG an object and frame, `<path>/<object:03d>/<frame:05d>.png`, as SA-V does.
 
     Ids are integers from 0; masks may overlap.
 
     Args:
         path: the folder; made where it is missing.
+        palette: (K, 3) uint8; pictures are grey, 0 and 255, if absent.
+        frame_names: names of all frames, for the files; their indices with five digits if absent.
     """
-
-    def __init__(self, path: str | os.PathLike):
-        self._path = path
-        os.makedirs(path, exist_ok=True)
 
     def write(self, frame_idx: int, obj_ids: Sequence[int], masks: np.ndarray) -> None:
         """Writes the pictures of a frame; see `MaskSink.write`."""
-        write_object_masks(self._path, frame_idx, obj_ids, masks)
+        write_object_masks(self._path, self._name(frame_idx), obj_ids, masks, self._palette)
 
 
 class BoxFiles(MaskSink):

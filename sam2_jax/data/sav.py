@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sam2_jax.data.masks import decode_rle
-from sam2_jax.files import write_file
+from sam2_jax.files import read_json, write_file
 
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2
 _INTEGERS = ("video_height", "video_width", "video_frame_count")
@@ -29,15 +29,8 @@ def read_sav_json(path: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: not JSON, a field that is needed is missing, or a masklet that does not fit.
     """
-    path = os.fspath(path)
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        with open(path, encoding="utf-8") as file:
-            document = json.load(file)
-    except ValueError as error:  # also the error of bytes that are no text
-        raise ValueError(f"{path} is not JSON, or is cut short: {error}") from error
-    _check(document, path)
+    document = read_json(path)
+    _check(document, os.fspath(path))
     return document | {name: int(document[name]) for name in _INTEGERS if name in document}
 
 

@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sam2_jax.data.clips import LazyMasks, Masks, StoredVideo, Video, VideoList
+from sam2_jax.data.annotated import FrameMasks, Video, VideoList
 from sam2_jax.data.listing import check_folder
-from sam2_jax.data.masks import decode_rle, encode_rle
-from sam2_jax.data.sources import masks_of_labels
-from sam2_jax.experiment import Dataset
+from sam2_jax.data.masks import encode_rle, frame_name, read_labels, read_object_mask
+from sam2_jax.data.readers import masks_of_labels, masks_of_rles
+from sam2_jax.data.videos import Pictures
 
 JPEG_QUALITY = 95  # of frames that come out of a video file
-FRAMES_AT_ONCE = 16  # are in memory when a video is encoded
 VERSION = "1.0.0"
 
 
@@ -36,7 +35,7 @@ def write_catalogue(
     """Writes videos as a dataset of the catalogue, which `tfds.data_source` reads as well.
 
     Args:
-        videos: such as `open_source` returns; pictures are taken over as they are in their files.
+        videos: such as `Dataset.open` returns; pictures are taken over as they are in their files.
         data_dir: folder of datasets; it is made if needed.
         name: of the dataset, lower case with underscores.
         split: of which this becomes the only one.
@@ -100,21 +99,13 @@ def _builder_class(dataset_name: str) -> type:
 
 
 def encode_video(video: Video) -> dict[str, Any]:
-    """Encodes a video as an example: name, frames (bytes) and masks (JSON), one a frame."""
+    """Encodes the annotated frames of a video as an example: name, frames (bytes) and masks (JSON)."""
     frames, masks = [], []
-    for start in range(0, video.num_frames, FRAMES_AT_ONCE):
-        indices = range(start, min(start + FRAMES_AT_ONCE, video.num_frames))
-        for index, frame, by_id in zip(indices, *video.read(indices), strict=True):
-            frames.append(_file_bytes(video.frame_path(index)) or _jpeg_bytes(frame))
-            masks.append(json.dumps({i: encode_rle(mask) for i, mask in by_id.items()}))
+    for index in video.annotated:
+        frames.append(video.frames.encoded(index) or _jpeg_bytes(video.frames[index]))
+        rles = {i: encode_rle(mask) for i, mask in video.masks(index).items()}
+        masks.append(json.dumps(rles))
     return {"name": video.name, "frames": frames, "masks": masks}
-
-
-def _file_bytes(path: str | None) -> bytes | None:
-    if path is None:
-        return None
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def _jpeg_bytes(frame: np.ndarray) -> bytes:
@@ -123,33 +114,47 @@ def _jpeg_bytes(frame: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def open_catalogue(dataset: Dataset) -> VideoList:
+def open_catalogue(
+    name: str, data_dir: str, split: str, first: int = 0, count: int = -1
+) -> VideoList:
     """Opens a dataset in the layout of the catalogue, in ArrayRecord files.
 
     Read are datasets of `write_catalogue`, and those with the features of `davis` or `youtube_vis`.
+
+    Args:
+        name: of the dataset, such as "davis/480p", perhaps with a version.
+        data_dir: folder of datasets.
+        split: such as "train".
+        first: place of the first video to use.
+        count: how many; -1 is all.
+
+    Returns:
+        The videos, by their places.
+
+    Raises:
+        FileNotFoundError: there is no such dataset.
+        ValueError: it has no such split, no video that is left, or other features.
     """
-    folder = _find_folder(dataset.frames, dataset.annotations)
-    files = sorted(glob.glob(os.path.join(glob.escape(folder), f"*-{dataset.split}.array_record*")))
+    folder = _find_folder(name, data_dir)
+    files = sorted(glob.glob(os.path.join(glob.escape(folder), f"*-{split}.array_record*")))
     if not files:
         found = ", ".join(sorted(os.listdir(folder)))
         raise ValueError(
-            f"no split {dataset.split!r} in ArrayRecord files in {folder}, which holds {found}; "
+            f"no split {split!r} in ArrayRecord files in {folder}, which holds {found}; "
             'datasets are prepared that way with file_format="array_record"'
         )
     examples = _Examples(os.path.join(folder, "features.json"), tuple(files))
-    stop = len(examples) if dataset.count < 0 else dataset.first + dataset.count
-    used = range(len(examples))[dataset.first : stop]
+    used = range(len(examples))[first : None if count < 0 else first + count]
     if not used:
         raise ValueError(
-            f"{dataset.frames} has {len(examples)} {dataset.split} videos; none is left by "
-            f"first={dataset.first}, count={dataset.count}"
+            f"{name} has {len(examples)} {split} videos; none is left by first={first}, count={count}"
         )
     videos = VideoList(used, functools.partial(_open_example, examples))
     videos[0]  # other features are an error here, and not one of every sample
     return videos
 
 
-def _open_example(examples: "_Examples", index: int) -> "CatalogueVideo":
+def _open_example(examples: "_Examples", index: int) -> Video:
     example = examples[index]
     if {"name", "frames", "masks"} <= example.keys():
         return _own_video(example)
@@ -163,55 +168,35 @@ def _open_example(examples: "_Examples", index: int) -> "CatalogueVideo":
     )
 
 
-class CatalogueVideo(StoredVideo):
-    """A video whose frames and masks are in memory, encoded.
-
-    Args:
-        name: of the video.
-        frames: encoded pictures of the annotated frames.
-        masks: gives the masks on one of them.
-    """
-
-    def __init__(self, name: str, frames: Sequence[bytes], masks: Callable[[int], Masks]):
-        self.name, self.num_frames = name, len(frames)
-        self._frames, self._masks = frames, masks
-
-    def frames_at(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Decodes frames."""
-        return [_decode(self._frames[index], "RGB") for index in indices]
-
-    def masks_on(self, index: int) -> Masks:
-        """Decodes the masks on a frame."""
-        return self._masks(index)
-
-
-def _decode(data: bytes, mode: str | None = None) -> np.ndarray:
-    """Decodes a picture; without a mode its values are kept, of a palette picture the indices."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert(mode) if mode else image)
-    # Pillow reports damaged pixels by several unrelated types.
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"a picture is damaged: {error}") from error
-
-
-def _own_video(example: Mapping[str, Any]) -> CatalogueVideo:
-    def masks(index: int) -> Masks:
-        by_id = {int(i): rle for i, rle in json.loads(example["masks"][index]).items()}
-        return LazyMasks(list(by_id), lambda object_id: decode_rle(by_id[object_id]))
-
-    return CatalogueVideo(example["name"].decode(), example["frames"], masks)
-
-
-def _davis_video(example: Mapping[str, Any]) -> CatalogueVideo:
-    video, name = example["video"], example["metadata"]["video_name"].decode()
-    labels = video["segmentations"]
-    return CatalogueVideo(
-        name, video["frames"], lambda index: masks_of_labels(_decode(labels[index]))
+def _encoded_video(
+    name: bytes, frames: Sequence[bytes], read_masks: Callable[[int, tuple[int, int]], FrameMasks]
+) -> Video:
+    """A video that is in memory, encoded; masks are read given the place and the size of the frame."""
+    pictures = Pictures(frames)
+    return Video(
+        name=name.decode(),
+        frame_names=[frame_name(index) for index in range(len(frames))],
+        frames=pictures,
+        annotated=range(len(frames)),
+        read_masks=lambda index: read_masks(index, (pictures.height, pictures.width)),
     )
 
 
-def _youtube_vis_video(example: Mapping[str, Any]) -> CatalogueVideo:
+def _own_video(example: Mapping[str, Any]) -> Video:
+    def read(index: int, size: tuple[int, int]) -> FrameMasks:
+        rles = json.loads(example["masks"][index])
+        return masks_of_rles({int(i): rle for i, rle in rles.items()}, size)
+
+    return _encoded_video(example["name"], example["frames"], read)
+
+
+def _davis_video(example: Mapping[str, Any]) -> Video:
+    video, labels = example["video"], example["video"]["segmentations"]
+    read = lambda index, _: masks_of_labels(read_labels(labels[index]))
+    return _encoded_video(example["metadata"]["video_name"], video["frames"], read)
+
+
+def _youtube_vis_video(example: Mapping[str, Any]) -> Video:
     """Only frames are listed on which a track has a mask; tracks are numbered from 1."""
     tracks = example["tracks"]
     masks_of_frame: dict[int, dict[int, bytes]] = {}
@@ -222,12 +207,12 @@ def _youtube_vis_video(example: Mapping[str, Any]) -> CatalogueVideo:
             masks_of_frame.setdefault(int(frame), {})[n] = mask
     listed = sorted(masks_of_frame)
 
-    def masks(index: int) -> Masks:
+    def read(index: int, size: tuple[int, int]) -> FrameMasks:
         by_id = masks_of_frame[listed[index]]
-        return LazyMasks(list(by_id), lambda object_id: _decode(by_id[object_id]) > 0)
+        return FrameMasks(list(by_id), lambda object_id: read_object_mask(by_id[object_id]), size)
 
-    name = example["metadata"]["video_name"].decode()
-    return CatalogueVideo(name, [example["video"][frame] for frame in listed], masks)
+    frames = [example["video"][frame] for frame in listed]
+    return _encoded_video(example["metadata"]["video_name"], frames, read)
 
 
 def _find_folder(name: str, data_dir: str) -> str:

@@ -9,6 +9,7 @@ import abc
 import bisect
 import collections
 import contextlib
+import functools
 import itertools
 import operator
 import os
@@ -20,7 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sam2_jax.data.media import MAX_SIDE, read_image
+from sam2_jax.data.listing import natural_order
+from sam2_jax.data.media import MAX_SIDE, picture_name, picture_size, read_image
 
 DEFAULT_FPS = 24.0
 CACHE_BYTES = 256 * 2**20
@@ -65,6 +67,11 @@ class Frames(Sequence):
         if not self.exists(place):
             raise IndexError(f"no frame {index}: there are {len(self)} frames")
         return self._read(place)
+
+    def encoded(self, index: int) -> bytes | None:
+        """Returns the bytes of the file that a frame is read from, None where it has none of its own."""
+        del index
+        return None
 
     def close(self) -> None:
         """Releases what the source holds open."""
@@ -334,7 +341,43 @@ def _read_timeline(container: Any, stream: Any, path: str) -> _Timeline:
     return _Timeline(len(shown), shown, np.searchsorted(shown, sorted(keys)).tolist())
 
 
-class ImageFolder(Frames):
+class Pictures(Frames):
+    """Pictures, each a file or an encoded one in memory, read when asked for.
+
+    Args:
+        pictures: paths, or the bytes of files; nothing is read before it is asked for.
+    """
+
+    def __init__(self, pictures: Sequence[str | bytes]):
+        self._pictures = pictures
+
+    @functools.cached_property
+    def height(self) -> int:
+        """H, pixels."""
+        return picture_size(self._pictures[0])[0]
+
+    @functools.cached_property
+    def width(self) -> int:
+        """W, pixels."""
+        return picture_size(self._pictures[0])[1]
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def _read(self, index: int) -> np.ndarray:
+        picture = self._pictures[index]
+        return self._check_size(read_image(picture), picture_name(picture))
+
+    def encoded(self, index: int) -> bytes | None:
+        """Returns the bytes of a frame's file."""
+        picture = self._pictures[index]
+        if isinstance(picture, bytes):
+            return picture
+        with open(picture, "rb") as file:
+            return file.read()
+
+
+class ImageFolder(Pictures):
     """The JPEG and PNG files of a folder, in the order of their numbers, read when asked for.
 
     Names that are numbers ("00000.jpg") are ordered as numbers, and gaps between them do not count:
@@ -343,7 +386,8 @@ class ImageFolder(Frames):
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no picture in it, two with one number, or names of both kinds.
+        ValueError: no picture in it, two with one number, names of both kinds, or the first picture
+            cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -353,46 +397,33 @@ class ImageFolder(Frames):
         self.names = _sorted_names(self.path)
         if not self.names:
             raise ValueError(f"{self.path} holds no picture (.jpg, .jpeg or .png)")
-        self.height, self.width = read_image(os.path.join(self.path, self.names[0])).shape[:2]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def _read(self, index: int) -> np.ndarray:
-        path = os.path.join(self.path, self.names[index])
-        return self._check_size(read_image(path), path)
+        super().__init__([os.path.join(self.path, name) for name in self.names])
+        self._read(0)
 
 
 def _sorted_names(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
         # macOS leaves "._00000.jpg" files, which are no pictures, on foreign disks.
-        names = sorted(
-            entry.name
+        stems = {
+            entry.name: os.path.splitext(entry.name)[0]
             for entry in entries
             if entry.name.lower().endswith(IMAGE_SUFFIXES)
             and not entry.name.startswith(".")
             and not entry.is_dir()
-        )
-    is_number = {name: bool(re.fullmatch("[0-9]+", os.path.splitext(name)[0])) for name in names}
+        }
+    is_number = {name: bool(re.fullmatch("[0-9]+", stem)) for name, stem in stems.items()}
     if len(set(is_number.values())) == 2:
-        other = next(name for name in names if not is_number[name])
+        other = min(name for name in stems if not is_number[name])
         raise ValueError(
             f"{folder} holds pictures named by numbers and others, such as {other}, whose place "
             "among them is unknown; move those away"
         )
-    names.sort(key=_natural_order)
+    names = sorted(sorted(stems), key=lambda name: natural_order(stems[name]))
     for name, following in itertools.pairwise(names):
-        if is_number[name] and _natural_order(name) == _natural_order(following):
-            number = int(os.path.splitext(name)[0])
+        if is_number[name] and int(stems[name]) == int(stems[following]):
+            number = int(stems[name])
             raise ValueError(f"{folder} holds two pictures of frame {number}: {name}, {following}")
     return names
-
-
-def _natural_order(name: str) -> list[str | int]:
-    """Sorts text as text and the numbers in it as numbers, which stand at the odd places."""
-    parts: list[str | int] = re.split("([0-9]+)", os.path.splitext(name)[0])
-    parts[1::2] = map(int, parts[1::2])
-    return parts
 
 
 class FrameList(Frames):

@@ -1,7 +1,7 @@
 """The simulated annotator of the published protocols: where it clicks, and how often.
 
-    prediction, truth (H, W)  ->  next_click: point and label
-    truth (H, W)              ->  box_around: corners
+    prediction, target (H, W)  ->  next_click: point and label
+    target (H, W)              ->  box_around: corners
 
 Clicks go to the centre of the error: to the pixel that is deepest within what is missing or too much.
 """
@@ -14,18 +14,18 @@ from sam2_jax.predict.session import InferenceState
 from sam2_jax.predict.video import SAM2VideoPredictor
 
 
-def next_click(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, int] | None:
+def next_click(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, int] | None:
     """Clicks where the largest error is deepest.
 
     Args:
       prediction: (H, W) bool; empty for the first click.
-      truth: (H, W) bool.
+      target: (H, W) bool.
 
     Returns:
       (2,) int point (x, y) in pixels, and its label: 1 if it is missing from the prediction, 0 if it should
       not be there. None if there is no error.
     """
-    missing, surplus = _deepest(truth & ~prediction), _deepest(prediction & ~truth)
+    missing, surplus = _deepest(target & ~prediction), _deepest(prediction & ~target)
     if missing is None and surplus is None:
         return None
     if surplus is None or (missing is not None and missing[0] > surplus[0]):
@@ -57,7 +57,7 @@ def click_on_frame(
     frame: int,
     object_id: int,
     prediction: np.ndarray,
-    truth: np.ndarray,
+    target: np.ndarray,
     count: int,
 ) -> None:
     """Corrects an object on a frame of a session, click by click.
@@ -68,11 +68,11 @@ def click_on_frame(
       frame: frame index.
       object_id: the object, new or known.
       prediction: (H, W) bool, what is predicted so far; empty for a new object.
-      truth: (H, W) bool.
+      target: (H, W) bool.
       count: of clicks; fewer if no error is left.
     """
     for _ in range(count):
-        click = next_click(prediction, truth)
+        click = next_click(prediction, target)
         if click is None:
             return
         point, label = click

@@ -14,10 +14,9 @@ import jax
 import numpy as np
 
 from sam2_jax.data.clips import Clip, sample_clip
-from sam2_jax.data.sources import open_source
+from sam2_jax.data.datasets import Dataset, Procedural
 from sam2_jax.evaluate.annotator import next_click
 from sam2_jax.evaluate.metrics import iou, video_scores
-from sam2_jax.experiment import Dataset
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.ops.bicubic import resize_bicubic
 from sam2_jax.ops.resize import upsample_4x
@@ -47,15 +46,16 @@ def held_out_clips(
     Raises:
       ValueError: a procedural dataset without end.
     """
-    if dataset.kind == "procedural" and dataset.count < 0:
+    if isinstance(dataset, Procedural) and dataset.count < 0:
         raise ValueError("validation.dataset.count is -1; procedural videos need a number.")
-    source = open_source(dataset, image_size)
+    source = dataset.open(image_size)
     for index in range(part, len(source), parts):
         rng = np.random.default_rng([dataset.seed, index])
         try:
-            clip = sample_clip(
-                source[index], dataset.num_frames, dataset.max_objects, rng, dataset.stride
-            )
+            with source[index] as video:
+                clip = sample_clip(
+                    video, dataset.num_frames, dataset.max_objects, rng, dataset.stride
+                )
         except (ValueError, OSError) as error:
             logger.warning("held-out clip left out: %s", error)
             continue

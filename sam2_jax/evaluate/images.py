@@ -11,12 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sam2_jax.data.clips import Video
+from sam2_jax.data.annotated import Video, VideoList
+from sam2_jax.data.datasets import Coco, Labels, Sa1b
 from sam2_jax.data.listing import check_folder, list_files
-from sam2_jax.data.sources import open_source
 from sam2_jax.evaluate.annotator import box_around, next_click
 from sam2_jax.evaluate.metrics import iou
-from sam2_jax.experiment import Dataset
 from sam2_jax.predict.image import SAM2ImagePredictor
 from sam2_jax.predict.postprocessing import LOGIT_LIMIT, resize_weights
 from sam2_jax.predict.preprocessing import join_padded, join_prompts, pad_points, scale_points
@@ -26,9 +25,7 @@ BOX = "box"
 _MASKS_AT_ONCE = 32
 
 
-def open_images(
-    images: str, annotations: str | None = None, count: int | None = None
-) -> Sequence[Video]:
+def open_images(images: str, annotations: str | None = None, count: int | None = None) -> VideoList:
     """Opens images with masks, whatever the layout.
 
     Args:
@@ -42,27 +39,25 @@ def open_images(
         ValueError: there are no annotations of a known layout, or none that belongs to an image.
     """
     if annotations is not None and os.path.isfile(annotations):
-        kind = "coco"
+        kind = Coco
     else:
         folder = check_folder(annotations or check_folder(images, "images"), "annotations")
-        kinds = {"sa1b": (".json",), "masks": (".png",)}
-        kind = next(
-            (k for k, ends in kinds.items() if list_files(folder, ends, recursive=True)), None
-        )
-        if kind is None or (kind == "masks" and annotations is None):
+        if list_files(folder, (".json",), recursive=True):
+            kind = Sa1b
+        elif annotations is not None and list_files(folder, (".png",), recursive=True):
+            kind = Labels
+        else:
             raise ValueError(
                 f"{folder} holds no annotations; expected are a JSON of SA-1B for every image, or with "
                 "--annotations a folder of those, a folder of label PNGs, or an instance file of COCO"
             )
-    dataset = Dataset(
-        kind=kind,
+    dataset = kind(
         frames=images,
         annotations=annotations or "",
-        num_frames=1,
         max_area=1.0,
         count=-1 if count is None else count,
     )
-    return open_source(dataset, 0)
+    return dataset.open(image_size=0)
 
 
 def score_image(
@@ -76,7 +71,7 @@ def score_image(
         masks: (N, H, W) bool, none empty.
 
     Returns:
-        (N,) IoU with the truth, by prompt: "1 click" to "5 clicks" and "box".
+        (N,) IoU with the target, by prompt: "1 click" to "5 clicks" and "box".
     """
     predictor.set_image(image)
     parts = [
@@ -92,13 +87,13 @@ def click_name(count: int) -> str:
     return f"{count} click{'s' if count > 1 else ''}"
 
 
-def _by_clicks(predictor: SAM2ImagePredictor, truths: np.ndarray) -> dict[str, np.ndarray]:
-    n = len(truths)
-    predictions, low_res = np.zeros_like(truths), None
+def _by_clicks(predictor: SAM2ImagePredictor, targets: np.ndarray) -> dict[str, np.ndarray]:
+    n = len(targets)
+    predictions, low_res = np.zeros_like(targets), None
     points, labels = np.zeros((n, 0, 2)), np.zeros((n, 0), int)
     scores = {}
     for count in range(1, CLICKS + 1):
-        clicks = [next_click(*pair) for pair in zip(predictions, truths, strict=True)]
+        clicks = [next_click(*pair) for pair in zip(predictions, targets, strict=True)]
         # An object without error is clicked on once more where it was; its mask stays as it is.
         is_done = np.array([click is None for click in clicks])
         new = [
@@ -108,17 +103,17 @@ def _by_clicks(predictor: SAM2ImagePredictor, truths: np.ndarray) -> dict[str, n
         points = np.concatenate([points, np.array([point for point, _ in new])[:, None]], 1)
         labels = np.concatenate([labels, np.array([label for _, label in new])[:, None]], 1)
         answers, low_res = answer(
-            predictor, truths.shape[1:], points, labels, low_res, is_multimask=count == 1
+            predictor, targets.shape[1:], points, labels, low_res, is_multimask=count == 1
         )
         predictions = np.where(is_done[:, None, None], predictions, answers)
-        scores[click_name(count)] = _ious(predictions, truths)
+        scores[click_name(count)] = _ious(predictions, targets)
     return scores
 
 
-def _by_boxes(predictor: SAM2ImagePredictor, truths: np.ndarray) -> dict[str, np.ndarray]:
-    corners, labels = join_prompts(None, None, np.stack([box_around(mask) for mask in truths]))
-    predictions, _ = answer(predictor, truths.shape[1:], corners, labels, None, is_multimask=False)
-    return {BOX: _ious(predictions, truths)}
+def _by_boxes(predictor: SAM2ImagePredictor, targets: np.ndarray) -> dict[str, np.ndarray]:
+    corners, labels = join_prompts(None, None, np.stack([box_around(mask) for mask in targets]))
+    predictions, _ = answer(predictor, targets.shape[1:], corners, labels, None, is_multimask=False)
+    return {BOX: _ious(predictions, targets)}
 
 
 def answer(
@@ -156,8 +151,8 @@ def answer(
     return height @ masks @ width.T > 0, np.clip(masks, -LOGIT_LIMIT, LOGIT_LIMIT)
 
 
-def _ious(predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    return np.array([iou(*pair) for pair in zip(predictions, truths, strict=True)])
+def _ious(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return np.array([iou(*pair) for pair in zip(predictions, targets, strict=True)])
 
 
 def read_image_masks(video: Video) -> tuple[np.ndarray, np.ndarray]:
@@ -170,16 +165,8 @@ def read_image_masks(video: Video) -> tuple[np.ndarray, np.ndarray]:
         FileNotFoundError: the image is missing.
         ValueError: a file is damaged, or image and masks differ in size.
     """
-    (image,), (by_id,) = video.read([0])
-    size = image.shape[:2]
-    masks = [mask for mask in by_id.values() if mask.any()]
-    for mask in masks:
-        if mask.shape != size:
-            raise ValueError(
-                f"the masks of {video.name} are {mask.shape[1]}x{mask.shape[0]}, but the image is "
-                f"{size[1]}x{size[0]}"
-            )
-    return image, np.array(masks, bool).reshape(-1, *size)
+    masks = [mask for mask in video.masks(0).values() if mask.any()]
+    return video.frames[0], np.array(masks, bool).reshape(-1, *video.size)
 
 
 def summarise(scores: Sequence[dict[str, np.ndarray]]) -> list[dict[str, float | str]]:

@@ -1,6 +1,6 @@
 """Interactive segmentation of videos, as the paper evaluates it: a simulated annotator corrects in rounds.
 
-    video, truth of an object  ->  play: frames that were prompted, J and F after each round
+    video, target of an object  ->  play: frames that were prompted, J and F after each round
 
 `offline`: the first frame is clicked on and the video tracked; then again and again the frame of the lowest IoU
 gets clicks, and the video is tracked anew. `online`: the video is watched once; where the IoU falls below a
@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from sam2_jax.data.videos import Frames
+from sam2_jax.data.annotated import Video
 from sam2_jax.evaluate.annotator import click_on_frame
-from sam2_jax.evaluate.layouts import MaskVideo
 from sam2_jax.evaluate.metrics import boundary_accuracy, region_similarity
 from sam2_jax.predict.video import SAM2VideoPredictor
 
@@ -45,20 +44,9 @@ class Game:
         return self.j[last], self.f[last]
 
 
-def object_ids(masks: MaskVideo, stems: Sequence[str]) -> list[int]:
-    """Returns the objects that are to be seen on any of the frames of a video."""
-    found: set[int] = set()
-    for stem in stems:
-        if masks.has(stem):
-            found |= {i for i, mask in masks.read(stem)[1].items() if mask.any()}
-    return sorted(found)
-
-
 def play(
     predictor: SAM2VideoPredictor,
-    frames: Frames,
-    stems: Sequence[str],
-    truth: MaskVideo,
+    video: Video,
     object_id: int,
     protocol: str = "offline",
     rounds: int = 8,
@@ -70,9 +58,7 @@ def play(
 
     Args:
         predictor: tracks.
-        frames: of the video.
-        stems: their names.
-        truth: true masks, on all frames or some.
+        video: frames, and true masks on all of them or some.
         object_id: the object.
         protocol: one of `PROTOCOLS`.
         rounds: frames that get clicks, at most; the first one is the first on which the object is seen.
@@ -85,37 +71,26 @@ def play(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"the protocol is {protocol!r}; one of {', '.join(PROTOCOLS)} is expected")
-    size = frames.height, frames.width
-    empty = np.zeros(size, bool)
-
-    def true_mask(t: int) -> np.ndarray:
-        found, masks = truth.read(stems[t])
-        if found != size:
-            raise ValueError(
-                f"the masks of frame {stems[t]} of {truth.name} are {found[1]}x{found[0]}, but the video is "
-                f"{size[1]}x{size[0]}"
-            )
-        return masks.get(object_id, empty)
-
-    annotated = [t for t, stem in enumerate(stems) if truth.has(stem)]
-    start = next((t for t in annotated if true_mask(t).any()), None)
+    empty = np.zeros(video.size, bool)
+    true_mask = lambda t: video.masks(t).get(object_id, empty)
+    start = next((t for t in video.annotated if true_mask(t).any()), None)
     if start is None:
         raise ValueError(
-            f"object {object_id} of {truth.name} is on none of its {len(stems)} frames"
+            f"object {object_id} of {video.name} is on none of its {len(video.frame_names)} frames"
         )
-    scored = [t for t in annotated if t >= start]
+    scored = [t for t in video.annotated if t >= start]
 
-    state = predictor.init_state(frames)
-    game = Game(truth.name, object_id, [], [], [])
+    state = predictor.init_state(video.frames)
+    game = Game(video.name, object_id, [], [], [])
     j, f = {}, {}
     t = start
     for n in range(rounds):
         prediction = state.video_masks(t, return_logits=False)[0, 0] if n else empty
         click_on_frame(predictor, state, t, object_id, prediction, true_mask(t), clicks)
-        game.prompted.append(stems[t])
+        game.prompted.append(video.frame_names[t])
         first = start if protocol == "offline" else t
         for s, _, found in predictor.propagate_in_video(state, first, return_logits=False):
-            if s >= start and truth.has(stems[s]):
+            if s in scored:
                 pair = found[0, 0], true_mask(s)
                 j[s], f[s] = region_similarity(*pair), boundary_accuracy(*pair)
             progress()

@@ -1,38 +1,20 @@
 """Videos and their masks as benchmarks lay them out in folders.
 
     folder  ->  find_benchmark: which benchmark it is, where its frames and masks are
-    folder  ->  open_masks: .names, [name] -> MaskVideo: .stems, read(stem) -> size and masks by object id
-    folder  ->  open_videos: .names, [name] -> Frames
+    folder  ->  open_videos, open_masks: .keys, open(name) -> Video, which has frames, or masks
 
 A folder is a benchmark's own (DAVIS, MOSE, SA-V, YouTube-VOS, LVOS), or one with a folder for every video.
 `tfds:NAME` is a dataset of the catalogue of tensorflow_datasets.
 """
 
-import abc
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection
 
-import numpy as np
-
-from sam2_jax.data.clips import LazyMasks, Masks
-from sam2_jax.data.listing import (
-    check_folder,
-    list_files,
-    list_folders,
-    read_list,
-    time_order,
-)
-from sam2_jax.data.masks import (
-    object_folders,
-    read_mask_png,
-    read_object_mask,
-    read_palette_png,
-)
-from sam2_jax.data.sources import masks_of_labels
-from sam2_jax.data.videos import FirstFrames, FrameList, Frames, ImageFolder, open_frames
-from sam2_jax.experiment import Dataset
+from sam2_jax.data.annotated import Video, VideoList
+from sam2_jax.data.listing import check_folder, list_files, list_folders, read_list
+from sam2_jax.data.readers import frames_only, object_masks, palette_masks
+from sam2_jax.data.tfds_builder import open_catalogue
 
 CATALOGUE = "tfds:"
 _FRAMES = ("JPEGImages/480p", "JPEGImages/Full-Resolution", "JPEGImages_24fps", "JPEGImages")
@@ -40,132 +22,6 @@ _MASKS = ("Annotations/480p", "Annotations/Full-Resolution", "Annotations_6fps",
 _RESOLUTIONS = ("480p", "Full-Resolution")
 _VIDEO_SUFFIXES = (".mp4",)
 _MOST_NAMES = 5  # of a long list that a message tells
-
-
-class MaskVideo(abc.ABC):
-    """The masks of a video.
-
-    Attributes:
-        name: of the video.
-        stems: names of the frames that have masks, in the order of time.
-    """
-
-    name: str
-    stems: list[str]
-
-    @abc.abstractmethod
-    def read(self, stem: str) -> tuple[tuple[int, int], Masks]:
-        """Returns height and width of the masks of a frame, and the masks (H, W) bool by object id.
-
-        Raises:
-            ValueError: a file is damaged or no mask.
-        """
-
-    def stems_of(self) -> dict[int, list[str]] | None:
-        """Returns the frames that each object has masks on; None where the objects share all frames."""
-        return None
-
-    def has(self, stem: str, object_id: int | None = None) -> bool:
-        """Says whether there are masks of a frame, or the mask of an object on it."""
-        del object_id
-        return stem in self.stems
-
-    def palette(self) -> np.ndarray | None:
-        """Returns the (K, 3) uint8 colours of the masks' files, if those have any."""
-        return None
-
-
-class PaletteMasks(MaskVideo):
-    """A PNG of ids for every frame. In one that holds 0 and 255 only, the object is number 1."""
-
-    def __init__(self, name: str, path: str):
-        self.name = name
-        self._files = list_files(path, (".png",))
-        self.stems = list(self._files)
-
-    def read(self, stem: str) -> tuple[tuple[int, int], Masks]:
-        """Reads the ids of a frame."""
-        labels = read_mask_png(self._files[stem])
-        masks = masks_of_labels(labels)
-        if list(masks) == [255]:
-            masks = LazyMasks([1], lambda _: labels == 255)
-        return labels.shape, masks
-
-    def palette(self) -> np.ndarray | None:
-        """Reads the colours of the first frame."""
-        return read_palette_png(self._files[self.stems[0]])[1]
-
-
-class ObjectMasks(MaskVideo):
-    """A folder for every object with a PNG for every frame, as SA-V has them."""
-
-    def __init__(self, name: str, path: str):
-        self.name = name
-        self._files = {i: list_files(p, (".png",)) for i, p in object_folders(path).items()}
-        self.stems = sorted(
-            {stem for files in self._files.values() for stem in files}, key=time_order
-        )
-
-    def read(self, stem: str) -> tuple[tuple[int, int], Masks]:
-        """Reads the masks of the objects that have a PNG of a frame, empty ones as well."""
-        masks = {
-            i: read_object_mask(files[stem]) for i, files in self._files.items() if stem in files
-        }
-        sizes = {mask.shape for mask in masks.values()}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"the masks of frame {stem} of {self.name} have the sizes {sorted(sizes)} (height, width); "
-                "one size is expected"
-            )
-        return sizes.pop(), masks
-
-    def stems_of(self) -> dict[int, list[str]] | None:
-        """Returns the frames of each object."""
-        return {i: list(files) for i, files in self._files.items()}
-
-    def has(self, stem: str, object_id: int | None = None) -> bool:
-        """Says whether there is a PNG."""
-        if object_id is None:
-            return stem in self.stems
-        return stem in self._files.get(object_id, ())
-
-    def palette(self) -> np.ndarray | None:
-        """Reads the colours of any mask."""
-        path = next(path for files in self._files.values() for path in files.values())
-        return read_palette_png(path)[1]
-
-
-class CatalogueMasks(MaskVideo):
-    """The masks of a video of the catalogue; its frames are numbered."""
-
-    def __init__(self, video: Any):
-        self.name, self._video = video.name, video
-        self.stems = [f"{index:05d}" for index in range(video.num_frames)]
-
-    def read(self, stem: str) -> tuple[tuple[int, int], Masks]:
-        """Decodes the masks of a frame."""
-        masks = self._video.masks_on(int(stem))
-        if masks:
-            return next(iter(masks.values())).shape, masks
-        return self._video.frames_at([int(stem)])[0].shape[:2], masks
-
-
-@dataclasses.dataclass(frozen=True)
-class Videos:
-    """Videos, or their masks, by name.
-
-    Attributes:
-        where: what they are and where, for messages.
-        names: in ascending order.
-        open: opens one.
-    """
-
-    where: str
-    names: list[str]
-    open: Callable[[str], Any]
-
-    def __getitem__(self, name: str) -> Any:
-        return self.open(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,59 +70,62 @@ def _benchmark_name(root: str, frames: str | None, masks: str | None) -> str:
     return "MOSE, or another dataset of its layout"
 
 
-def open_masks(path: str, split: str = "validation") -> Videos:
+def open_masks(path: str, split: str = "validation") -> VideoList:
     """Opens the masks of videos.
 
     Args:
         path: a folder with a folder of masks for every video, or the folder of a benchmark, or `tfds:NAME`.
         split: of the dataset of the catalogue.
 
+    Returns:
+        The videos by name, with masks, and of the catalogue also with frames.
+
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it holds no masks of videos; the message tells what it holds.
     """
     if path.startswith(CATALOGUE):
-        return _open_catalogue(path, split, CatalogueMasks)
+        return _open_catalogue(path, split)
     benchmark, folder = _find(check_folder(path, "masks of videos"), "masks")
-    names = [name for name in list_folders(folder) if _mask_class(os.path.join(folder, name))]
-    if not names:
+    found = {name: _mask_reader(os.path.join(folder, name)) for name in list_folders(folder)}
+    readers = {name: reader for name, reader in found.items() if reader is not None}
+    if not readers:
         raise ValueError(
             f"{path} holds no masks of videos but {_contents(folder)}; expected are <video>/<frame>.png, "
             "<video>/<object>/<frame>.png, or the folder of a benchmark with "
             f"{', '.join(_MASKS[:-1])} or {_MASKS[-1]}{_hint(path)}"
         )
 
-    def open_video(name: str) -> MaskVideo:
-        place = os.path.join(folder, name)
-        return _mask_class(place)(name, place)
-
-    kind = {PaletteMasks: "a PNG of ids a frame", ObjectMasks: "a folder of PNGs an object"}
-    found = kind[_mask_class(os.path.join(folder, names[0]))]
-    return Videos(
-        _where(benchmark, folder, f"masks of {len(names)} videos, {found}"), names, open_video
+    is_palette = next(iter(readers.values())) is palette_masks
+    kind = "a PNG of ids a frame" if is_palette else "a folder of PNGs an object"
+    return VideoList(
+        list(readers),
+        lambda name: readers[name](name, os.path.join(folder, name)),
+        _where(benchmark, folder, f"masks of {len(readers)} videos, {kind}"),
     )
 
 
-def _mask_class(path: str) -> type[MaskVideo] | None:
-    """How the masks of a video lie; None if there are none."""
+def _mask_reader(path: str) -> Callable[[str, str], Video] | None:
+    """What opens masks as they lie in the folder of a video; None if there are none."""
     if list_files(path, (".png",)):
-        return PaletteMasks
+        return palette_masks
     folders = list_folders(path)
     is_numbered = folders and all(name.isdecimal() for name in folders)
-    return ObjectMasks if is_numbered and list_files(path, (".png",), recursive=True) else None
+    return object_masks if is_numbered and list_files(path, (".png",), recursive=True) else None
 
 
-def open_videos(path: str, split: str = "validation") -> Videos:
+def open_videos(path: str, split: str = "validation") -> VideoList:
     """Opens videos: a folder of JPEGs or PNGs for each or an mp4, or the folder of a benchmark, or `tfds:NAME`.
+
+    Returns:
+        The videos by name, with frames, and of the catalogue also with masks.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it holds no videos; the message tells what it holds.
     """
     if path.startswith(CATALOGUE):
-        return _open_catalogue(
-            path, split, lambda video: FrameList(video.frames_at(range(video.num_frames)))
-        )
+        return _open_catalogue(path, split)
     benchmark, folder = _find(check_folder(path, "videos"), "frames")
     places = {name: os.path.join(folder, name) for name in list_folders(folder)}
     places |= list_files(folder, _VIDEO_SUFFIXES)
@@ -276,23 +135,10 @@ def open_videos(path: str, split: str = "validation") -> Videos:
             f"or the folder of a benchmark with {', '.join(_FRAMES[:-1])} or {_FRAMES[-1]}{_hint(path)}"
         )
     where = _where(benchmark, folder, f"{len(places)} videos")
-    return Videos(where, sorted(places), lambda name: open_frames(places[name]))
+    return VideoList(sorted(places), lambda name: frames_only(name, places[name]), where)
 
 
-def frame_stems(frames: Frames) -> list[str]:
-    """Returns the names of the frames of a video, which its masks have as well."""
-    if isinstance(frames, ImageFolder):
-        return [os.path.splitext(name)[0] for name in frames.names]
-    return [f"{index:05d}" for index in range(len(frames))]
-
-
-def first_frames(source: Frames, count: int | None) -> tuple[Frames, list[str]]:
-    """Returns the first frames of a video, all if `count` is None, and their names."""
-    stems = frame_stems(source)
-    return (source, stems) if count is None else (FirstFrames(source, count), stems[:count])
-
-
-def choose(found: Videos, others: Videos, video_list: str | None) -> list[str]:
+def choose(found: VideoList, others: VideoList, video_list: str | None) -> list[str]:
     """Returns the names of the videos that two sets share, or those of a list.
 
     Args:
@@ -304,11 +150,11 @@ def choose(found: Videos, others: Videos, video_list: str | None) -> list[str]:
         FileNotFoundError: there is no such list.
         ValueError: a video of the list is missing, or nothing is left.
     """
-    shared = set(found.names) & set(others.names)
+    shared = set(found.keys) & set(others.keys)
     if video_list:
         wanted = sorted(read_list(video_list))
         for side in (found, others):
-            missing = [name for name in wanted if name not in side.names]
+            missing = [name for name in wanted if name not in side.keys]
             if missing:
                 raise ValueError(
                     f"{len(missing)} of the {len(wanted)} videos in {video_list} are not in {side.where}: "
@@ -317,8 +163,8 @@ def choose(found: Videos, others: Videos, video_list: str | None) -> list[str]:
         shared = set(wanted)
     if not shared:
         raise ValueError(
-            f"no video is in both of {found.where} ({shorten(found.names)}) and {others.where} "
-            f"({shorten(others.names)})"
+            f"no video is in both of {found.where} ({shorten(found.keys)}) and {others.where} "
+            f"({shorten(others.keys)})"
         )
     return sorted(shared)
 
@@ -364,14 +210,10 @@ def _hint(path: str) -> str:
     return f"; did you mean {shorten(found)}?" if found else ""
 
 
-def _open_catalogue(path: str, split: str, adapt: Callable[[Any], Any]) -> Videos:
-    from sam2_jax.data.tfds_builder import open_catalogue
-
+def _open_catalogue(path: str, split: str) -> VideoList:
     data_dir = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
     name = path.removeprefix(CATALOGUE)
-    videos: Sequence[Any] = open_catalogue(
-        Dataset(kind="tfds", frames=name, annotations=data_dir, split=split)
-    )
-    places = {videos[index].name: index for index in range(len(videos))}
+    videos = open_catalogue(name, data_dir, split)
+    places = {video.name: index for index, video in enumerate(videos)}
     where = f"{os.path.join(data_dir, name)} ({len(places)} {split} videos)"
-    return Videos(where, sorted(places), lambda name: adapt(videos[places[name]]))
+    return VideoList(sorted(places), lambda name: videos[places[name]], where)

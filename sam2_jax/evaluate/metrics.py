@@ -1,7 +1,7 @@
 """Scores of masks, as the evaluators of SA-V and of DAVIS define them.
 
-prediction, truth (H, W)     ->  J, the overlap of regions; F, the agreement of contours; within 0..1
-predictions, truths (T, H, W)  ->  J and F of one object, means over the frames that count
+prediction, target (H, W)     ->  J, the overlap of regions; F, the agreement of contours; within 0..1
+predictions, targets (T, H, W)  ->  J and F of one object, means over the frames that count
 scores (T,)                  ->  mean, recall and decay over time
 """
 
@@ -11,27 +11,27 @@ from typing import NamedTuple
 import numpy as np
 
 
-def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
+def iou(prediction: np.ndarray, target: np.ndarray) -> float:
     """Returns the intersection over the union of two bool masks of any one shape; 1 if both are empty.
 
     Raises:
         ValueError: the masks are not bool or differ in shape.
     """
-    prediction, truth = _check_pair(prediction, truth)
-    union = np.count_nonzero(prediction | truth)
-    return np.count_nonzero(prediction & truth) / union if union else 1.0
+    prediction, target = _check_pair(prediction, target)
+    union = np.count_nonzero(prediction | target)
+    return np.count_nonzero(prediction & target) / union if union else 1.0
 
 
-def region_similarity(prediction: np.ndarray, truth: np.ndarray) -> float:
+def region_similarity(prediction: np.ndarray, target: np.ndarray) -> float:
     """Returns J: the `iou` of two masks (H, W) bool.
 
     Raises:
         ValueError: the masks are not (H, W) bool or differ in shape.
     """
-    return iou(*_check_pair(prediction, truth, ndim=2))
+    return iou(*_check_pair(prediction, target, ndim=2))
 
 
-def boundary_accuracy(prediction: np.ndarray, truth: np.ndarray) -> float:
+def boundary_accuracy(prediction: np.ndarray, target: np.ndarray) -> float:
     """Returns F: the harmonic mean of the precision and the recall of the contour.
 
     A contour pixel counts as found if the other mask's contour comes within 0.008 of the image diagonal,
@@ -39,16 +39,16 @@ def boundary_accuracy(prediction: np.ndarray, truth: np.ndarray) -> float:
 
     Args:
         prediction: (H, W) bool.
-        truth: (H, W) bool.
+        target: (H, W) bool.
 
     Raises:
         ValueError: the masks are not (H, W) bool or differ in shape.
     """
-    prediction, truth = _check_pair(prediction, truth, ndim=2)
-    radius = math.ceil(0.008 * math.hypot(*truth.shape))
+    prediction, target = _check_pair(prediction, target, ndim=2)
+    radius = math.ceil(0.008 * math.hypot(*target.shape))
     # Beyond the margin around both masks there are no contours; within it are all distances that count.
-    window = _window(prediction | truth)
-    found, wanted = _boundary(prediction)[window], _boundary(truth)[window]
+    window = _window(prediction | target)
+    found, wanted = _boundary(prediction)[window], _boundary(target)[window]
     if not found.any() or not wanted.any():
         return float(found.any() == wanted.any())
     precision = _share_within(found, wanted, radius)
@@ -57,37 +57,37 @@ def boundary_accuracy(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def video_scores(
-    predictions: np.ndarray, truths: np.ndarray, skip_first_and_last: bool = True
+    predictions: np.ndarray, targets: np.ndarray, skip_first_and_last: bool = True
 ) -> tuple[float, float] | None:
     """Returns J and F of one object in one video, each the mean over the frames that are scored.
 
     The evaluator's conventions: the first and the last annotated frame are skipped, and scoring starts at the
-    first frame left on which the object is in the truth or in the prediction.
+    first frame left on which the object is in the target or in the prediction.
 
     Args:
         predictions: (T, H, W) bool, on the annotated frames only.
-        truths: (T, H, W) bool.
+        targets: (T, H, W) bool.
         skip_first_and_last: of the T frames.
 
     Returns:
-        J and F within 0..1; None if the truth is empty on all frames that could be scored: such an object does
+        J and F within 0..1; None if the target is empty on all frames that could be scored: such an object does
         not count in the mean over objects.
 
     Raises:
         ValueError: the masks are not (T, H, W) bool, differ in shape, or none is left to score.
     """
-    predictions, truths = _check_pair(predictions, truths, ndim=3)
+    predictions, targets = _check_pair(predictions, targets, ndim=3)
     if skip_first_and_last:
-        predictions, truths = predictions[1:-1], truths[1:-1]
-    if not len(truths):
+        predictions, targets = predictions[1:-1], targets[1:-1]
+    if not len(targets):
         raise ValueError(
             "no frame is left to score; at least 3 annotated frames are expected, or 1 where the "
             "first and the last are not skipped"
         )
-    if not truths.any():
+    if not targets.any():
         return None
-    start = int((predictions | truths).any((1, 2)).argmax())
-    pairs = list(zip(predictions[start:], truths[start:], strict=True))
+    start = int((predictions | targets).any((1, 2)).argmax())
+    pairs = list(zip(predictions[start:], targets[start:], strict=True))
     return (
         float(np.mean([region_similarity(*pair) for pair in pairs])),
         float(np.mean([boundary_accuracy(*pair) for pair in pairs])),
@@ -127,14 +127,14 @@ def statistics(scores: np.ndarray) -> Statistics:
 
 
 def _check_pair(
-    prediction: np.ndarray, truth: np.ndarray, ndim: int | None = None
+    prediction: np.ndarray, target: np.ndarray, ndim: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    pair = np.asarray(prediction), np.asarray(truth)
+    pair = np.asarray(prediction), np.asarray(target)
     is_valid = all(m.dtype == bool and ndim in (None, m.ndim) for m in pair)
     if not is_valid or pair[0].shape != pair[1].shape:
         expected = {None: "", 2: "(H, W) ", 3: "(T, H, W) "}[ndim]
         raise ValueError(
-            f"the prediction is {pair[0].shape} {pair[0].dtype} and the truth {pair[1].shape} "
+            f"the prediction is {pair[0].shape} {pair[0].dtype} and the target {pair[1].shape} "
             f"{pair[1].dtype}; {expected}bool and one shape are expected"
         )
     return pair

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sam2_jax.data.annotated import VideoList
 from sam2_jax.data.masks import check_masks
 from sam2_jax.data.overlay import draw_overlay
 from sam2_jax.evaluate.charts import line_chart
 from sam2_jax.evaluate.interactive import Game
-from sam2_jax.evaluate.layouts import Videos, frame_stems
 from sam2_jax.evaluate.score import ObjectScores
 
 WORST_FRAMES = 12
@@ -91,7 +91,7 @@ def score_files(
             "sequence": scored.video,
             "obj": scored.object_id,
             **scored.row(convention),
-            "frames": scored.stems,
+            "frames": scored.frame_names,
             "J of frames": scored.j.round(4).tolist(),
             "F of frames": scored.f.round(4).tolist(),
         }
@@ -171,8 +171,9 @@ def score_charts(scores: Sequence[ObjectScores]) -> dict[str, str]:
     """Draws J&F over time, by video; a line an object, of many the first ones."""
     by_video: dict[str, dict[str, tuple]] = {}
     for scored in scores:
-        is_numbered = all(stem.isdecimal() for stem in scored.stems)
-        frames = list(map(int, scored.stems)) if is_numbered else range(len(scored.stems))
+        names = scored.frame_names
+        is_numbered = all(name.isdecimal() for name in names)
+        frames = list(map(int, names)) if is_numbered else range(len(names))
         line = frames, 50 * (scored.j + scored.f)
         by_video.setdefault(scored.video, {})[f"object {scored.object_id}"] = line
     charts = {}
@@ -184,42 +185,45 @@ def score_charts(scores: Sequence[ObjectScores]) -> dict[str, str]:
 
 
 def worst_frames(
-    scores: Sequence[ObjectScores], truth: Videos, predictions: Videos, videos: Videos | None
+    scores: Sequence[ObjectScores],
+    target: VideoList,
+    predictions: VideoList,
+    videos: VideoList | None,
 ) -> list[tuple[str, np.ndarray]]:
     """Draws the frames of the lowest J&F, the worst one of an object each.
 
     Args:
         scores: of objects.
-        truth: true masks.
+        target: true masks.
         predictions: predicted ones.
         videos: what the masks lie on; where there is none, on grey.
 
     Returns:
-        A caption, and a picture (H, 2 W, 3) uint8: the truth on the left, the prediction on the right.
+        A caption, and a picture (H, 2 W, 3) uint8: the target on the left, the prediction on the right.
     """
     quality = [scored.j + scored.f for scored in scores]
     order = sorted(range(len(scores)), key=lambda n: quality[n].min())[:WORST_FRAMES]
     drawn = []
     for scored, t in [(scores[n], int(quality[n].argmin())) for n in order]:
-        stem, object_id = scored.stems[t], scored.object_id
+        frame, object_id = scored.frame_names[t], scored.object_id
         sides = []
-        for masks in (truth, predictions):
-            size, by_id = masks[scored.video].read(stem)
-            mask = by_id.get(object_id, np.zeros(size, bool))[None]
-            picture = _frame(videos, scored.video, stem, size)
+        for side in (target, predictions):
+            video = side.open(scored.video)
+            masks = video.masks(video.frame_names.index(frame))
+            mask = masks.get(object_id, np.zeros(masks.size, bool))[None]
+            picture = _frame(videos, scored.video, frame, masks.size)
             sides.append(draw_overlay(picture, check_masks(mask, [object_id]), [object_id]))
         value = 50 * (scored.j[t] + scored.f[t])
-        caption = f"{scored.video}, object {object_id}, frame {stem}: J&F {value:.1f}"
+        caption = f"{scored.video}, object {object_id}, frame {frame}: J&F {value:.1f}"
         drawn.append((caption, np.concatenate(sides, 1)))
     return drawn
 
 
-def _frame(videos: Videos | None, name: str, stem: str, size: tuple[int, int]) -> np.ndarray:
-    if videos is not None and name in videos.names:
-        with videos[name] as frames:
-            stems = frame_stems(frames)
-            if stem in stems and (frames.height, frames.width) == size:
-                return frames[stems.index(stem)]
+def _frame(videos: VideoList | None, name: str, frame: str, size: tuple[int, int]) -> np.ndarray:
+    if videos is not None and name in videos.keys:
+        with videos.open(name) as video:
+            if frame in video.frame_names and video.size == size:
+                return video.frames[video.frame_names.index(frame)]
     return np.full((*size, 3), 128, np.uint8)
 
 
@@ -254,7 +258,7 @@ def page(
     parts = [f"<h1>{escape(title)}</h1><dl>{said}</dl>"]
     parts.append(f'<div class="wide"><table><tr>{head}</tr>{lines}</table></div>')
     if pictures:
-        parts.append("<h2>Worst frames: truth on the left, prediction on the right</h2>")
+        parts.append("<h2>Worst frames: target on the left, prediction on the right</h2>")
         drawn = [
             figure(caption, f'<img alt="{escape(caption)}" src="{_data_url(picture)}">')
             for caption, picture in pictures

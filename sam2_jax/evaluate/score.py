@@ -1,24 +1,24 @@
 """Scores of predicted masks of videos, as the evaluators of SA-V and of DAVIS give them.
 
-    truth, predictions  ->  score: ObjectScores of every object  ->  summarise: J&F, J, F of all
+    target, predictions  ->  score: ObjectScores of every object  ->  summarise: J&F, J, F of all
 
-Conventions differ in what counts. `sav`: objects that are in the truth on a scored frame, each from the first
-frame on which it is in the truth or in the prediction. `davis`: objects of the first frame, on all scored
+Conventions differ in what counts. `sav`: objects that are in the target on a scored frame, each from the first
+frame on which it is in the target or in the prediction. `davis`: objects of the first frame, on all scored
 frames; recall and decay are given as well. Both score annotated frames only, and skip the first and the last.
 """
 
-import collections
 import concurrent.futures
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sam2_jax.evaluate.layouts import MaskVideo, Videos, shorten
+from sam2_jax.data.annotated import Video, VideoList
+from sam2_jax.evaluate.layouts import shorten
 from sam2_jax.evaluate.metrics import boundary_accuracy, region_similarity, statistics
+from sam2_jax.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +32,14 @@ class ObjectScores:
     Attributes:
         video: its name.
         object_id: the object.
-        stems: names of the T frames that count.
+        frame_names: of the T frames that count.
         j: (T,) region similarity, within 0..1.
         f: (T,) boundary accuracy, within 0..1.
     """
 
     video: str
     object_id: int
-    stems: list[str]
+    frame_names: list[str]
     j: np.ndarray
     f: np.ndarray
 
@@ -63,7 +63,7 @@ class _Pair:
 
     j: float
     f: float
-    in_truth: bool
+    in_target: bool
     in_prediction: bool
 
 
@@ -71,8 +71,8 @@ _BOTH_EMPTY = _Pair(1.0, 1.0, False, False)
 
 
 def score(
-    truth: Videos,
-    predictions: Videos,
+    target: VideoList,
+    predictions: VideoList,
     names: Sequence[str],
     convention: str = "sav",
     skip_first_and_last: bool = True,
@@ -81,7 +81,7 @@ def score(
     """Scores predictions, on all cores.
 
     Args:
-        truth: true masks.
+        target: true masks.
         predictions: predicted ones.
         names: videos to score, in both.
         convention: "sav" or "davis".
@@ -92,7 +92,7 @@ def score(
         The objects that count, by video and id.
 
     Raises:
-        ValueError: a prediction is missing, differs in size, or no id in it is one of the truth; a file is
+        ValueError: a prediction is missing, differs in size, or no id in it is one of the target; a file is
             damaged; or nothing is left to score.
     """
     if convention not in CONVENTIONS:
@@ -102,80 +102,95 @@ def score(
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     try:
         jobs = {
-            name: _submit(pool, truth[name], predictions[name], skip_first_and_last)
+            name: _submit(pool, target.open(name), predictions.open(name), skip_first_and_last)
             for name in names
         }
         scores, ids = [], {}
         for name, frames in jobs.items():
-            pairs = {stem: future.result() for stem, future in frames.items()}
+            pairs = {t: future.result() for t, future in frames.items()}
             jobs[name].clear()
-            scores += _object_scores(truth[name], pairs, convention)
-            ids[name] = _ids(pairs, "in_truth"), _ids(pairs, "in_prediction")
+            scores += _object_scores(target.open(name), pairs, convention)
+            ids[name] = _ids(pairs, "in_target"), _ids(pairs, "in_prediction")
             progress()
     finally:
         pool.shutdown(cancel_futures=True)
     _check_ids(ids)
     if not scores:
-        raise ValueError("nothing is left to score: the truth is empty on all frames that count")
+        raise ValueError("nothing is left to score: the target is empty on all frames that count")
     return scores
 
 
 def _submit(
-    pool: concurrent.futures.Executor, truth: MaskVideo, prediction: MaskVideo, skip: bool
-) -> dict[str, concurrent.futures.Future]:
-    scored = _scored(truth, skip)
-    missing = [
-        f"{stem} of object {i}" if i is not None else stem
-        for stem, ids in scored.items()
-        for i in ids or [None]
-        if not prediction.has(stem, i)
-    ]
+    pool: concurrent.futures.Executor, target: Video, prediction: Video, skip: bool
+) -> dict[int, concurrent.futures.Future]:
+    """Starts to score the frames of a target."""
+    scored = _scored(target, skip)
+    places = {prediction.frame_names[t]: t for t in prediction.annotated}
+    missing = []
+    for t, ids in scored.items():
+        name = target.frame_names[t]
+        if name not in places:
+            missing += [name] if ids is None else [f"{name} of object {i}" for i in ids]
+        elif ids is not None and prediction.is_by_object:
+            there = prediction.masks(places[name])
+            missing += [f"{name} of object {i}" for i in ids if i not in there]
     if missing:
         raise ValueError(
-            f"{truth.name}: {len(missing)} of the masks to score are not in the predictions: frame "
+            f"{target.name}: {len(missing)} of the masks to score are not in the predictions: frame "
             f"{shorten(missing)}"
         )
     return {
-        stem: pool.submit(_score_frame, truth, prediction, stem, ids)
-        for stem, ids in scored.items()
+        t: pool.submit(_score_frame, target, t, prediction, places[target.frame_names[t]], ids)
+        for t, ids in scored.items()
     }
 
 
-def _scored(truth: MaskVideo, skip: bool) -> dict[str, list[int] | None]:
+def _own_frames(video: Video) -> dict[int, list[int]] | None:
+    """The frames that each object has masks on; None where the objects share all frames."""
+    if not video.is_by_object:
+        return None
+    own: dict[int, list[int]] = {}
+    for t in video.annotated:
+        for object_id in video.masks(t):
+            own.setdefault(object_id, []).append(t)
+    return own
+
+
+def _scored(target: Video, skip: bool) -> dict[int, list[int] | None]:
     """The frames to score, and the objects on each; None is all."""
     cut = slice(1, -1) if skip else slice(None)
-    own = truth.stems_of()
+    own = _own_frames(target)
+    scored: dict[int, list[int] | None]
     if own is None:
-        scored = dict.fromkeys(truth.stems[cut])
+        scored = dict.fromkeys(target.annotated[cut])
     else:
-        scored = collections.defaultdict(list)
-        for object_id, stems in own.items():
-            for stem in stems[cut]:
-                scored[stem].append(object_id)
-        scored = {stem: scored[stem] for stem in truth.stems if stem in scored}
+        on_frame = {
+            t: [i for i, frames in own.items() if t in frames[cut]] for t in target.annotated
+        }
+        scored = {t: ids for t, ids in on_frame.items() if ids}
     if not scored:
         raise ValueError(
-            f"{truth.name} has {len(truth.stems)} annotated frames, of which none is left to score; at least "
-            "3 are expected, or 1 where the first and the last are not skipped"
+            f"{target.name} has {len(target.annotated)} annotated frames, of which none is left to score; at "
+            "least 3 are expected, or 1 where the first and the last are not skipped"
         )
     return scored
 
 
 def _score_frame(
-    truth: MaskVideo, prediction: MaskVideo, stem: str, ids: list[int] | None
+    target: Video, t: int, prediction: Video, place: int, ids: list[int] | None
 ) -> dict[int, _Pair]:
-    """Scores the objects that are in the truth or in the prediction of a frame."""
-    size, true_masks = truth.read(stem)
-    other_size, masks = prediction.read(stem)
-    if size != other_size:
+    """Scores the objects that are in the target or in the prediction of a frame."""
+    expected, found = target.masks(t), prediction.masks(place)
+    if expected.size != found.size:
         raise ValueError(
-            f"{truth.name}: the prediction of frame {stem} is {other_size[1]}x{other_size[0]}, but the truth "
-            f"is {size[1]}x{size[0]}; masks are scored in the size of the truth"
+            f"{target.name}: the prediction of frame {target.frame_names[t]} is "
+            f"{found.size[1]}x{found.size[0]}, but the target is {expected.size[1]}x{expected.size[0]}; "
+            "masks are scored in the size of the target"
         )
-    empty = np.zeros(size, bool)
+    empty = np.zeros(expected.size, bool)
     pairs = {}
-    for object_id in {*true_masks, *masks} if ids is None else ids:
-        pair = masks.get(object_id, empty), true_masks.get(object_id, empty)
+    for object_id in {*expected, *found} if ids is None else ids:
+        pair = found.get(object_id, empty), expected.get(object_id, empty)
         if pair[0].any() or pair[1].any():
             pairs[object_id] = _Pair(
                 region_similarity(*pair),
@@ -187,35 +202,35 @@ def _score_frame(
 
 
 def _object_scores(
-    truth: MaskVideo, pairs: dict[str, dict[int, _Pair]], convention: str
+    target: Video, pairs: dict[int, dict[int, _Pair]], convention: str
 ) -> list[ObjectScores]:
-    own = truth.stems_of()
+    own = _own_frames(target)
     found = []
-    for object_id in sorted(_counted(truth, pairs, convention)):
-        stems = [stem for stem in pairs if own is None or stem in own[object_id]]
-        of_object = [pairs[stem].get(object_id, _BOTH_EMPTY) for stem in stems]
+    for object_id in sorted(_counted(target, pairs, convention)):
+        frames = [t for t in pairs if own is None or t in own[object_id]]
+        of_object = [pairs[t].get(object_id, _BOTH_EMPTY) for t in frames]
         if convention == "sav":
             start = next(t for t, pair in enumerate(of_object) if pair is not _BOTH_EMPTY)
-            stems, of_object = stems[start:], of_object[start:]
-        if stems:
+            frames, of_object = frames[start:], of_object[start:]
+        if frames:
             j, f = (np.array([getattr(pair, kind) for pair in of_object]) for kind in "jf")
-            found.append(ObjectScores(truth.name, object_id, stems, j, f))
+            names = [target.frame_names[t] for t in frames]
+            found.append(ObjectScores(target.name, object_id, names, j, f))
     return found
 
 
-def _counted(truth: MaskVideo, pairs: dict[str, dict[int, _Pair]], convention: str) -> set[int]:
+def _counted(target: Video, pairs: dict[int, dict[int, _Pair]], convention: str) -> set[int]:
     if convention == "sav":
-        return _ids(pairs, "in_truth")
-    _, first = truth.read(truth.stems[0])
-    return {i for i, mask in first.items() if i != 255 and mask.any()}  # DAVIS: 255 is void
+        return _ids(pairs, "in_target")
+    return set(target.object_ids(target.annotated[0]))
 
 
-def _ids(pairs: dict[str, dict[int, _Pair]], where: str) -> set[int]:
+def _ids(pairs: dict[int, dict[int, _Pair]], where: str) -> set[int]:
     return {i for by_id in pairs.values() for i, pair in by_id.items() if getattr(pair, where)}
 
 
 def _check_ids(ids: dict[str, tuple[set[int], set[int]]]) -> None:
-    """Tells of predicted objects that no truth has; an error if no predicted object has one."""
+    """Tells of predicted objects that no target has; an error if no predicted object has one."""
     unknown = {
         name: predicted - true for name, (true, predicted) in ids.items() if predicted - true
     }
@@ -224,11 +239,11 @@ def _check_ids(ids: dict[str, tuple[set[int], set[int]]]) -> None:
     name, others = next(iter(unknown.items()))
     if not any(true & predicted for true, predicted in ids.values()):
         raise ValueError(
-            f"no predicted object is one of the truth: ids are compared as they are, and those of {name} are "
-            f"{sorted(others)[:5]} in the predictions and {sorted(ids[name][0])[:5]} in the truth"
+            f"no predicted object is one of the target: ids are compared as they are, and those of {name} are "
+            f"{sorted(others)[:5]} in the predictions and {sorted(ids[name][0])[:5]} in the target"
         )
     logger.warning(
-        "%d videos have predicted objects that are not in the truth and do not count, such as %s of %s",
+        "%d videos have predicted objects that are not in the target and do not count, such as %s of %s",
         len(unknown), sorted(others)[:5], name,
     )  # fmt: skip
 
@@ -274,14 +289,11 @@ def read_categories(path: str) -> dict[tuple[str, int], str]:
         FileNotFoundError: there is no such file.
         ValueError: it is no such file.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no such file of categories: {path}")
+    document = read_json(path)
     try:
-        with open(path, encoding="utf-8") as file:
-            videos = json.load(file)["videos"]
         return {
             (name, int(object_id)): found["category"]
-            for name, video in videos.items()
+            for name, video in document["videos"].items()
             for object_id, found in video["objects"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:

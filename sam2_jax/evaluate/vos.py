@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from sam2_jax.data.masks import pack_masks, write_palette_png
-from sam2_jax.data.videos import Frames
+from sam2_jax.data.annotated import Video, VideoList
+from sam2_jax.data.masks import davis_palette, read_palette_png
+from sam2_jax.data.results import ObjectFolders, PaletteFolder
 from sam2_jax.evaluate.annotator import box_around, click_on_frame
-from sam2_jax.evaluate.layouts import MaskVideo, Videos, first_frames, shorten
+from sam2_jax.evaluate.layouts import shorten
 from sam2_jax.files import write_file
 from sam2_jax.model.memory_bank import FULL_CODE_LENGTH
 from sam2_jax.predict.session import InferenceState
@@ -50,14 +51,11 @@ class Options:
     num_frames: int | None = None
 
 
-def plan_prompts(
-    masks: MaskVideo, stems: Sequence[str], options: Options
-) -> dict[int, dict[int, list[int]]]:
+def plan_prompts(video: Video, options: Options) -> dict[int, dict[int, list[int]]]:
     """Says which objects are prompted on which frames.
 
     Args:
-        masks: of a video.
-        stems: names of the video's frames.
+        video: frames and masks.
         options: see `Options`.
 
     Returns:
@@ -66,35 +64,34 @@ def plan_prompts(
     Raises:
         ValueError: there is no object to track, or one that appears later though that is not expected.
     """
-    given = [(t, stem) for t, stem in enumerate(stems) if masks.has(stem)]
+    given, names = list(video.annotated), video.frame_names
     if not given:
         raise ValueError(
-            f"no mask of {masks.name} belongs to one of its frames: frames are {shorten(stems)}; masks are "
-            f"{shorten(masks.stems)}"
+            f"no mask of {video.name} belongs to one of its frames, which are {shorten(names)}"
         )
     if not options.later_objects:
-        if given[0][0] > 0:
+        if given[0] > 0:
             raise ValueError(
-                f"{masks.name} has no mask of its first frame, {stems[0]}; objects that appear later are "
+                f"{video.name} has no mask of its first frame, {names[0]}; objects that appear later are "
                 "tracked with --track-object-appearing-later-in-video"
             )
         given = given if options.use_all_masks else given[:1]
     prompted: dict[int, list[int]] = {}
-    for t, stem in given:
-        for object_id, mask in masks.read(stem)[1].items():
+    for t in given:
+        for object_id, mask in video.masks(t).items():
             if object_id in prompted:
                 prompted[object_id] += [t] if options.use_all_masks else []
             elif mask.any():
                 if t > 0 and not options.later_objects:
                     raise ValueError(
-                        f"object {object_id} of {masks.name} has its first mask on frame {stem}, not on the "
-                        f"first one, {stems[0]}; such objects are tracked with "
+                        f"object {object_id} of {video.name} has its first mask on frame {names[t]}, not on "
+                        f"the first one, {names[0]}; such objects are tracked with "
                         "--track-object-appearing-later-in-video"
                     )
                 prompted[object_id] = [t]
     if not prompted:
         raise ValueError(
-            f"the masks of {masks.name} on frame {shorten([stem for _, stem in given])} are empty: there is "
+            f"the masks of {video.name} on frame {shorten([names[t] for t in given])} are empty: there is "
             "no object to track"
         )
     plan: dict[int, dict[int, list[int]]] = {}
@@ -107,9 +104,7 @@ def plan_prompts(
 class _Job:
     """A video that is being tracked."""
 
-    frames: Frames
-    stems: Sequence[str]
-    masks: MaskVideo
+    video: Video
     plan: dict[int, dict[int, list[int]]]
     state: InferenceState
 
@@ -120,12 +115,7 @@ class _Job:
             for t in frames:
                 by_frame.setdefault(t, []).append(object_id)
         for t in sorted(by_frame):
-            size, masks = self.masks.read(self.stems[t])
-            if size != (self.frames.height, self.frames.width):
-                raise ValueError(
-                    f"the masks of frame {self.stems[t]} of {self.masks.name} are {size[1]}x{size[0]}, but "
-                    f"the video is {self.frames.width}x{self.frames.height}"
-                )
+            masks = self.video.masks(t)
             for object_id in by_frame[t]:
                 _give(predictor, self.state, t, object_id, masks[object_id], prompt)
 
@@ -148,15 +138,13 @@ def _give(
 
 
 def track(
-    predictor: SAM2VideoPredictor,
-    videos: Sequence[tuple[Frames, Sequence[str], MaskVideo]],
-    options: Options,
+    predictor: SAM2VideoPredictor, videos: Sequence[Video], options: Options
 ) -> Iterator[tuple[int, int, list[int], np.ndarray]]:
     """Tracks the objects of several videos, which are spread over the devices of this process.
 
     Args:
         predictor: tracks; objects that may not overlap are its configuration's.
-        videos: frames of each, their names, and masks.
+        videos: frames and masks of each.
         options: see `Options`.
 
     Yields:
@@ -167,14 +155,14 @@ def track(
         ValueError: as `plan_prompts`, or masks that are not as large as the video.
     """
     jobs = []
-    for frames, stems, masks in videos:
-        plan = plan_prompts(masks, stems, options)
-        state = predictor.init_state(frames, keep_frames=FULL_CODE_LENGTH)
-        jobs.append(_Job(frames, stems, masks, plan, state))
+    for video in videos:
+        plan = plan_prompts(video, options)
+        state = predictor.init_state(video.frames, keep_frames=FULL_CODE_LENGTH)
+        jobs.append(_Job(video, plan, state))
         jobs[-1].prompt(predictor, min(plan), options.prompt)
     ids = [sorted(i for objects in job.plan.values() for i in objects) for job in jobs]
     for v, job in enumerate(jobs):
-        empty = np.zeros((len(ids[v]), job.frames.height, job.frames.width), bool)
+        empty = np.zeros((len(ids[v]), *job.video.size), bool)
         for t in range(min(job.plan)):
             yield v, t, ids[v], empty
     needs_logits = options.score_threshold != 0
@@ -197,8 +185,8 @@ def track(
 
 def predict(
     predictor: SAM2VideoPredictor,
-    videos: Videos,
-    masks: Videos,
+    videos: VideoList,
+    masks: VideoList,
     names: Sequence[str],
     out: str,
     options: Options,
@@ -224,36 +212,24 @@ def predict(
         group = names[first : first + at_once]
         partial = [os.path.join(out, f".{name}.partial") for name in group]
         with contextlib.ExitStack() as stack:
-            opened = []
+            opened, sinks = [], []
             for name, folder in zip(group, partial, strict=True):
                 shutil.rmtree(folder, ignore_errors=True)
-                os.makedirs(folder)
-                frames, stems = first_frames(stack.enter_context(videos[name]), options.num_frames)
-                opened.append((frames, stems, masks[name]))
-            palettes = [video.palette() for _, _, video in opened]
+                whole = stack.enter_context(videos.open(name)).with_masks(masks.open(name))
+                opened.append(whole.first(options.num_frames))
+                sink = ObjectFolders if options.object_folders else PaletteFolder
+                sinks.append(sink(folder, _palette(whole), whole.frame_names))
             for v, t, ids, found in track(predictor, opened, options):
-                stem = opened[v][1][t]
-                _write(partial[v], stem, ids, found, palettes[v], options.object_folders)
+                sinks[v].write(t, ids, found)
                 progress()
         for name, folder in zip(group, partial, strict=True):
             os.rename(folder, os.path.join(out, name))
 
 
-def _write(
-    folder: str,
-    stem: str,
-    ids: Sequence[int],
-    masks: np.ndarray,
-    palette: np.ndarray | None,
-    object_folders: bool,
-) -> None:
-    if not object_folders:
-        write_palette_png(os.path.join(folder, f"{stem}.png"), pack_masks(masks, ids), palette)
-        return
-    for object_id, mask in zip(ids, masks, strict=True):
-        place = os.path.join(folder, f"{object_id:03d}")
-        os.makedirs(place, exist_ok=True)
-        write_palette_png(os.path.join(place, f"{stem}.png"), mask.astype(np.uint8), palette)
+def _palette(video: Video) -> np.ndarray:
+    """The colours of the masks that prompt, if their files have any."""
+    palette = read_palette_png(video.mask_file)[1] if video.mask_file else None
+    return davis_palette() if palette is None else palette
 
 
 def missing(out: str, names: Sequence[str], settings: dict) -> list[str]:

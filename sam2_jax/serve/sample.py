@@ -15,10 +15,10 @@ _SEED, _SIZE, _NUM_FRAMES, _FPS = 30, 480, 36, 12.0
 @functools.cache
 def frames(num_frames: int = _NUM_FRAMES) -> list[np.ndarray]:
     """The first frames of the clip, (480, 480, 3) uint8 each."""
-    from sam2_jax.data.procedural import ProceduralVideos
+    from sam2_jax.data.procedural import drawn_videos
 
-    video = ProceduralVideos(_SEED, 1, _NUM_FRAMES, _SIZE, is_plain=True)[0]
-    return video.read(range(num_frames))[0]
+    video = drawn_videos(_SEED, _NUM_FRAMES, _SIZE, is_plain=True)[0]
+    return [video.frames[index] for index in range(num_frames)]
 
 
 def write(folder: str, limits: Limits) -> dict:

@@ -42,6 +42,13 @@ def test_what_is_saved_is_loaded_from_every_format(nano, tmp_path, name):
     assert loaded.digest == nano.digest
 
 
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_files_are_for_whoever_may_read_others_here(nano, tmp_path, name):
+    save(tmp_path / name, nano)
+    (tmp_path / "other").touch()
+    assert (tmp_path / name).stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_the_digest_sees_every_value_shape_type_and_name():
     params = {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "b": np.zeros(3)}
     changed = [

@@ -1,28 +1,30 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam2_jax.data import clips
+from sam2_jax.data.annotated import FrameMasks, Video
+from sam2_jax.data.videos import FrameList
 
 HEIGHT, WIDTH = 6, 8
 
 
-class Drawn(clips.StoredVideo):
+def drawn(num_frames, seen):
     """Frame t is of value t; object i is on the frames of `seen[i]`, and fills i pixels of row 0."""
 
-    def __init__(self, num_frames, seen):
-        self.name, self.num_frames, self.seen = "drawn", num_frames, seen
+    def masks(index):
+        found = {}
+        for object_id, frames in seen.items():
+            found[object_id] = np.zeros((HEIGHT, WIDTH), bool)
+            found[object_id][0, :object_id] = index in frames
+        return FrameMasks(list(found), found.__getitem__, (HEIGHT, WIDTH))
 
-    def frames_at(self, indices):
-        return [np.full((HEIGHT, WIDTH, 3), t, np.uint8) for t in indices]
-
-    def masks_on(self, index):
-        masks = {}
-        for object_id, frames in self.seen.items():
-            masks[object_id] = np.zeros((HEIGHT, WIDTH), bool)
-            masks[object_id][0, :object_id] = index in frames
-        return masks
+    pictures = FrameList([np.full((HEIGHT, WIDTH, 3), t, np.uint8) for t in range(num_frames)])
+    names = [str(t) for t in range(num_frames)]
+    return Video("drawn", names, pictures, range(num_frames), masks)
 
 
 def sample(video, num_frames=3, max_objects=2, seed=0, **options):
@@ -45,7 +47,7 @@ def test_window(num_frames, stride, extra, max_objects, reverse, seed, data):
     starts = listed[num_frames - 1 :] if reverse else listed[: len(listed) - num_frames + 1]
     seen = {i: data.draw(st.sets(st.sampled_from(range(total)))) for i in (1, 2, 3)}
     seen[4] = {data.draw(st.sampled_from(starts))}  # one window fits at least
-    clip = sample(Drawn(total, seen), num_frames, max_objects, seed, stride=stride, reverse=reverse)
+    clip = sample(drawn(total, seen), num_frames, max_objects, seed, stride=stride, reverse=reverse)
 
     frames = clip.frames[:, 0, 0, 0].astype(int)
     assert clip.frames.shape == (num_frames, HEIGHT, WIDTH, 3)
@@ -62,15 +64,15 @@ def test_window(num_frames, stride, extra, max_objects, reverse, seed, data):
 
 
 def test_all_windows_and_objects_are_drawn():
-    video = Drawn(6, {1: {0, 2, 3}, 2: {2}, 3: {2, 5}})
-    drawn = [sample(video, 3, 2, seed) for seed in range(60)]
-    assert {int(clip.frames[0, 0, 0, 0]) for clip in drawn} == {0, 2, 3}
-    pairs = {frozenset(c.masks[0].sum((1, 2)).tolist()) for c in drawn if c.frames[0, 0, 0, 0] == 2}
+    video = drawn(6, {1: {0, 2, 3}, 2: {2}, 3: {2, 5}})
+    taken = [sample(video, 3, 2, seed) for seed in range(60)]
+    assert {int(clip.frames[0, 0, 0, 0]) for clip in taken} == {0, 2, 3}
+    pairs = {frozenset(c.masks[0].sum((1, 2)).tolist()) for c in taken if c.frames[0, 0, 0, 0] == 2}
     assert pairs == {frozenset(p) for p in ((1, 2), (1, 3), (2, 3))}
 
 
 def test_time_runs_backwards_as_often_as_asked():
-    video = Drawn(9, {1: range(9)})
+    video = drawn(9, {1: range(9)})
     turned = [
         np.diff(sample(video, 2, 1, seed, reverse=0.25).frames[:, 0, 0, 0].astype(int))[0] < 0
         for seed in range(400)
@@ -80,40 +82,25 @@ def test_time_runs_backwards_as_often_as_asked():
 
 def test_videos_that_do_not_serve():
     with pytest.raises(ValueError, match=r"drawn has 2 annotated frames.*a clip takes 3"):
-        sample(Drawn(4, {1: range(4)}), 3, stride=2)
+        sample(drawn(4, {1: range(4)}), 3, stride=2)
     with pytest.raises(ValueError, match="drawn shows no object on a frame"):
-        sample(Drawn(4, {1: {2, 3}}), 3)
+        sample(drawn(4, {1: {2, 3}}), 3)
 
 
-class Broken(Drawn):
-    def __init__(self, frame_size, mask_size):
-        super().__init__(2, {1: range(2)})
-        self.frame_size, self.mask_size = frame_size, mask_size
-
-    def frames_at(self, indices):
-        sizes = [(HEIGHT, WIDTH), self.frame_size]
-        return [np.zeros((*sizes[t], 3), np.uint8) for t in indices]
-
-    def masks_on(self, index):
-        return {1: np.ones(self.mask_size, bool)}
+def test_only_annotated_frames_are_taken():
+    video = dataclasses.replace(drawn(20, {1: range(20)}), annotated=[0, 4, 8, 12, 16])
+    for seed in range(10):
+        frames = sample(video, 3, 1, seed).frames[:, 0, 0, 0].tolist()
+        assert frames in ([0, 4, 8], [4, 8, 12], [8, 12, 16])
+    assert sample(video, 3, 1, stride=2).frames[:, 0, 0, 0].tolist() == [0, 8, 16]
 
 
 def test_sizes_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"frame 1 of drawn is 9x7, but frame 0 is 8x6"):
-        clips.read_clip(Broken((7, 9), (HEIGHT, WIDTH)), [0, 1], [1])
+    one = lambda size: FrameMasks([1], lambda _: np.ones(size, bool), size)
+    frames = FrameList([np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.zeros((7, 9, 3), np.uint8)])
+    video = Video("drawn", ["0", "1"], frames, [0, 1], lambda _: one((HEIGHT, WIDTH)))
+    with pytest.raises(ValueError, match=r"frame 1 is 9x7, but the first frame is 8x6"):
+        clips.read_clip(video, [0, 1], [1])
+    video = dataclasses.replace(video, read_masks=lambda _: one((3, 4)))
     with pytest.raises(ValueError, match=r"masks of frame 0 of drawn are 4x3, but .* 8x6"):
-        clips.read_clip(Broken((HEIGHT, WIDTH), (3, 4)), [0, 1], [1])
-
-
-def test_only_wanted_masks_are_decoded():
-    decoded = []
-    masks = clips.LazyMasks([3, 5], lambda i: decoded.append(i) or np.ones((HEIGHT, WIDTH), bool))
-    assert list(masks) == [3, 5]
-    assert len(masks) == 2
-    assert 3 in masks
-    assert 4 not in masks
-    assert not decoded
-    assert masks[5].all()
-    assert decoded == [5]
-    with pytest.raises(KeyError):
-        masks[4]
+        clips.read_clip(video, [0, 1], [1])

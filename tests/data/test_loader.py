@@ -15,8 +15,8 @@ from PIL import Image
 
 from sam2_jax.data import loader
 from sam2_jax.data.clips import Clip
+from sam2_jax.data.datasets import Augment, Palette, Procedural
 from sam2_jax.data.masks import write_palette_png
-from sam2_jax.experiment import Augment, Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32
@@ -35,10 +35,9 @@ def write_videos(root, names, num_frames=5):
             ids[4:16, 4 + t : 16 + t] = 1
             ids[8:20, 22:34] = 2
             write_palette_png(root / "masks" / name / f"{t:05d}.png", ids)
-    return Dataset(
-        "palette",
-        str(root / "frames"),
-        str(root / "masks"),
+    return Palette(
+        frames=str(root / "frames"),
+        annotations=str(root / "masks"),
         batch_size=2,
         num_frames=3,
         augment=AUGMENT,
@@ -50,7 +49,7 @@ def datasets(tmp_path_factory):
     """Videos with clips of three frames and four batches as often as one of two drawn images."""
     videos = write_videos(tmp_path_factory.mktemp("videos"), [f"v{i}" for i in range(5)])
     videos = dataclasses.replace(videos, weight=4.0)
-    images = Dataset(count=7, num_frames=1, max_objects=2, batch_size=4)
+    images = Procedural(count=7, num_frames=1, max_objects=2, batch_size=4)
     return {"videos": videos, "images": images}
 
 
@@ -260,4 +259,4 @@ def test_objects_too_small_to_be_seen_are_left_out():
 )
 def test_settings_that_make_no_sense(fields, processes, message):
     with pytest.raises(ValueError, match=rf"datasets\.set\.{message}"):
-        loader.make_loader({"set": Dataset(**fields)}, SIZE, 0, 0, process_count=processes)
+        loader.make_loader({"set": Procedural(**fields)}, SIZE, 0, 0, process_count=processes)

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from sam2_jax.data import masks
+from sam2_jax.data.readers import object_masks
 
 pictures = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
 
@@ -70,8 +71,8 @@ def test_lowest_id_wins():
 
 def test_pack_errors():
     stack = np.zeros((2, 3, 4), bool)
-    for ids in ([0, 1], [1, 256], [1, 1]):
-        with pytest.raises(ValueError, match=r"within 1\.\.255"):
+    for ids in ([0, 1], [1, 255], [1, 1]):
+        with pytest.raises(ValueError, match=r"within 1\.\.254"):
             masks.pack_masks(stack, ids)
     with pytest.raises(ValueError, match=r"\(1, H, W\) bool is expected"):
         masks.pack_masks(stack, [1])
@@ -139,6 +140,35 @@ def test_rle_wants_a_mask():
     for mask in (np.zeros((3, 4)), np.zeros((1, 3, 4), bool)):
         with pytest.raises(ValueError, match="bool is expected"):
             masks.encode_rle(mask)
+
+
+@pytest.mark.parametrize("has_palette", [True, False])
+def test_one_rule_for_void(tmp_path, has_palette):
+    """255 is no object, unless it is the only one; the file and its bytes are read alike."""
+
+    def labels_of(values, dtype=np.uint8):
+        if has_palette and dtype == np.uint8:
+            masks.write_palette_png(tmp_path / "a.png", np.array([values], dtype))
+        else:
+            Image.fromarray(np.array([values], dtype)).save(tmp_path / "a.png")
+        found = masks.read_labels(tmp_path / "a.png")
+        np.testing.assert_array_equal(masks.read_labels((tmp_path / "a.png").read_bytes()), found)
+        return found[0].tolist()
+
+    assert labels_of([0, 1, 255, 2]) == [0, 1, 0, 2]
+    assert labels_of([0, 254, 255]) == [0, 254, 0]
+    assert labels_of([0, 255, 0]) == [0, 1, 0]
+    assert labels_of([255, 255]) == [1, 1]
+    assert labels_of([0, 3]) == [0, 3]
+    assert labels_of([0, 1, 255, 300], np.uint16) == [0, 1, 255, 300]
+    assert labels_of([0, 255], np.uint16) == [0, 255]
+
+
+def test_polygons_that_are_none():
+    for polygons in ([[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], "text"):
+        with pytest.raises(ValueError, match="at least three points"):
+            masks.decode_polygons(polygons, 4, 5)
+    assert not masks.decode_polygons([], 4, 5).any()
 
 
 def test_palette_of_a_mask_is_kept(tmp_path):
@@ -228,6 +258,11 @@ def stack_of(seed, count=3, shape=(20, 30)):
     return np.random.default_rng(seed).random((count, *shape)) > 0.6
 
 
+def read_objects(folder, frame):
+    video = object_masks("video", str(folder))
+    return dict(video.masks(video.frame_names.index(frame)))
+
+
 def test_object_folders_round_trip(tmp_path):
     stacks = {0: stack_of(0), 4: stack_of(1)}
     for frame, stack in stacks.items():
@@ -235,10 +270,10 @@ def test_object_folders_round_trip(tmp_path):
     assert (tmp_path / "012" / "00004.png").is_file()
     assert (tmp_path / "1234" / "00000.png").is_file()
     for frame, stack in stacks.items():
-        ids, again = masks.read_object_masks(tmp_path, frame)
-        assert ids == [0, 12, 1234]
-        assert again.dtype == bool
-        np.testing.assert_array_equal(again, stack)
+        again = read_objects(tmp_path, f"{frame:05d}")
+        assert list(again) == [0, 12, 1234]
+        assert again[0].dtype == bool
+        np.testing.assert_array_equal(list(again.values()), stack)
     with Image.open(tmp_path / "000" / "00000.png") as image:
         assert image.mode == "L"
         assert set(image.tobytes()) == {0, 255}
@@ -263,29 +298,25 @@ def test_object_folders_of_others(tmp_path):
     (tmp_path / ".DS_Store").touch()
     (tmp_path / "5").touch()
     assert list(masks.object_folders(tmp_path)) == [0, 1, 2, 10]
-    ids, again = masks.read_object_masks(tmp_path, 3)
-    assert ids == [0, 1, 2]
-    np.testing.assert_array_equal(again, [mask] * 3)
+    again = read_objects(tmp_path, "00003")
+    assert list(again) == [0, 1, 2]
+    np.testing.assert_array_equal(list(again.values()), [mask] * 3)
 
 
 def test_object_folder_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such folder: .*gone"):
-        masks.read_object_masks(tmp_path / "gone", 0)
+        object_masks("gone", str(tmp_path / "gone"))
     for ids in ([1, 1, 2], [-1, 0, 1], ["a", 1, 2]):
         with pytest.raises(ValueError, match="different integers from 0"):
             masks.write_object_masks(tmp_path, 0, ids, stack_of(0))
     assert os.listdir(tmp_path) == []
     masks.write_object_masks(tmp_path, 0, [1], stack_of(0, 1))
     masks.write_object_masks(tmp_path, 0, [2], stack_of(0, 1, (5, 6)))
-    with pytest.raises(
-        ValueError, match=r"002/00000\.png is 6x5, but the mask of object 1 is 30x20"
-    ):
-        masks.read_object_masks(tmp_path, 0)
-    with pytest.raises(FileNotFoundError, match=r"holds 00009\.png"):
-        masks.read_object_masks(tmp_path, 9)
+    with pytest.raises(ValueError, match="object 2 is 6x5, but the others of its frame are 30x20"):
+        read_objects(tmp_path, "00000")
     masks.write_palette_png(tmp_path / "001" / "00001.png", np.array([[0, 1, 2]], np.uint8))
     with pytest.raises(ValueError, match=r"holds the values \[1, 2\]; the mask of one object"):
-        masks.read_object_masks(tmp_path, 1)
+        read_objects(tmp_path, "00001")
     (tmp_path / "1").mkdir()
     with pytest.raises(ValueError, match="two folders of object 1: 001, 1"):
         masks.object_folders(tmp_path)

@@ -5,33 +5,40 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from sam2_jax.data.clips import Video, sample_clip
-from sam2_jax.data.procedural import ProceduralVideos, source, textures
+from sam2_jax.data.annotated import Video
+from sam2_jax.data.clips import sample_clip
+from sam2_jax.data.procedural import drawn_videos, source, textures
 from sam2_jax.data.procedural.cutouts import Cutout
-from sam2_jax.data.procedural.frames import CANVAS, Look, Thing, draw_frame
+from sam2_jax.data.procedural.frames import CANVAS, Look, Thing, render
 from sam2_jax.data.procedural.motion import Curve, invert, make_camera
 
 
 def videos(seed=0, count=40, num_frames=8, size=64):
-    return ProceduralVideos(seed, count, num_frames, size)
+    return drawn_videos(seed, num_frames, size, count=count)
+
+
+def read(video, indices):
+    """Frames, and their masks by object id."""
+    return [video.frames[t] for t in indices], [dict(video.masks(t)) for t in indices]
 
 
 @pytest.fixture(scope="module")
 def drawn():
     """Frames and masks of all frames of 40 videos."""
-    return [video.read(range(8)) for video in videos()]
+    return [read(video, range(8)) for video in videos()]
 
 
 def test_source():
     five = videos(seed=3, count=5, num_frames=6)
     assert len(five) == len(list(five)) == 5
-    assert all(isinstance(video, Video) and video.num_frames == 6 for video in five)
+    assert all(isinstance(video, Video) and len(video.frame_names) == 6 for video in five)
     assert len({video.name for video in five}) == 5
     assert len(videos(count=-1)) == 1_000_000
     assert len(videos(count=0)) == 0
-    for index in (-1, 5):
-        with pytest.raises(IndexError, match=f"no video {index}; the source has 5"):
-            five[index]
+    with pytest.raises(IndexError):
+        five[5]
+    later = drawn_videos(3, 6, 64, first=2, count=2)
+    assert [video.name for video in later] == [five[2].name, five[3].name]
 
 
 def test_source_errors():
@@ -42,16 +49,15 @@ def test_source_errors():
 
 def test_frames_are_checked():
     video = videos()[0]
-    for index in (-1, 8):
-        for function in (lambda i: video.read([i]), video.object_ids):
-            with pytest.raises(IndexError, match=f"no frame {index}; it has 8"):
-                function(index)
+    for read_frame in (video.frames.__getitem__, video.object_ids):
+        with pytest.raises(IndexError, match="no frame 8: there are 8 frames"):
+            read_frame(8)
 
 
 @pytest.mark.parametrize("size", [16, 97])
 def test_shapes_and_types(size):
     for video in videos(count=8, num_frames=2, size=size):
-        frames, masks = video.read([1, 0])
+        frames, masks = read(video, [1, 0])
         assert len(frames) == len(masks) == 2
         for frame, by_id in zip(frames, masks, strict=True):
             assert frame.shape == (size, size, 3)
@@ -83,7 +89,7 @@ def test_masks_match_the_picture():
     look = Look(still, 1, 0.0, 0.0, 0.0, 0, None, still)
     seen = 0
     for video in videos(seed=1, count=12):
-        scene = video._scene
+        scene = video.frames.scene
         thing = scene.things[0]
         white = [dataclasses.replace(p, color=(255, 255, 255)) for p in thing.shape.parts]
         thing = Thing(
@@ -96,7 +102,7 @@ def test_masks_match_the_picture():
         canvas = Image.new("RGB", scene.canvas.size)
         plain = dataclasses.replace(scene, canvas=canvas, things=[thing], look=look)
         for time in range(3):
-            frame, ids = draw_frame(plain, time, np.random.default_rng(0))
+            frame, ids = render(plain, time, np.random.default_rng(0))
             np.testing.assert_array_equal((frame >= 128).all(2), ids == 1)
             seen += ids.any()
     assert seen > 20
@@ -116,7 +122,7 @@ def test_deterministic_and_independent_of_the_other_frames(drawn):
     frames, masks = drawn[7]
     for indices in ([5], [6, 5, 0], [5, 5]):
         video = pickle.loads(pickle.dumps(videos(count=-1)))[7]
-        again, masks_again = video.read(indices)
+        again, masks_again = read(video, indices)
         for index, frame, by_id in zip(indices, again, masks_again, strict=True):
             np.testing.assert_array_equal(frame, frames[index])
             assert by_id.keys() == masks[index].keys()
@@ -125,7 +131,7 @@ def test_deterministic_and_independent_of_the_other_frames(drawn):
 
 def test_lazy(monkeypatch):
     calls = []
-    for name in ("make_scene", "draw_frame"):
+    for name in ("make_scene", "render"):
         function = getattr(source, name)
         record = lambda *args, name=name, function=function, **kwargs: (
             calls.append(name) or function(*args, **kwargs)
@@ -134,13 +140,15 @@ def test_lazy(monkeypatch):
     video = videos(count=-1, num_frames=1000)[999_999]
     assert calls == []
     video.object_ids(0)
-    assert calls == ["make_scene"]
-    video.read([500, 3])
-    assert calls == ["make_scene", "draw_frame", "draw_frame"]
+    video.frames[0]  # a frame and its masks come out of one drawing
+    assert calls == ["make_scene", "render"]
+    read(video, [500, 3])
+    assert calls.count("make_scene") == 1
+    assert calls.count("render") <= 5
 
 
 def test_seeds_and_indices_differ(drawn):
-    frames = [frames[0] for frames, _ in drawn] + [v.read([0])[0][0] for v in videos(1, count=10)]
+    frames = [frames[0] for frames, _ in drawn] + [v.frames[0] for v in videos(1, count=10)]
     assert len({frame.tobytes() for frame in frames}) == 50
 
 
@@ -196,8 +204,8 @@ def test_clips_can_be_cut_out_of_long_videos():
 
 
 def test_plain_videos_show_a_few_shapes_of_one_colour():
-    for video in ProceduralVideos(0, 20, 4, 64, is_plain=True):
-        frames, masks = video.read(range(4))
+    for video in drawn_videos(0, 4, 64, count=20, is_plain=True):
+        frames, masks = read(video, range(4))
         assert 1 <= len(masks[0]) <= 3
         ground = frames[0][~np.any(list(masks[0].values()), axis=0)].mean(0)
         for mask in masks[0].values():
@@ -215,11 +223,11 @@ def test_textures_cut_from_pictures(tmp_path):
     Image.new("L", (60, 60), 128).save(grey)
     changed = 0
     for pictures in ([path], [grey]):
-        with_pictures = ProceduralVideos(0, 40, 8, 64, pictures=list(map(str, pictures)))
+        with_pictures = drawn_videos(0, 8, 64, count=40, pictures=list(map(str, pictures)))
         for plain, video in zip(videos(), with_pictures, strict=True):
-            frame = video.read([0])[0][0]
-            np.testing.assert_array_equal(frame, video.read([0])[0][0])
-            changed += (frame != plain.read([0])[0][0]).any()
+            frame = video.frames[0]
+            np.testing.assert_array_equal(frame, video.frames[0])
+            changed += (frame != plain.frames[0]).any()
     assert changed > 20
     collection = textures.Collection(textures=(str(path),))
     scheme = textures.make_scheme(np.random.default_rng(3), collection)
@@ -236,9 +244,9 @@ def test_pictures_with_transparent_parts_become_objects(tmp_path):
     ImageDraw.Draw(picture).ellipse((0, 0, 79, 79), (250, 10, 240, 255))
     picture.save(tmp_path / "disc.png")
     seen = 0
-    for video in ProceduralVideos(0, 40, 8, 64, pictures=[str(tmp_path / "disc.png")]):
-        (frame,), (masks,) = video.read([0])
-        np.testing.assert_array_equal(frame, video.read([0])[0][0])
+    for video in drawn_videos(0, 8, 64, count=40, pictures=[str(tmp_path / "disc.png")]):
+        (frame,), (masks,) = read(video, [0])
+        np.testing.assert_array_equal(frame, video.frames[0])
         for mask in masks.values():
             red, green, blue = np.median(frame[mask], 0).astype(int)
             seen += min(red, blue) > green + 60

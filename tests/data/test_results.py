@@ -11,9 +11,9 @@ from sam2_jax.data.masks import (
     pack_masks,
     read_boxes,
     read_mask_png,
-    read_object_masks,
     read_palette_png,
 )
+from sam2_jax.data.readers import object_masks
 from sam2_jax.data.results import (
     BoxFiles,
     ObjectFolders,
@@ -100,11 +100,11 @@ def test_palette_folder(tmp_path):
     np.testing.assert_array_equal(palette[:4], colors)
 
 
-@pytest.mark.parametrize("ids", [[0, 1], [1, 256], ["a", 1], [1, 1]])
+@pytest.mark.parametrize("ids", [[0, 1], [1, 255], ["a", 1], [1, 1]])
 def test_palette_folder_checks_ids_at_once(tmp_path, ids):
     with (
         PaletteFolder(tmp_path) as results,
-        pytest.raises(ValueError, match=r"ids are .*within 1\.\.255"),
+        pytest.raises(ValueError, match=r"ids are .*within 1\.\.254"),
     ):
         results.write(0, ids, masks_of(0))
     assert os.listdir(tmp_path) == []
@@ -115,11 +115,21 @@ def test_object_folders(tmp_path):
         for frame in range(3):
             results.write(frame, [0, 5], masks_of(frame))
         results.write(3, [7], masks_of(3)[1:])
+    written = object_masks("out", str(tmp_path / "out"))
     for frame in range(3):
-        ids, masks = read_object_masks(tmp_path / "out", frame)
-        assert ids == [0, 5]
-        np.testing.assert_array_equal(masks, masks_of(frame))
-    assert read_object_masks(tmp_path / "out", 3)[0] == [7]
+        assert list(written.masks(frame)) == [0, 5]
+        np.testing.assert_array_equal(list(written.masks(frame).values()), masks_of(frame))
+    assert list(written.masks(3)) == [7]
+
+
+def test_pictures_are_named_as_the_frames_and_coloured_as_asked(tmp_path):
+    colors, names = np.full((4, 3), 77, np.uint8), ["a7", "b"]
+    for sink, place in ((PaletteFolder, "b.png"), (ObjectFolders, "001/b.png")):
+        with sink(tmp_path / sink.__name__, colors, names) as results:
+            results.write(1, [1], masks_of(0, count=1))
+        values, palette = read_palette_png(tmp_path / sink.__name__ / place)
+        np.testing.assert_array_equal(values, masks_of(0, count=1)[0])
+        np.testing.assert_array_equal(palette[:4], colors)
 
 
 def test_box_files(tmp_path):

@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from sam2_jax.data import tfds_builder
-from sam2_jax.data.clips import LazyMasks, StoredVideo, sample_clip
+from sam2_jax.data.annotated import FrameMasks, Video
+from sam2_jax.data.clips import sample_clip
+from sam2_jax.data.datasets import Palette, Tfds
 from sam2_jax.data.loader import make_loader
 from sam2_jax.data.masks import write_palette_png
-from sam2_jax.data.sources import open_source
-from sam2_jax.experiment import Dataset
+from sam2_jax.data.videos import FrameList
 
 HEIGHT, WIDTH = 16, 20
 
@@ -35,19 +36,17 @@ def png(array):
     return buffer.getvalue()
 
 
-class Drawn(StoredVideo):
+def drawn():
     """Twenty frames that are in no file, with two objects that overlap."""
 
-    name, num_frames = "drawn", 20
-
-    def frames_at(self, indices):
-        return [frame(5 * t) for t in indices]
-
-    def masks_on(self, index):
+    def masks_on(index):
         masks = np.zeros((2, HEIGHT, WIDTH), bool)
         masks[0, :8] = True
         masks[1, 4:, :index] = True
-        return LazyMasks([3, 700], lambda i: masks[[3, 700].index(i)])
+        return FrameMasks([3, 700], lambda i: masks[[3, 700].index(i)], (HEIGHT, WIDTH))
+
+    frames = FrameList([frame(5 * t) for t in range(20)])
+    return Video("drawn", [str(t) for t in range(20)], frames, range(20), masks_on)
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +61,14 @@ def palette(tmp_path_factory):
             ids = np.zeros((HEIGHT, WIDTH), np.uint8)
             ids[4 : 8 + t, 4:12] = 1 + t % 2
             write_palette_png(root / "masks" / name / f"{t:05d}.png", ids)
-    return open_source(Dataset("palette", str(root / "frames"), str(root / "masks")), 64)
+    return Palette(frames=str(root / "frames"), annotations=str(root / "masks")).open(64)
 
 
 @pytest.fixture(scope="module")
 def written(palette, tmp_path_factory):
     """The folder of datasets in which the videos of `palette`, and a drawn one, were written."""
     root = tmp_path_factory.mktemp("datasets")
-    videos = [*palette, Drawn()]
+    videos = [*palette, drawn()]
     folder = tfds_builder.write_catalogue(videos, root, "my_videos", split="validation")
     assert folder == str(root / "my_videos" / "1.0.0")
     return root
@@ -77,7 +76,7 @@ def written(palette, tmp_path_factory):
 
 def opened(root, name="my_videos", split="validation", **fields):
     """Opens a dataset as a worker process gets it."""
-    source = open_source(Dataset("tfds", name, str(root), split, **fields), 64)
+    source = Tfds(name=name, data_dir=str(root), split=split, **fields).open(64)
     return cloudpickle.loads(cloudpickle.dumps(source))
 
 
@@ -87,17 +86,16 @@ def test_round_trip(written, palette):
     assert sorted(videos) == ["a", "b", "drawn"]
     for original in palette:
         video = videos[original.name]
-        frames, masks = video.read(range(4))
-        original_frames, original_masks = original.read(range(4))
-        np.testing.assert_array_equal(frames, original_frames)  # the same JPEG
-        for there, here in zip(original_masks, masks, strict=True):
+        for t in range(4):
+            assert video.frames.encoded(t) == original.frames.encoded(t)  # the same JPEG
+            there, here = original.masks(t), video.masks(t)
             assert list(there) == list(here)
             assert all((there[i] == here[i]).all() for i in there)
         assert [video.object_ids(t) for t in range(4)] == [[1], [2], [1], [2]]
-    frames, masks = videos["drawn"].read([19, 2])
-    np.testing.assert_allclose([f[0, 0, 0] for f in frames], [95, 10], atol=2)
-    np.testing.assert_array_equal(masks[0][700], Drawn().masks_on(19)[700])
-    np.testing.assert_array_equal(masks[1][3], Drawn().masks_on(2)[3])
+    video = videos["drawn"]
+    np.testing.assert_allclose([video.frames[t][0, 0, 0] for t in (19, 2)], [95, 10], atol=2)
+    np.testing.assert_array_equal(video.masks(19)[700], drawn().masks(19)[700])
+    np.testing.assert_array_equal(video.masks(2)[3], drawn().masks(2)[3])
 
 
 def test_the_library_itself_reads_it(written):
@@ -109,7 +107,9 @@ def test_the_library_itself_reads_it(written):
 
 
 def test_batches_come_out_of_it(written):
-    dataset = Dataset("tfds", "my_videos", str(written), "validation", num_frames=4, batch_size=3)
+    dataset = Tfds(
+        name="my_videos", data_dir=str(written), split="validation", num_frames=4, batch_size=3
+    )
     loader = make_loader({"catalogue": dataset}, 32, seed=0, num_workers=0)
     _, batch = next(loader)
     loader.close()
@@ -140,9 +140,9 @@ def test_what_is_not_there(written, tmp_path):
 
 def test_what_cannot_be_written(written):
     with pytest.raises(FileExistsError, match="there is a dataset already"):
-        tfds_builder.write_catalogue([Drawn()], written, "my_videos")
+        tfds_builder.write_catalogue([drawn()], written, "my_videos")
     with pytest.raises(ValueError, match="lower-case letters"):
-        tfds_builder.write_catalogue([Drawn()], written, "My videos")
+        tfds_builder.write_catalogue([drawn()], written, "My videos")
 
 
 def test_features_of_davis(tmp_path):
@@ -170,9 +170,8 @@ def test_features_of_davis(tmp_path):
     source = opened(tmp_path, "davis/480p", "train")
     assert source[0].name == "bear"
     assert [source[0].object_ids(t) for t in range(3)] == [[1], [1, 2], [1, 2]]
-    frames, masks = source[0].read([2])
-    assert frames[0][0, 0].tolist() == [29] * 3
-    np.testing.assert_array_equal(masks[0][2], ids[2] == 2)
+    assert source[0].frames[2][0, 0].tolist() == [29] * 3
+    np.testing.assert_array_equal(source[0].masks(2)[2], ids[2] == 2)
 
 
 def write_examples(folder, description, features, examples):
@@ -210,12 +209,12 @@ def youtube_vis(tmp_path):
 def test_features_of_youtube_vis(youtube_vis, name):
     (youtube_vis / "youtube_vis" / "full" / "0.9.0").mkdir()
     video = opened(youtube_vis, name, "train")[0]
-    assert video.num_frames == 4  # frame 2 has no track
+    assert list(video.annotated) == [0, 1, 2, 3]  # frame 2 has no track
     assert [video.object_ids(t) for t in range(4)] == [[1], [1], [1, 2], [2]]
     clip = sample_clip(video, 4, 3, np.random.default_rng(0))
     assert clip.frames[:, 0, 0, 0].tolist() == [0, 10, 30, 40]
     assert clip.masks.sum((2, 3)).tolist() == [[9], [9], [9], [0]]
-    assert video.read([2])[1][0][2].sum() == 8 * WIDTH
+    assert video.masks(2)[2].sum() == 8 * WIDTH
 
 
 def test_newest_version_is_opened(youtube_vis):
@@ -237,6 +236,6 @@ def test_other_features_are_an_error(written, tmp_path):
 
 def test_damaged_frames(written):
     video = opened(written)[0]
-    video._frames[1] = video._frames[1][:300]
-    with pytest.raises(ValueError, match="a picture is damaged"):
-        video.read([1])
+    video.frames._pictures[1] = video.frames._pictures[1][:300]
+    with pytest.raises(ValueError, match="a stored picture is not a picture that can be read"):
+        video.frames[1]

@@ -55,6 +55,6 @@ def davis(root, videos=("bear", "camel"), **options):
 
 
 def copy_of_masks(root, folder):
-    """The truth of `davis` as predictions."""
+    """The masks of `davis` as predictions."""
     shutil.copytree(root / "Annotations" / "480p", folder)
     return folder

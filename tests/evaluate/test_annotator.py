@@ -21,13 +21,13 @@ def test_the_border_of_the_picture_is_an_outline():
 
 
 def test_clicks_go_to_the_deepest_error():
-    truth = rectangle(5, 16, 10, 21)
-    point, label = next_click(rectangle(5, 16, 10, 32), truth)  # too much on the right
+    target = rectangle(5, 16, 10, 21)
+    point, label = next_click(rectangle(5, 16, 10, 32), target)  # too much on the right
     assert (point.tolist(), label) == ([26, 10], 0)
-    point, label = next_click(rectangle(5, 8, 10, 24), truth)  # more is missing than too much
+    point, label = next_click(rectangle(5, 8, 10, 24), target)  # more is missing than too much
     assert (point.tolist(), label) == ([13, 11], 1)
     both = rectangle(5, 16, 0, 10)
-    assert next_click(both, truth)[1] == 1  # 11 x 11 are missing, 11 x 10 too much
+    assert next_click(both, target)[1] == 1  # 11 x 11 are missing, 11 x 10 too much
 
 
 def test_what_is_right_gets_no_click():

@@ -4,10 +4,12 @@ import logging
 import numpy as np
 import pytest
 
-from sam2_jax.data.clips import Clip, Video
+from sam2_jax.data.annotated import FrameMasks, Video, VideoList
+from sam2_jax.data.clips import Clip
+from sam2_jax.data.datasets import Procedural
+from sam2_jax.data.videos import FrameList
 from sam2_jax.evaluate import clips
 from sam2_jax.evaluate.clips import clip_scores, held_out_clips, predict_masks, score_names
-from sam2_jax.experiment import Dataset
 from tests import toy
 
 
@@ -17,7 +19,7 @@ def _compiled_quickly():
         yield
 
 
-VIDEOS = Dataset(num_frames=3, max_objects=2, count=4, seed=1)
+VIDEOS = Procedural(num_frames=3, max_objects=2, count=4, seed=1)
 
 
 def drawn_clip(num_frames: int, num_objects: int) -> Clip:
@@ -30,22 +32,18 @@ def drawn_clip(num_frames: int, num_objects: int) -> Clip:
     return Clip("squares", frames, masks)
 
 
-class Squares(Video):
+def squares(name: str) -> Video:
     """A square that moves, in 96 x 64 pixels."""
+    clip = drawn_clip(4, 1)
+    wide = lambda x: np.pad(x, [(0, 0), (0, 32), *[(0, 0)] * (x.ndim - 2)])
 
-    def __init__(self, name: str, is_damaged: bool = False):
-        self.name, self.num_frames, self._is_damaged = name, 4, is_damaged
+    def masks(index):
+        if name == "b":
+            raise ValueError("b is damaged")
+        return FrameMasks([1], lambda _: wide(clip.masks[index, 0]), (64, 96))
 
-    def read(self, indices):
-        if self._is_damaged:
-            raise ValueError(f"{self.name} is damaged")
-        clip = drawn_clip(self.num_frames, 1)
-        wide = lambda x: np.pad(x, [(0, 0), (0, 32), *[(0, 0)] * (x.ndim - 2)])
-        masks = [{1: wide(clip.masks[i, 0])} for i in indices]
-        return [wide(clip.frames[i]) for i in indices], masks
-
-    def object_ids(self, index):
-        return [1]
+    frames = FrameList([wide(frame) for frame in clip.frames])
+    return Video(name, ["0", "1", "2", "3"], frames, range(4), masks)
 
 
 def test_held_out_clips_are_the_same_every_time_and_shared_by_readers():
@@ -63,8 +61,7 @@ def test_held_out_clips_are_the_same_every_time_and_shared_by_readers():
 
 
 def test_held_out_clips_are_resized_to_squares_and_damaged_ones_left_out(monkeypatch, caplog):
-    videos = [Squares("a"), Squares("b", is_damaged=True), Squares("c")]
-    monkeypatch.setattr(clips, "open_source", lambda dataset, image_size: videos)
+    monkeypatch.setattr(Procedural, "open", lambda self, image_size: VideoList("abc", squares))
     with caplog.at_level(logging.WARNING, "sam2_jax"):
         found = list(held_out_clips(VIDEOS, 32))
     assert [clip.name[0] for clip in found] == ["a", "c"]
@@ -76,7 +73,7 @@ def test_held_out_clips_are_resized_to_squares_and_damaged_ones_left_out(monkeyp
 
 def test_endless_videos_are_no_held_out_set():
     with pytest.raises(ValueError, match="procedural videos need a number"):
-        next(held_out_clips(Dataset(), 64))
+        next(held_out_clips(Procedural(), 64))
 
 
 def test_the_first_mask_is_given_and_the_rest_is_predicted():
@@ -125,4 +122,4 @@ def test_scores_of_images():
     clip = drawn_clip(1, 2)
     scores = clip_scores(clip.masks & (np.arange(64) < 16), clip)
     assert scores == {"iou": [0.5, 0.5]}
-    assert tuple(scores) == score_names(Dataset(num_frames=1))
+    assert tuple(scores) == score_names(Procedural(num_frames=1))

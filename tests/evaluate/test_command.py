@@ -178,7 +178,7 @@ def test_images_are_scored(tmp_path, toy_models, capsys):
 
 BAD = {
     "no kind": ([], "required: kind"),
-    "missing truth": (["score", "--truth", "none", "--predictions", "none"], "no such folder"),
+    "missing target": (["score", "--truth", "none", "--predictions", "none"], "no such folder"),
     "no masks": (["score", "--truth", ".", "--predictions", "."], "holds no masks of videos but"),
     "convention": (
         ["score", "--truth", ".", "--predictions", ".", "--convention", "coco"],
@@ -214,7 +214,8 @@ def test_predictions_of_other_matrices_do_not_go_into_the_same_folder(tmp_path):
     zeroed = jax.tree.map(lambda x: x if x.ndim == 1 else 0 * x, model.params)
     other = dataclasses.replace(model, params=zeroed)
     vos.missing(str(tmp_path), ["a"], evaluate._settings(argparse.Namespace(), model))
-    with pytest.raises(ValueError, match="made with weights '.*', now '.*'; name another folder"):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match=r"made with weights '.*', now '.*'; name another folder"):
         vos.missing(str(tmp_path), ["a"], evaluate._settings(argparse.Namespace(), other))
 
 

@@ -83,7 +83,9 @@ def test_what_is_missing_is_told(tmp_path):
         open_images(folder, str(tmp_path / "none"))
     labels = write_labels(tmp_path / "labels")
     Image.fromarray(drawn.labels(0)[:20]).save(tmp_path / "labels" / "a.png")
-    with pytest.raises(ValueError, match="the masks of a are 56x20, but the image is 56x40"):
+    with pytest.raises(
+        ValueError, match="the masks of frame a of a are 56x20, but the frames are 56x40"
+    ):
         read_image_masks(open_images(folder, labels)[0])
 
 

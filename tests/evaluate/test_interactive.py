@@ -2,13 +2,11 @@ import numpy as np
 import pytest
 
 from sam2_jax.evaluate import interactive
-from sam2_jax.evaluate.interactive import Game, curves, object_ids, play
+from sam2_jax.evaluate.interactive import Game, curves, play
 from sam2_jax.evaluate.layouts import open_masks, open_videos
 from sam2_jax.predict.video import SAM2VideoPredictor
 from tests import toy
 from tests.evaluate import drawn
-
-STEMS = [f"{t:05d}" for t in range(drawn.NUM_FRAMES)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,6 +46,11 @@ class Oracle:
             yield t, [1], self.shown[t][None, None]
 
 
+def opened(root, masks=None):
+    """A video with its masks."""
+    return open_videos(str(root)).open("a").with_masks(open_masks(str(masks or root)).open("a"))
+
+
 @pytest.fixture
 def oracle():
     return Oracle()
@@ -56,8 +59,8 @@ def oracle():
 @pytest.fixture
 def video(tmp_path):
     drawn.davis(tmp_path, ["a"])
-    with open_videos(str(tmp_path))["a"] as frames:
-        yield frames, STEMS, open_masks(str(tmp_path))["a"], 1
+    with opened(tmp_path) as video:
+        yield video, 1
 
 
 def test_offline_corrects_the_worst_frame_and_tracks_anew(oracle, video):
@@ -89,27 +92,25 @@ def test_an_object_is_scored_from_where_it_appears(oracle, tmp_path):
     drawn.write_video(tmp_path / "frames" / "a")
     drawn.write_masks(tmp_path / "masks" / "a", first=(3, 0))
     (tmp_path / "masks" / "a" / "00002.png").unlink()  # annotations may have gaps
-    truth = open_masks(str(tmp_path / "masks"))["a"]
-    assert object_ids(truth, STEMS) == [1, 2]
-    assert object_ids(truth, STEMS[:3]) == [2]
-    with open_videos(str(tmp_path / "frames"))["a"] as frames:
-        game = play(oracle, frames, STEMS, truth, 1, rounds=1)
+    with opened(tmp_path / "frames", tmp_path / "masks") as video:
+        assert video.object_ids() == [1, 2]
+        assert video.first(3).object_ids() == [2]
+        game = play(oracle, video, 1, rounds=1)
         assert game.prompted == ["00003"]
         assert game.j[0] == pytest.approx(np.mean([1, 3 / 5]))
         with pytest.raises(ValueError, match="object 7 of a is on none of its 5 frames"):
-            play(oracle, frames, STEMS, truth, 7)
+            play(oracle, video, 7)
         with pytest.raises(ValueError, match="'half'; one of offline, online is expected"):
-            play(oracle, frames, STEMS, truth, 1, "half")
+            play(oracle, video, 1, "half")
 
 
 def test_a_model_plays_both_protocols(tmp_path):
     """The numbers of a model without training mean nothing, but must be there after every round."""
     drawn.davis(tmp_path, ["a"])
     predictor = SAM2VideoPredictor(toy.model(), chunk=1)
-    with open_videos(str(tmp_path))["a"] as frames:
+    with opened(tmp_path) as video:
         for protocol in interactive.PROTOCOLS:
-            truth = open_masks(str(tmp_path))["a"]
-            game = play(predictor, frames, STEMS, truth, 1, protocol, rounds=2)
+            game = play(predictor, video, 1, protocol, rounds=2)
             assert game.prompted[0] == "00000"
             assert len(game.j) == len(game.f) == len(game.prompted) == 2
             assert 0 <= min(game.j + game.f) <= max(game.j + game.f) <= 1

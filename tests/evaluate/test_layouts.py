@@ -3,13 +3,7 @@ import pytest
 from PIL import Image
 
 from sam2_jax.data.masks import write_palette_png
-from sam2_jax.evaluate.layouts import (
-    choose,
-    find_benchmark,
-    first_frames,
-    open_masks,
-    open_videos,
-)
+from sam2_jax.evaluate.layouts import choose, find_benchmark, open_masks, open_videos
 from tests.evaluate import drawn
 
 
@@ -40,42 +34,45 @@ def test_benchmarks_are_recognised(tmp_path, places, files, name):
 def test_masks_are_found_wherever_one_points(tmp_path, inner):
     drawn.davis(tmp_path)
     masks = open_masks(str(tmp_path / inner))
-    assert masks.names == ["bear", "camel"]
+    assert masks.keys == ["bear", "camel"]
     assert "2 videos" in masks.where
-    size, by_id = masks["bear"].read("00002")
-    assert size == (drawn.HEIGHT, drawn.WIDTH)
-    np.testing.assert_array_equal(by_id[2], drawn.labels(2) == 2)
+    video = masks.open("bear")
+    assert video.frame_names[2] == "00002"
+    assert video.size == (drawn.HEIGHT, drawn.WIDTH)
+    np.testing.assert_array_equal(video.masks(2)[2], drawn.labels(2) == 2)
 
 
 def test_videos_are_folders_or_files(tmp_path):
     drawn.write_video(tmp_path / "a")
     (tmp_path / "b.mp4").touch()
     videos = open_videos(str(tmp_path))
-    assert videos.names == ["a", "b"]
-    with videos["a"] as source:
-        frames, stems = first_frames(source, 2)
-        assert (len(frames), stems) == (2, ["00000", "00001"])
+    assert videos.keys == ["a", "b"]
+    with videos.open("a") as video:
+        first = video.first(2)
+        assert (len(first.frames), first.frame_names) == (2, ["00000", "00001"])
 
 
 def test_objects_have_frames_of_their_own(tmp_path):
     drawn.write_objects(tmp_path / "bear", range(0, 5, 2))
     (tmp_path / "bear" / "002" / "00000.png").unlink()
-    masks = open_masks(str(tmp_path))["bear"]
-    assert masks.stems_of() == {1: ["00000", "00002", "00004"], 2: ["00002", "00004"]}
-    assert list(masks.read("00000")[1]) == [1]
-    assert masks.has("00000")
-    assert not masks.has("00000", 2)
+    masks = open_masks(str(tmp_path)).open("bear")
+    assert masks.is_by_object
+    assert masks.frame_names == ["00000", "00002", "00004"]
+    assert [list(masks.masks(t)) for t in masks.annotated] == [[1], [1, 2], [1, 2]]
 
 
-def test_black_and_white_is_object_1(tmp_path):
+def test_black_and_white_is_object_1_and_void_is_none(tmp_path):
+    """By the rule of `masks.read_labels`, which training reads by as well."""
     (tmp_path / "a").mkdir()
     mask = np.uint8(255 * (drawn.labels(0) > 0))
     Image.fromarray(mask).save(tmp_path / "a" / "00000.png")
     write_palette_png(tmp_path / "a" / "00001.png", mask)
-    for stem in ("00000", "00001"):
-        by_id = open_masks(str(tmp_path))["a"].read(stem)[1]
-        assert list(by_id) == [1]
-        np.testing.assert_array_equal(by_id[1], mask > 0)
+    write_palette_png(tmp_path / "a" / "00002.png", np.where(drawn.labels(0), drawn.labels(0), 255))
+    video = open_masks(str(tmp_path)).open("a")
+    for t in (0, 1):
+        assert list(video.masks(t)) == [1]
+        np.testing.assert_array_equal(video.masks(t)[1], mask > 0)
+    assert list(video.masks(2)) == [1, 2]
 
 
 def test_what_is_missing_is_told(tmp_path):
@@ -113,20 +110,19 @@ def test_lists_choose_videos(tmp_path):
 
 
 def test_the_catalogue_of_tensorflow_datasets(tmp_path, monkeypatch):
-    from sam2_jax.data.sources import open_source
+    from sam2_jax.data.datasets import Palette
     from sam2_jax.data.tfds_builder import write_catalogue
-    from sam2_jax.experiment import Dataset
 
     drawn.davis(tmp_path)
     places = [str(tmp_path / kind / "480p") for kind in ("JPEGImages", "Annotations")]
-    videos = open_source(Dataset(kind="palette", frames=places[0], annotations=places[1]), 64)
+    videos = Palette(frames=places[0], annotations=places[1]).open(64)
     write_catalogue(videos, tmp_path / "catalogue", "squares", "validation")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "catalogue"))
     masks = open_masks("tfds:squares")
-    assert masks.names == ["bear", "camel"]
-    size, by_id = masks["bear"].read("00003")
-    assert size == (drawn.HEIGHT, drawn.WIDTH)
-    np.testing.assert_array_equal(by_id[1], drawn.labels(3) == 1)
-    with open_videos("tfds:squares")["camel"] as frames:
-        assert len(frames) == drawn.NUM_FRAMES
-        assert np.abs(frames[1].astype(int) - drawn.frame(1)).mean() < 8
+    assert masks.keys == ["bear", "camel"]
+    video = masks.open("bear")
+    assert video.size == (drawn.HEIGHT, drawn.WIDTH)
+    np.testing.assert_array_equal(video.masks(3)[1], drawn.labels(3) == 1)
+    with open_videos("tfds:squares").open("camel") as video:
+        assert len(video.frames) == drawn.NUM_FRAMES
+        assert np.abs(video.frames[1].astype(int) - drawn.frame(1)).mean() < 8

@@ -34,8 +34,8 @@ def slow_boundary(mask):
     return found
 
 
-def slow_f(prediction, truth, radius):
-    found, wanted = slow_boundary(prediction), slow_boundary(truth)
+def slow_f(prediction, target, radius):
+    found, wanted = slow_boundary(prediction), slow_boundary(target)
     if not found.any() or not wanted.any():
         return float(found.any() == wanted.any())
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
@@ -54,11 +54,11 @@ def test_iou():
 
 
 def test_boundary_of_a_shifted_square():
-    truth = square(250, 100, 150)  # the diagonal is 354 pixels, so contours may be 3 apart
+    target = square(250, 100, 150)  # the diagonal is 354 pixels, so contours may be 3 apart
     for shift in range(4):
-        assert metrics.boundary_accuracy(np.roll(truth, shift, 1), truth) == 1
-    assert 0.4 < metrics.boundary_accuracy(np.roll(truth, 4, 1), truth) < 0.6
-    assert metrics.boundary_accuracy(np.roll(truth, (60, 60), (0, 1)), truth) == 0
+        assert metrics.boundary_accuracy(np.roll(target, shift, 1), target) == 1
+    assert 0.4 < metrics.boundary_accuracy(np.roll(target, 4, 1), target) < 0.6
+    assert metrics.boundary_accuracy(np.roll(target, (60, 60), (0, 1)), target) == 0
 
 
 def test_boundary_of_empty_masks():
@@ -78,41 +78,41 @@ def test_boundary_equals_the_definition(pair):
 def test_boundary_of_large_masks_equals_the_definition(shape):
     rng = np.random.default_rng(0)
     field = ndimage.gaussian_filter(rng.standard_normal((2, *shape)), (0, 9, 9))
-    prediction, truth = field > 0.03
+    prediction, target = field > 0.03
     radius = int(np.ceil(0.008 * np.hypot(*shape)))
-    expected = slow_f(prediction, truth, radius)
+    expected = slow_f(prediction, target, radius)
     assert 0.1 < expected < 0.9
-    assert metrics.boundary_accuracy(prediction, truth) == pytest.approx(expected)
+    assert metrics.boundary_accuracy(prediction, target) == pytest.approx(expected)
 
 
 def test_video_scores_skip_the_first_and_the_last_frame():
-    truths = np.stack([square(20, 5, 15)] * 4)
-    predictions = truths.copy()
+    targets = np.stack([square(20, 5, 15)] * 4)
+    predictions = targets.copy()
     predictions[[0, 3]] = False
-    assert metrics.video_scores(predictions, truths) == (1, 1)
-    j, f = metrics.video_scores(predictions, truths, skip_first_and_last=False)
+    assert metrics.video_scores(predictions, targets) == (1, 1)
+    j, f = metrics.video_scores(predictions, targets, skip_first_and_last=False)
     assert j == f == 0.5
 
 
 def test_video_scores_start_where_the_object_appears():
     shape, empty = square(20, 5, 15), np.zeros((20, 20), bool)
-    truths = np.stack([empty, empty, empty, shape, empty, empty])
+    targets = np.stack([empty, empty, empty, shape, empty, empty])
     predictions = np.stack([empty, empty, empty, empty, empty, empty])
     # Frames 1 and 2 do not count, 3 is missed, 4 is right.
-    assert metrics.video_scores(predictions, truths) == (0.5, 0.5)
+    assert metrics.video_scores(predictions, targets) == (0.5, 0.5)
     predictions[2] = shape
-    assert metrics.video_scores(predictions, truths) == pytest.approx((1 / 3, 1 / 3))
+    assert metrics.video_scores(predictions, targets) == pytest.approx((1 / 3, 1 / 3))
 
 
 def test_video_scores_without_the_object():
-    truths = np.stack([square(20, 5, 15), square(20, 0, 0), square(20, 5, 15)])
-    assert metrics.video_scores(truths, truths) is None
-    assert metrics.video_scores(truths, truths, skip_first_and_last=False) == (1, 1)
+    targets = np.stack([square(20, 5, 15), square(20, 0, 0), square(20, 5, 15)])
+    assert metrics.video_scores(targets, targets) is None
+    assert metrics.video_scores(targets, targets, skip_first_and_last=False) == (1, 1)
 
 
 def test_errors():
     mask = np.zeros((4, 5), bool)
-    with pytest.raises(ValueError, match=r"\(4, 5\) uint8 and the truth \(4, 5\) bool"):
+    with pytest.raises(ValueError, match=r"\(4, 5\) uint8 and the target \(4, 5\) bool"):
         metrics.iou(mask.astype(np.uint8), mask)
     for function in (metrics.region_similarity, metrics.boundary_accuracy):
         with pytest.raises(ValueError, match=r"\(H, W\) bool and one shape are expected"):
@@ -134,11 +134,11 @@ def test_errors():
     ],
 )
 def test_scores_of_the_original_evaluator(sequence, j_and_f, j, f):
-    truths, predictions = (
+    targets, predictions = (
         np.stack([read_mask_png(path) > 0 for path in sorted((DAVIS / folder).glob("*.png"))])
         for folder in (f"Annotations/480p/{sequence}", f"predictions_osvos/{sequence}")
     )
-    scores = np.array(metrics.video_scores(predictions, truths)) * 100
+    scores = np.array(metrics.video_scores(predictions, targets)) * 100
     np.testing.assert_allclose([scores.mean(), *scores], [j_and_f, j, f], atol=0.1)
 
 

@@ -38,9 +38,9 @@ def test_the_worst_frames_are_drawn(tmp_path):
     for name in ("bear", "camel"):
         shift = lambda ids, t, name=name: np.roll(ids, 8, 1) if name == "camel" and t == 3 else ids
         drawn.write_masks(out / name, shift)
-    truth, predictions = open_masks(str(root)), open_masks(str(out))
-    scores = score(truth, predictions, truth.names)
-    pictures = report.worst_frames(scores, truth, predictions, open_videos(str(root)))
+    target, predictions = open_masks(str(root)), open_masks(str(out))
+    scores = score(target, predictions, target.keys)
+    pictures = report.worst_frames(scores, target, predictions, open_videos(str(root)))
     assert len(pictures) == 4  # one an object
     caption, picture = pictures[0]
     assert caption.startswith("camel, object 1, frame 00003: J&F ")
@@ -52,7 +52,7 @@ def test_the_worst_frames_are_drawn(tmp_path):
         mask = np.roll(drawn.labels(3) == 1, moved, 1)
         assert changed[mask].mean() > 0.9
         assert changed[~mask].mean() < 0.1  # edges of a JPEG
-    grey = report.worst_frames(scores, truth, predictions, None)[0][1]
+    grey = report.worst_frames(scores, target, predictions, None)[0][1]
     assert (grey[-1, -1] == 128).all()
 
 
@@ -60,7 +60,7 @@ def test_a_page_is_whole_and_needs_no_other_file():
     scores = [made("<bear>", 1, [0.9, 1.0]), made("camel", 2, [0.5, 0.1])]
     total = summarise(scores, "davis")
     picture = np.zeros((10, 20, 3), np.uint8)
-    files = report.score_files(scores, total, "davis", {"truth": "here"}, [("worst", picture)])
+    files = report.score_files(scores, total, "davis", {"target": "here"}, [("worst", picture)])
     assert set(files) == {"results.csv", "results.json", "results.html", "results_davis.csv"}
     page = files["results.html"]
     assert "&lt;bear&gt;" in page

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam2_jax.data.annotated import Video
 from sam2_jax.data.masks import davis_palette, read_object_mask, write_palette_png
 from sam2_jax.evaluate import vos
 from sam2_jax.evaluate.layouts import open_masks, open_videos
@@ -40,6 +41,12 @@ def stems(count=drawn.NUM_FRAMES):
     return [f"{t:05d}" for t in range(count)]
 
 
+def opened(root, name, masks=None):
+    """A video with its masks."""
+    masks = open_masks(str(masks or root)).open(name)
+    return open_videos(str(root)).open(name).with_masks(masks)
+
+
 def logits_alone(model, frames, start, object_id):
     """(T, H, W) logits of an object that is tracked in a session of its own, far below 0 before."""
     alone = SAM2VideoPredictor(model, CHUNK)
@@ -55,10 +62,9 @@ def test_objects_that_appear_later_are_as_if_tracked_alone(tmp_path, model, pred
     """As the original does it: each in a session of its own, the strongest one wins."""
     drawn.davis(tmp_path, ["bear"], first=(0, 2))
     options = vos.Options(later_objects=True)
-    with open_videos(str(tmp_path))["bear"] as frames:
-        expected = np.stack([logits_alone(model, frames, s, i) for i, s in ((1, 0), (2, 2))])
-        masks = open_masks(str(tmp_path))["bear"]
-        found = list(vos.track(predictor, [(frames, stems(), masks)], options))
+    with opened(tmp_path, "bear") as video:
+        expected = np.stack([logits_alone(model, video.frames, s, i) for i, s in ((1, 0), (2, 2))])
+        found = list(vos.track(predictor, [video], options))
     assert [(v, t, ids) for v, t, ids, _ in found] == [(0, t, [1, 2]) for t in range(5)]
     wins = expected.argmax(0) == np.arange(2)[:, None, None, None]
     clear = np.abs(expected).min(0) > 1e-2  # float noise decides nothing there
@@ -69,15 +75,15 @@ def test_objects_that_appear_later_are_as_if_tracked_alone(tmp_path, model, pred
 
 
 def test_objects_that_appear_later_need_the_option(tmp_path):
-    masks = lambda: open_masks(str(tmp_path))["a"]
     drawn.write_masks(tmp_path / "a", first=(0, 2))
-    assert vos.plan_prompts(masks(), stems(), vos.Options()) == {0: {1: [0]}}
+    masks = open_masks(str(tmp_path)).open("a")
+    assert vos.plan_prompts(masks, vos.Options()) == {0: {1: [0]}}
     with pytest.raises(ValueError, match="object 2 of a has its first mask on frame 00002, not on"):
-        vos.plan_prompts(masks(), stems(), vos.Options(use_all_masks=True))
+        vos.plan_prompts(masks, vos.Options(use_all_masks=True))
     later = vos.Options(later_objects=True)
-    assert vos.plan_prompts(masks(), stems(), later) == {0: {1: [0]}, 2: {2: [2]}}
+    assert vos.plan_prompts(masks, later) == {0: {1: [0]}, 2: {2: [2]}}
     every = vos.Options(later_objects=True, use_all_masks=True)
-    assert vos.plan_prompts(masks(), stems(), every) == {
+    assert vos.plan_prompts(masks, every) == {
         0: {1: [0, 1, 2, 3, 4]},
         2: {2: [2, 3, 4]},
     }
@@ -87,16 +93,18 @@ def test_all_masks_may_prompt(tmp_path, predictor):
     """Also those of an object that starts later, ahead of the frame that is tracked."""
     drawn.davis(tmp_path, ["a"], first=(0, 2))
     options = vos.Options(use_all_masks=True, later_objects=True)
-    with open_videos(str(tmp_path))["a"] as frames:
-        video = frames, stems(), open_masks(str(tmp_path))["a"]
+    with opened(tmp_path, "a") as video:
         for _, t, ids, found in vos.track(predictor, [video], options):
             for object_id, mask in zip(ids, found, strict=True):
-                truth = drawn.labels(t, (0, 2)) == object_id
-                assert iou(mask, truth) > 0.7
+                target = drawn.labels(t, (0, 2)) == object_id
+                assert iou(mask, target) > 0.7
 
 
 def test_masks_that_do_not_fit_the_video_are_errors(tmp_path, predictor):
-    plan = lambda: vos.plan_prompts(open_masks(str(tmp_path))["a"], stems(), vos.Options())
+    frames = Video("a", stems())
+    plan = lambda: vos.plan_prompts(
+        frames.with_masks(open_masks(str(tmp_path)).open("a")), vos.Options()
+    )
     drawn.write_masks(tmp_path / "a", lambda ids, t: ids * 0)
     with pytest.raises(ValueError, match="the masks of a on frame 00000 are empty: there is no ob"):
         plan()
@@ -105,14 +113,16 @@ def test_masks_that_do_not_fit_the_video_are_errors(tmp_path, predictor):
         ValueError, match=r"a has no mask of its first frame, 00000; .* --track-obj"
     ):
         plan()
-    with pytest.raises(ValueError, match="no mask of a belongs to one of its frames: frames are x"):
-        vos.plan_prompts(open_masks(str(tmp_path))["a"], ["x"], vos.Options())
+    other = Video("a", ["x"]).with_masks(open_masks(str(tmp_path)).open("a"))
+    with pytest.raises(ValueError, match="no mask of a belongs to one of its frames, which are x"):
+        vos.plan_prompts(other, vos.Options())
     write_palette_png(tmp_path / "a" / "00000.png", drawn.labels(0)[:20])
     drawn.write_video(tmp_path / "frames" / "a")
-    with open_videos(str(tmp_path / "frames"))["a"] as frames:
-        video = frames, stems(), open_masks(str(tmp_path))["a"]
-        with pytest.raises(ValueError, match="00000 of a are 56x20, but the video is 56x40"):
-            next(vos.track(predictor, [video], vos.Options()))
+    with (
+        opened(tmp_path / "frames", "a", masks=tmp_path) as video,
+        pytest.raises(ValueError, match="00000 of a are 56x20, but the frames are 56x40"),
+    ):
+        next(vos.track(predictor, [video], vos.Options()))
 
 
 def read(folder):
@@ -177,8 +187,7 @@ def test_folders_of_objects_are_written_as_the_official_tool_does(tmp_path, mode
 @pytest.mark.parametrize("prompt", ["box", "1-click", "3-click"])
 def test_boxes_and_clicks_come_from_the_masks(tmp_path, predictor, prompt):
     drawn.davis(tmp_path, ["a"])
-    with open_videos(str(tmp_path))["a"] as frames:
-        video = frames, stems(), open_masks(str(tmp_path))["a"]
+    with opened(tmp_path, "a") as video:
         states = []
         keep = lambda *args, **kwargs: states.append(original(*args, **kwargs)) or states[-1]
         original, predictor.init_state = predictor.init_state, keep

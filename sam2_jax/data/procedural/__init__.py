@@ -6,6 +6,6 @@ Lengths are fractions of the picture's side, times are frames, angles radians. A
 x + iy; a shape is about one unit large in its own coordinates, and an affine map brings it into the picture.
 """
 
-from sam2_jax.data.procedural.source import ProceduralVideo, ProceduralVideos
+from sam2_jax.data.procedural.source import drawn_videos
 
-__all__ = ["ProceduralVideo", "ProceduralVideos"]
+__all__ = ["drawn_videos"]

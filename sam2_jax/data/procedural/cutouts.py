@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from sam2_jax.data.media import open_picture
-from sam2_jax.data.procedural.draws import Rng, log_uniform
 from sam2_jax.data.procedural.motion import Affine, invert
+from sam2_jax.data.procedural.sampling import Rng, log_uniform
 from sam2_jax.data.procedural.shapes import Cover, box_around, make_swing
 from sam2_jax.data.procedural.textures import Scheme, brighten, paint
 

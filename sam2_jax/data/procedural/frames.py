@@ -9,8 +9,8 @@ from PIL import Image, ImageChops, ImageFilter
 from scipy import special
 
 from sam2_jax.data.procedural.cutouts import Cutout
-from sam2_jax.data.procedural.draws import Rng
 from sam2_jax.data.procedural.motion import Affine, Camera, Curve, Motion, compose, invert
+from sam2_jax.data.procedural.sampling import Rng
 from sam2_jax.data.procedural.shapes import FINER, Cover, Shape
 from sam2_jax.data.procedural.textures import brighten, to_rgb
 
@@ -63,7 +63,7 @@ class Scene:
     look: Look
 
 
-def draw_frame(scene: Scene, index: int, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
+def render(scene: Scene, index: int, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
     """Draws a frame, (H, W, 3) uint8, and which object each pixel shows, (H, W) uint8, 0 for none."""
     look, size, time = scene.look, scene.size, float(index)
     ids = Image.new("L", (size, size))

@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from sam2_jax.data.procedural.draws import Rng, chances, log_uniform
+from sam2_jax.data.procedural.sampling import Rng, chances, log_uniform
 
 Affine = tuple[float, float, float, float, float, float]  # x' = a x + b y + c, y' = d x + e y + f
 

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from sam2_jax.data.procedural.cutouts import Cutout, make_cutout
-from sam2_jax.data.procedural.draws import Rng, chances, log_uniform
 from sam2_jax.data.procedural.frames import CANVAS, TILE, Look, Scene, Thing, paste, visible_areas
 from sam2_jax.data.procedural.motion import make_affine, make_camera, make_curve, make_motion
+from sam2_jax.data.procedural.sampling import Rng, chances, log_uniform
 from sam2_jax.data.procedural.shapes import FINER, Shape, make_occluder, make_shape, make_simple
 from sam2_jax.data.procedural.textures import (
     Collection,

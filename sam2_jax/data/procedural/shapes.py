@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sam2_jax.data.procedural.draws import Rng, log_uniform, pick
 from sam2_jax.data.procedural.motion import Affine
+from sam2_jax.data.procedural.sampling import Rng, log_uniform, pick
 from sam2_jax.data.procedural.textures import Rgb
 
 FINER = 2  # contours and the canvas are finer than the picture by this factor

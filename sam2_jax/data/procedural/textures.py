@@ -10,7 +10,7 @@ from PIL import Image, ImageChops, ImageDraw
 from scipy import fft
 
 from sam2_jax.data.media import has_transparency, open_picture
-from sam2_jax.data.procedural.draws import Rng, log_uniform, pick
+from sam2_jax.data.procedural.sampling import Rng, log_uniform, pick
 
 Rgb = tuple[int, int, int]
 

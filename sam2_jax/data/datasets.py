@@ -1,0 +1,385 @@
+"""Kinds of data to train on and validate with: a frozen dataclass each, which knows how to open its videos.
+
+    Dataset(kind="palette", frames=..., annotations=...)  ->  Palette;   .open(image_size) -> VideoList
+
+A new kind is a subclass of `Dataset` in `KINDS`. Configurations and the command line name it by `kind`.
+"""
+
+import dataclasses
+import difflib
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from sam2_jax.data import readers
+from sam2_jax.data.annotated import Video, VideoList
+from sam2_jax.data.listing import (
+    check_folder,
+    list_files,
+    list_folders,
+    select,
+    warn_if_fewer,
+)
+from sam2_jax.data.procedural import drawn_videos
+from sam2_jax.data.tfds_builder import open_catalogue
+from sam2_jax.data.videos import IMAGE_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Changes of clips; each is the same for all frames of a clip unless it says otherwise."""
+
+    flip: float = 0.5  # chance of a horizontal flip
+    degrees: float = 0.0  # rotation, uniform in +- this
+    shear: float = 0.0  # along x, degrees, uniform in +- this
+    scale: tuple[float, float] = (1.0, 1.0)  # zoom, uniform between these
+    brightness: float = 0.0  # factor, uniform in 1 +- this
+    contrast: float = 0.0
+    saturation: float = 0.0
+    gray: float = 0.0  # chance of a gray clip
+    frame_brightness: float = 0.0  # the same three, drawn anew for every frame
+    frame_contrast: float = 0.0
+    frame_saturation: float = 0.0
+    mosaic: float = (
+        0.0  # chance that the clip fills every cell of a 2 x 2 grid; one keeps its masks
+    )
+    reverse: float = 0.0  # chance that time runs backwards
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A source of clips; every batch comes from one dataset.
+
+    `Dataset(kind="coco", ...)` makes the class of that kind, as `pathlib.Path` makes that of the system;
+    without a kind it is `Procedural`.
+    """
+
+    kind: str = "procedural"
+    weight: float = 1.0  # share of the steps that this dataset gets
+    batch_size: int = 1  # clips a step, over all devices
+    num_frames: int = 8  # T; 1 for images
+    max_objects: int = 3  # O, objects of a clip
+    stride: int = 1  # takes every stride-th annotated frame
+    first: int = 0  # uses videos or images first ... first + count - 1 of the sorted list
+    count: int = -1  # -1 is all
+    seed: int = 0  # of drawn videos, which; of others, which clips of them are held out
+    augment: Augment = Augment()
+
+    RENAMED: ClassVar[Mapping[str, str]] = {}  # fields by the names that they once had
+
+    def __new__(cls, **fields: Any) -> "Dataset":
+        """Makes a dataset of a kind; see the class."""
+        is_of_no_kind = cls is Dataset
+        return object.__new__(
+            _class_of(fields.get("kind", cls.kind), "kind") if is_of_no_kind else cls
+        )
+
+    def __post_init__(self):
+        if KINDS.get(self.kind) is not type(self):
+            raise ValueError(f"kind is {self.kind!r}, which is not that of {type(self).__name__}.")
+
+    def open(self, image_size: int) -> VideoList:
+        """Opens the dataset; files are opened when a video is.
+
+        Args:
+            image_size: side of the model's input, at which videos are drawn; files keep their size.
+
+        Returns:
+            Its videos in the order of their names; images are videos of one frame.
+
+        Raises:
+            FileNotFoundError: a folder or file is missing.
+            ValueError: there is nothing in it that can be used.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Procedural(Dataset):
+    """Drawn videos with exact masks; no files are needed."""
+
+    kind: str = "procedural"
+    # Folder, "" is none: textures are cut from its pictures; those with transparent parts become objects.
+    pictures: str = ""
+    is_plain: bool = False  # a few large shapes of one colour each, nothing else
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"frames": "pictures"}
+
+    def open(self, image_size: int) -> VideoList:
+        """Opens the drawn videos."""
+        pictures = ()
+        if self.pictures:
+            folder = check_folder(self.pictures, "pictures for textures and objects")
+            pictures = tuple(list_files(folder, IMAGE_SUFFIXES).values())
+            if not pictures:
+                raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+        num_frames = self.num_frames * self.stride
+        return drawn_videos(
+            self.seed, num_frames, image_size, self.first, self.count, self.is_plain, pictures
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Files(Dataset):
+    """What lies in folders."""
+
+    frames: str = ""  # folder of videos or images
+    annotations: str = ""  # folder or file of the masks
+    file_list: str = ""  # text file that names the videos or images to use, one a line
+    excluded_list: str = ""  # text file that names those to leave out
+
+    def _list(self, names: Any, found: str, open_video: Callable[[str], Video]) -> VideoList:
+        used = select(names, found, self.first, self.count, self.file_list, self.excluded_list)
+        return VideoList(used, open_video)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Folders(_Files):
+    """Videos that are folders of pictures, one in `frames` and one of the same name in `annotations`."""
+
+    READ_MASKS: ClassVar[Callable[[str, str], Video]]
+
+    def open(self, image_size: int) -> VideoList:
+        """Opens the videos that have both folders."""
+        frames = check_folder(self.frames, "a folder of pictures for every video")
+        masks = check_folder(self.annotations, "a folder of masks for every video")
+        annotated = list_folders(masks)
+        names = set(list_folders(frames)).intersection(annotated)
+        warn_if_fewer(len(names), len(annotated), f"videos in {masks}", f"pictures in {frames}")
+        return self._list(
+            names,
+            f"videos with a folder both in {frames} and in {masks}",
+            functools.partial(_open_folders, type(self).READ_MASKS, frames, masks),
+        )
+
+
+def _open_folders(
+    read_masks: Callable[[str, str], Video], frames: str, masks: str, name: str
+) -> Video:
+    return readers.with_pictures(
+        read_masks(name, os.path.join(masks, name)), os.path.join(frames, name)
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Palette(_Folders):
+    """DAVIS, MOSE, YouTube-VOS: a folder of JPEGs and one of PNGs of ids a video."""
+
+    kind: str = "palette"
+    READ_MASKS = staticmethod(readers.palette_masks)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objects(_Folders):
+    """The same with a folder of PNGs for every object, as val and test of SA-V have them."""
+
+    kind: str = "objects"
+    READ_MASKS = staticmethod(readers.object_masks)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sav(_Files):
+    """Videos of SA-V: `*_manual.json`, or `*_auto.json` where there are no manual ones at all.
+
+    Each has a video `<name>.mp4` or a folder `<name>` of JPEGs that are named by their index in the
+    video, in the same folder below `frames` as the JSON is below `annotations`, or directly in `frames`.
+    """
+
+    kind: str = "sav"
+    annotated_every: int = 4  # frames of the video between annotations
+
+    def open(self, image_size: int) -> VideoList:
+        """Opens the videos that have annotations."""
+        frames = check_folder(self.frames, "videos of SA-V")
+        folder = check_folder(self.annotations or frames, "annotations of SA-V")
+        files = list_files(folder, (".json",), recursive=True)
+        annotations: dict[str, str] = {}
+        for end in ("_manual", "_auto"):
+            annotations = {n.removesuffix(end): p for n, p in files.items() if n.endswith(end)}
+            if annotations:
+                break
+        parts = {
+            os.path.basename(name): (video, path)
+            for name, path in annotations.items()
+            if (video := _find_sav_video(frames, name))
+        }
+        warn_if_fewer(
+            len(parts), len(annotations), f"annotations in {folder}", f"video in {frames}"
+        )
+        found = (
+            f"videos in {frames} (.mp4 or folders) with a *_manual.json or *_auto.json in {folder}"
+        )
+        return self._list(
+            parts,
+            found,
+            lambda name: readers.sav_video(name, *parts[name], self.annotated_every),
+        )
+
+
+def _find_sav_video(frames: str, name: str) -> str | None:
+    for place in (os.path.join(frames, name), os.path.join(frames, os.path.basename(name))):
+        for path in (f"{place}.mp4", place):
+            if os.path.exists(path):
+                return path
+    return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Images(_Files):
+    """Images, which are videos of one frame."""
+
+    num_frames: int = 1
+    max_area: float = 0.9  # masks that cover more of the image are left out
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_frames != 1:
+            raise ValueError(
+                f"num_frames is {self.num_frames}, but kind {self.kind!r} has images; set it to 1."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sa1b(_Images):
+    """SA-1B: images, each with a JSON of the same name, beside it or in `annotations`."""
+
+    kind: str = "sa1b"
+
+    def open(self, image_size: int) -> VideoList:
+        """Opens the images that have a JSON."""
+        folder = check_folder(self.frames, "images of SA-1B")
+        annotations = check_folder(self.annotations or folder, "annotations of SA-1B")
+        images = list_files(folder, IMAGE_SUFFIXES, recursive=True)
+        files = list_files(annotations, (".json",), recursive=True)
+        return self._list(
+            images.keys() & files.keys(),
+            f"images in {folder} with a JSON of the same name in {annotations}",
+            lambda name: readers.sa1b_image(name, images[name], files[name], self.max_area),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Coco(_Images):
+    """An instance file of COCO, `annotations`, and its images.
+
+    Names in lists are the images' `file_name`, which is their place below `frames`.
+    """
+
+    kind: str = "coco"
+
+    def open(self, image_size: int) -> VideoList:
+        """Opens the images that have objects."""
+        folder = check_folder(self.frames, "images of COCO")
+        path = self.annotations
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"no such file of annotations of COCO: {path!r}")
+        images = readers.coco_images(path, folder)
+        there = [name for name, (file, *_) in images.items() if os.path.exists(file)]
+        warn_if_fewer(len(there), len(images), f"images in {path}", f"file in {folder}")
+        return self._list(
+            there,
+            f"images in {folder} with annotated objects in {path}",
+            lambda name: readers.annotated_image(name, *images[name], self.max_area),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labels(_Images):
+    """Images, and PNGs of the same names in `annotations` whose values are instances."""
+
+    kind: str = "masks"
+
+    def open(self, image_size: int) -> VideoList:
+        """Opens the images that have a PNG."""
+        folder = check_folder(self.frames, "images")
+        annotations = check_folder(self.annotations, "label images")
+        images = list_files(folder, IMAGE_SUFFIXES, recursive=True)
+        files = list_files(annotations, (".png",), recursive=True)
+        return self._list(
+            images.keys() & files.keys(),
+            f"images in {folder} with a PNG of the same name in {annotations}",
+            lambda name: readers.labeled_image(name, images[name], files[name], self.max_area),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tfds(Dataset):
+    """A dataset of the catalogue of tensorflow_datasets, in ArrayRecord files."""
+
+    kind: str = "tfds"
+    name: str = ""  # such as "davis/480p"
+    data_dir: str = ""  # folder of datasets
+    split: str = "train"
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"frames": "name", "annotations": "data_dir"}
+
+    def open(self, image_size: int) -> VideoList:
+        """Opens the videos of the split."""
+        return open_catalogue(self.name, self.data_dir, self.split, self.first, self.count)
+
+
+KINDS: dict[str, type[Dataset]] = {
+    kind.kind: kind for kind in (Procedural, Palette, Objects, Sav, Sa1b, Coco, Labels, Tfds)
+}
+
+
+def _class_of(kind: Any, name: str) -> type[Dataset]:
+    if kind not in KINDS:
+        raise ValueError(f"{name} is {kind!r}; it must be one of {', '.join(KINDS)}.")
+    return KINDS[kind]
+
+
+def _fields(kind: type[Dataset]) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(kind)}
+
+
+def all_fields() -> dict[str, type]:
+    """Returns the type of every field that any kind has, or once had under another name."""
+    every = {name: value for kind in KINDS.values() for name, value in _fields(kind).items()}
+    renamed = {old: every[new] for kind in KINDS.values() for old, new in kind.RENAMED.items()}
+    return {name: type(value) for name, value in (renamed | every).items()}
+
+
+def resolve(fields: Mapping[str, Any], name: str) -> tuple[type[Dataset], dict[str, Any]]:
+    """Finds the class of a dataset that is given by its fields.
+
+    Fields that are None were not given. What is left of another kind, in whose place `kind` put a new one, is
+    dropped: that the fields were written for it shows in that all of its fields are there.
+
+    Args:
+        fields: among them `kind`; without it, it is "procedural".
+        name: of the dataset in the configuration, for messages.
+
+    Returns:
+        The class, and the fields for it, whose types are not checked.
+
+    Raises:
+        ValueError: no such kind, or a field that it does not have; the message lists near names.
+    """
+    given = {key: value for key, value in fields.items() if value is not None}
+    chosen = _class_of(given.get("kind", Dataset.kind), f"{name}.kind")
+    is_complete = lambda kind: all(
+        field in given or any(old in given for old, new in kind.RENAMED.items() if new == field)
+        for field in _fields(kind)
+    )
+    left_over = {
+        field
+        for kind in KINDS.values()
+        if kind is not chosen and is_complete(kind)
+        for field in (*_fields(kind), *kind.RENAMED)
+    }
+    own = _fields(chosen)
+    for old, new in chosen.RENAMED.items():
+        value = given.pop(old, "")
+        if value and not given.get(new):
+            logger.warning("%s.%s is called %s.%s now", name, old, name, new)
+            given[new] = value
+    for key in given.keys() - own.keys() - left_over:
+        near = difflib.get_close_matches(key, own, n=3, cutoff=0.4)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"there is no field {name}.{key} of kind {chosen.kind!r}.{hint}")
+    return chosen, {key: value for key, value in given.items() if key in own}

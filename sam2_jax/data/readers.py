@@ -1,0 +1,249 @@
+"""Readers: one for every way in which masks lie in files, each of which gives a `Video`.
+
+palette_masks, object_masks      masks without frames: PNGs of ids, folders of PNGs an object
+with_pictures                    ... on the pictures of the same names
+sav_video, sa1b_image            run lengths in a JSON document
+coco_images, annotated_image     outlines or run lengths of many images in one JSON document
+labeled_image                    an image and one of ids
+frames_only                      frames without masks
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sam2_jax.data.annotated import FrameMasks, Video
+from sam2_jax.data.listing import list_files, natural_order
+from sam2_jax.data.masks import (
+    decode_polygons,
+    decode_rle,
+    frame_name,
+    object_folders,
+    read_labels,
+    read_object_mask,
+)
+from sam2_jax.data.media import picture_size
+from sam2_jax.data.sav import read_sav_json
+from sam2_jax.data.videos import IMAGE_SUFFIXES, ImageFolder, Pictures, VideoFile, open_frames
+from sam2_jax.files import read_json
+
+
+def palette_masks(name: str, folder: str) -> Video:
+    """Opens a folder with a PNG of ids for every annotated frame (DAVIS, MOSE, YouTube-VOS).
+
+    Raises:
+        ValueError: there is no PNG in it.
+    """
+    files = list_files(folder, (".png",))
+    if not files:
+        raise ValueError(f"{folder} holds no PNG of masks")
+    paths = list(files.values())
+    return Video(
+        name=name,
+        frame_names=list(files),
+        annotated=range(len(paths)),
+        read_masks=lambda index: masks_of_labels(read_labels(paths[index])),
+        mask_file=paths[0],
+    )
+
+
+def object_masks(name: str, folder: str) -> Video:
+    """Opens a folder of PNGs for every object (SA-V, `write_object_masks`).
+
+    A frame is annotated where any object has a PNG; an object without one there is not on it.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there is no folder of an object with a PNG in it.
+    """
+    files = {i: list_files(path, (".png",)) for i, path in object_folders(folder).items()}
+    names = sorted({stem for of_object in files.values() for stem in of_object}, key=natural_order)
+    if not names:
+        raise ValueError(f"{folder} holds no folder of an object with PNGs of masks")
+
+    def read(index: int) -> FrameMasks:
+        here = {i: paths[names[index]] for i, paths in files.items() if names[index] in paths}
+        size = picture_size(next(iter(here.values())))
+        return FrameMasks(list(here), lambda object_id: read_object_mask(here[object_id]), size)
+
+    return Video(
+        name=name,
+        frame_names=names,
+        annotated=range(len(names)),
+        read_masks=read,
+        is_by_object=True,
+        mask_file=next(path for paths in files.values() for path in paths.values()),
+    )
+
+
+def with_pictures(masks: Video, folder: str) -> Video:
+    """Gives every annotated frame of a video without frames its picture in a folder.
+
+    A picture that is missing is met when it is read.
+    """
+    pictures = list_files(folder, IMAGE_SUFFIXES)
+    paths = [pictures.get(n, os.path.join(folder, f"{n}.jpg")) for n in masks.frame_names]
+    return dataclasses.replace(masks, frames=Pictures(paths))
+
+
+def frames_only(name: str, path: str) -> Video:
+    """Opens a video file or a folder of pictures; frames of a file are named by their numbers."""
+    frames = open_frames(path)
+    if isinstance(frames, ImageFolder):
+        return Video(name, [os.path.splitext(file)[0] for file in frames.names], frames)
+    return Video(name, [frame_name(t) for t in range(len(frames))], frames)
+
+
+def labeled_image(name: str, image: str, labels: str, max_area: float) -> Video:
+    """Opens an image and one whose values are the ids of objects.
+
+    Args:
+        name: of the image.
+        image: its file.
+        labels: file of the ids.
+        max_area: objects that cover more than this part of the image are left out.
+    """
+    read = lambda _: masks_of_labels(read_labels(labels), max_area)
+    return Video(name, [name], Pictures([image]), [0], read)
+
+
+def masks_of_labels(labels: np.ndarray, max_area: float = 1.0) -> FrameMasks:
+    """Takes ids (H, W) apart into masks, without those that cover more than a part of the frame."""
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    ids = np.flatnonzero((areas > 0) & (areas <= max_area * labels.size)).tolist()
+    return FrameMasks(ids, lambda object_id: labels == object_id, labels.shape, visible=ids)
+
+
+def masks_of_rles(by_id: Mapping[int, dict[str, Any]], size: tuple[int, int]) -> FrameMasks:
+    """Masks of the run lengths of a frame by object id."""
+    return FrameMasks(list(by_id), lambda object_id: decode_rle(by_id[object_id]), size)
+
+
+def sav_video(name: str, frames: str, annotation: str, annotated_every: int = 4) -> Video:
+    """Opens a video of SA-V: an mp4, or a folder of pictures named by their index in it, and a JSON.
+
+    Args:
+        name: of the video.
+        frames: the mp4 or the folder.
+        annotation: the JSON, whose i-th entry is for frame `annotated_every` * i of the video.
+        annotated_every: 4 in SA-V.
+    """
+    document = read_sav_json(annotation)
+    masklet, ids = document["masklet"], document["masklet_id"]
+    size = document["video_height"], document["video_width"]
+    if os.path.isdir(frames):
+        files = list_files(frames, IMAGE_SUFFIXES)
+        numbers = {int(stem): path for stem, path in files.items() if stem.isdecimal()}
+        pictures = Pictures(list(numbers.values()))
+    else:
+        pictures = VideoFile(frames)
+        numbers = range(len(pictures))
+    entries = {
+        place: number // annotated_every
+        for place, number in enumerate(numbers)
+        if number % annotated_every == 0 and number // annotated_every < len(masklet)
+    }
+    return Video(
+        name=name,
+        frame_names=[frame_name(number) for number in numbers],
+        frames=pictures,
+        annotated=list(entries),
+        read_masks=lambda index: masks_of_rles(
+            dict(zip(ids, masklet[entries[index]], strict=True)), size
+        ),
+    )
+
+
+def annotated_image(
+    name: str,
+    image: str,
+    size: tuple[int, int],
+    annotations: Sequence[Mapping[str, Any]],
+    max_area: float,
+) -> Video:
+    """Opens an image whose masks are outlines or run lengths; objects are numbered from 0.
+
+    Args:
+        name: of the image.
+        image: its file.
+        size: height and width, pixels.
+        annotations: of one object each: `segmentation`, run lengths or polygons, and perhaps `area`.
+        max_area: objects that cover more than this part of the image are left out.
+    """
+
+    def mask(n: int) -> np.ndarray:
+        segmentation = annotations[n]["segmentation"]
+        if isinstance(segmentation, dict):
+            return decode_rle(segmentation)
+        return decode_polygons(segmentation, *size)
+
+    def area(n: int) -> float:
+        given = annotations[n].get("area")
+        return mask(n).sum() if given is None else given
+
+    def read(_: int) -> FrameMasks:
+        largest = max_area * size[0] * size[1]
+        ids = [n for n in range(len(annotations)) if 0 < area(n) <= largest]
+        return FrameMasks(ids, mask, size, visible=ids)
+
+    return Video(name, [name], Pictures([image]), [0], read)
+
+
+def sa1b_image(name: str, image: str, annotation: str, max_area: float) -> Video:
+    """Opens an image of SA-1B; see `annotated_image`.
+
+    Raises:
+        ValueError: the JSON is no annotation of SA-1B.
+    """
+    document = read_json(annotation)
+    try:
+        size = (int(document["image"]["height"]), int(document["image"]["width"]))
+        annotations = [{k: a[k] for k in ("segmentation", "area")} for a in document["annotations"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{annotation} is no annotation of SA-1B: image (height, width) and annotations "
+            "(segmentation, area) are expected"
+        ) from error
+    return annotated_image(name, image, size, annotations, max_area)
+
+
+def coco_images(path: str, folder: str) -> dict[str, tuple[str, tuple[int, int], list]]:
+    """Reads an instance file of COCO; groups (`iscrowd`) are left out.
+
+    Args:
+        path: the JSON.
+        folder: of the images.
+
+    Returns:
+        The images that have objects by `file_name` without suffix: file, size and annotations, as
+        `annotated_image` takes them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no instance file.
+    """
+    document = read_json(path)
+    try:
+        by_image: dict[Any, list[dict[str, Any]]] = {}
+        for annotation in document["annotations"]:
+            if not annotation.get("iscrowd"):
+                kept = {k: annotation[k] for k in ("segmentation", "area") if k in annotation}
+                by_image.setdefault(annotation["image_id"], []).append(kept)
+        images = {image["id"]: image for image in document["images"]}
+        return {
+            os.path.splitext(image["file_name"])[0]: (
+                os.path.join(folder, image["file_name"]),
+                (int(image["height"]), int(image["width"])),
+                annotations,
+            )
+            for image, annotations in ((images[i], of) for i, of in by_image.items())
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no instance file of COCO: images (id, file_name, height, width) and "
+            f"annotations (image_id, segmentation) are expected; {error!r} is wrong"
+        ) from error
