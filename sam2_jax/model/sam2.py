@@ -207,14 +207,14 @@ class Sam2(nn.Module):
                 has_mask_logits=prompt.has_mask,
             )
         segmentation = self._segment_by_decoder(embedding, features, prompt, is_initial)
-        if prompt.masks is None or not config.use_mask_input_as_output_without_sam:
+        masks, has_mask = prompt.masks, prompt.has_mask
+        if masks is None or has_mask is None or not config.use_mask_input_as_output_without_sam:
             return segmentation
-        given = self.segment_by_mask(features, prompt.masks)
+        given = self.segment_by_mask(features, masks)
 
         def choose(given, segmentation):
-            return jnp.where(
-                prompt.has_mask.reshape(-1, *[1] * (segmentation.ndim - 1)), given, segmentation
-            )
+            is_given = has_mask.reshape(-1, *[1] * (segmentation.ndim - 1))
+            return jnp.where(is_given, given, segmentation)
 
         return jax.tree.map(choose, given, segmentation)
 

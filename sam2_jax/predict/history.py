@@ -41,6 +41,11 @@ class Entry:
     retention: int = RECENT
     policy: Any = ()
 
+    def encoded(self) -> np.ndarray:
+        """The memory of a frame that is no longer pending."""
+        assert self.memory is not None, "the session encodes memories before a bank is filled"
+        return self.memory.get()
+
 
 @dataclasses.dataclass
 class ObjectHistory:
@@ -154,12 +159,12 @@ def load_bank(
     for n, history in enumerate(objects):
         for slot, (frame, entry) in enumerate(history.prompted.items()):
             bank.prompted_frames[n, slot] = frame
-            bank.prompted_memories[n, slot] = entry.memory.get()
+            bank.prompted_memories[n, slot] = entry.encoded()
             bank.prompted_pointers[n, slot] = entry.pointer.get()
         memories, pointers = history.slots(config, now, direction)
         for slot, frame in memories.items():
             bank.recent_frames[n, slot] = frame
-            bank.recent_memories[n, slot] = history.tracked[frame].memory.get()
+            bank.recent_memories[n, slot] = history.tracked[frame].encoded()
         for slot, frame in pointers.items():
             bank.recent_pointer_frames[n, slot] = frame
             bank.recent_pointers[n, slot] = history.tracked[frame].pointer.get()

@@ -316,7 +316,7 @@ class SAM2ImagePredictor:
         prompts = []
         for i, (size, *given) in enumerate(zip(sizes, *columns, strict=True)):
             with _about(f"Image {i}"):
-                prompts.append(self._prompt(size, *given, normalize_coords))
+                prompts.append(self._prompt(size, *given, is_pixels=normalize_coords))
         masks, ious, low_res = zip(
             *self._answer(prompts, multimask_output, return_logits), strict=True
         )

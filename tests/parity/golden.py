@@ -255,10 +255,10 @@ class Comparison:
             if kind == "area":
                 yield Row(key, "pixels", _area(areas[frame], theirs), _AREA)
                 continue
-            entry = state.objects[int(where[1])].answer(frame)
+            entry = state.objects[int(where[1])].latest(frame)
             if kind == "low":
                 thin = slice(None, None, 2 if self.is_large else 1)
-                ours = entry.mask[thin, thin]
+                ours = entry.mask.get()[thin, thin]
                 union = ((ours > 0) | (theirs > 0)).sum()
                 both = ((ours > 0) & (theirs > 0)).sum()
                 yield Row(key, "1 - IoU", float(1 - both / union) if union else 0.0, _IOU)
@@ -267,9 +267,9 @@ class Comparison:
             elif kind == "score":
                 yield Row(key, "absolute", abs(entry.score - float(theirs[0])), _SCORE)
             elif kind == "pointer":
-                yield Row(key, "max", _relative(entry.pointer[::8], theirs), _POINTER)
+                yield Row(key, "max", _relative(entry.pointer.get()[::8], theirs), _POINTER)
             elif kind == "memory":
-                memory = _nchw(entry.memory.astype(np.float32))[::8]
+                memory = _nchw(entry.encoded().astype(np.float32))[::8]
                 yield Row(key, "max", _relative(memory, theirs), _MEMORY)
             else:
                 raise AssertionError(f"unknown key {key}")
