@@ -213,10 +213,14 @@ def _check_fields(names: Iterable[str], *kinds: type) -> None:
     known = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-            hint = f" Did you mean {', '.join(near)}?" if near else ""
             where = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"There is no field {name!r} in {where}.{hint}")
+            raise ValueError(f"There is no field {name!r} in {where}.{did_you_mean(name, known)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns a question that ends a message, with the known names near to one; "" if none is."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f" Did you mean {', '.join(near)}?" if near else ""
 
 
 _HIERA = {

@@ -63,10 +63,11 @@ def write_palette_png(
         colors[: len(palette)] = palette
     image = Image.fromarray(ids)
     image.putpalette(colors.tobytes())
-    write_file(path, _png_bytes(image))
+    write_file(path, png_bytes(image))
 
 
-def _png_bytes(image: Image.Image) -> bytes:
+def png_bytes(image: Image.Image) -> bytes:
+    """Returns a picture as the bytes of a PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
@@ -223,7 +224,7 @@ def write_object_masks(
         os.makedirs(folder, exist_ok=True)
         file = os.path.join(folder, f"{frame_name(frame)}.png")
         if palette is None:
-            write_file(file, _png_bytes(Image.fromarray(mask.astype(np.uint8) * 255)))
+            write_file(file, png_bytes(Image.fromarray(mask.astype(np.uint8) * 255)))
         else:
             write_palette_png(file, mask.astype(np.uint8), palette)
 

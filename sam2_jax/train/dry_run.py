@@ -1,6 +1,5 @@
 """What would be trained: a table of the parameters, the batches, and the first one as a picture."""
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import Image
 
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
 from sam2_jax.data.loader import make_loader
+from sam2_jax.data.masks import png_bytes
 from sam2_jax.experiment import Experiment
 from sam2_jax.files import write_file
 from sam2_jax.parallel.mesh import batch_share, make_mesh
@@ -127,6 +127,4 @@ def draw_batch(batch: dict[str, Any]) -> np.ndarray:
 def write_png(path: Path, image: np.ndarray) -> None:
     """Writes a picture (H, W, 3) uint8; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    write_file(path, buffer.getvalue())
+    write_file(path, png_bytes(Image.fromarray(image)))
