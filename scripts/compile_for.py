@@ -11,7 +11,8 @@ What can be compiled:
                --dataset has, by default the first
     inference  a tracked frame, or with --frames=T that many in one program; every chip gets a video of its own
     encode     the features of --frames images, by default one
-    recall     memory attention alone
+    memory_attention
+               memory attention alone, called recall before
     attention  of that, what one layer attends to: the frame itself, and the memory
 
 Compiling takes minutes, far fewer with --quick, which does not optimise. TPUs need libtpu (`make pods`, or
@@ -43,7 +44,10 @@ from sam2_jax.track import propagate, step
 from sam2_jax.train.step import Learner
 
 _WHAT = flags.DEFINE_enum(
-    "what", "train", ["train", "inference", "encode", "recall", "attention"], "what is compiled"
+    "what",
+    "train",
+    ["train", "inference", "encode", "memory_attention", "recall", "attention"],
+    "what is compiled",
 )
 _PLATFORM = flags.DEFINE_enum("platform", "tpu", ["tpu", "gpu"], "gpu is one H200")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "TPU chips; 2*v5e:16x16 is two slices")
@@ -87,8 +91,9 @@ def inference(config: Sam2Config, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]
     )
     if _WHAT.value == "encode":
         function, arguments = apply("encode"), (clip(image),)
-    elif _WHAT.value == "recall":
-        function, arguments = apply("recall"), (bank, Features(embedding, ()), index)
+    elif _WHAT.value in ("memory_attention", "recall"):
+        function = apply("condition_on_memory")
+        arguments = (bank, Features(embedding, ()), index)
     elif _WHAT.value == "attention":
         c, slots = config.hidden_dim, config.num_maskmem
         each = lambda *sizes: shape((_OBJECTS.value, *sizes), jnp.dtype(config.dtype))

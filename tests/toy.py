@@ -28,9 +28,9 @@ IMAGE_PROGRAMS = [
 ]
 VIDEO_PROGRAMS = [
     (session, "_encode", 0),
-    (session, "_answer_first", 0),
-    (session, "_answer_again", 0),
-    (session, "_remember", 0),
+    (session, "_segment_first", 0),
+    (session, "_segment_again", 0),
+    (session, "_encode_memory", 0),
     (propagation, "_propagate", 0),
     (postprocessing, "_show", (3, 4, 5, 6)),
 ]

@@ -8,6 +8,7 @@ import numpy as np
 from sam2_jax.build import Model, build_model
 from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config
 from sam2_jax.model import memory_bank
+from sam2_jax.model.retention import RECENT, rules
 from sam2_jax.structs import MemoryBank
 
 NOW = 20  # the frame that is tracked; frame 0 is prompted
@@ -31,11 +32,12 @@ def full_bank(config: Sam2Config, num_objects: int) -> MemoryBank:
     """Returns a bank of random memories without an empty slot, as frame `NOW` finds it."""
     bank = jax.tree.map(np.array, memory_bank.empty(config, num_objects))
     bank.prompted_frames[:] = 0
-    for frame in range(NOW - memory_bank.num_recent(config), NOW):
-        bank.recent_frames[:, memory_bank.recent_slot(config, frame)] = frame
-    reach = memory_bank.num_pointers(config)
-    for frame in range(NOW - reach, NOW):
-        bank.recent_pointer_frames[:, frame % reach] = frame
+    tracked = dict.fromkeys(range(1, NOW), RECENT)
+    for rule, frames in zip(
+        rules(config), (bank.recent_frames, bank.recent_pointer_frames), strict=True
+    ):
+        for slot, frame in rule.fill(tracked, NOW, 1).items():
+            frames[:, slot] = frame
     rng = np.random.default_rng(1)
 
     def fill(x):

@@ -170,7 +170,7 @@ class MLP(nn.Module):
     """
 
     widths: Sequence[int]
-    activation: callable = nn.relu
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: str = "float32"
 
     @nn.compact

@@ -34,7 +34,7 @@ _ENCODER_FIELDS = ("hiera", "image_size", "hidden_dim", "dtype", "use_high_res_f
 def encode_images(sam2: Sam2, params: dict, images: jax.Array) -> Features:
     """Features of images (B, S, S, 3), whose embedding looks at no memory."""
     features = sam2.apply({"params": params}, images, method="encode")
-    embedding = sam2.apply({"params": params}, features, method="forget")
+    embedding = sam2.apply({"params": params}, features, method="add_no_memory_embedding")
     return features.replace(embedding=embedding)
 
 

@@ -236,7 +236,7 @@ class SAM2VideoPredictor:
 
     def propagate_in_video_preflight(self, inference_state: InferenceState) -> None:
         """Encodes memories of the frames prompted since the last pass; `propagate_in_video` does it."""
-        inference_state.remember_prompts()
+        inference_state.encode_prompted()
 
     def propagate_in_video(
         self,
@@ -267,7 +267,7 @@ class SAM2VideoPredictor:
         one = self._propagation(
             inference_state, start_frame_idx, max_frame_num_to_track, reverse, return_logits
         )
-        return propagation.run_one(self.model, one)
+        return propagation.run_one(one)
 
     def propagate_in_videos(
         self,
@@ -306,7 +306,7 @@ class SAM2VideoPredictor:
             )
             for state in inference_states
         ]
-        return propagation.run_many(self.model, runs, jax.local_devices())
+        return propagation.run_many(runs, jax.local_devices())
 
     def _propagation(
         self,
@@ -344,7 +344,7 @@ class SAM2VideoPredictor:
         Raises:
           OSError: it cannot be written.
         """
-        session_file.save(self.model, inference_state, path)
+        session_file.save(inference_state, path)
 
     def load_state(
         self,
@@ -372,9 +372,7 @@ class SAM2VideoPredictor:
           ValueError: not a session, one of another model, or of a video of another size or length.
         """
         store = Store(memory_limit, spill_folder)
-        state = session_file.load(self.model, path, video_path, store)
-        state.results = results
-        return state
+        return session_file.load(self.model, path, video_path, store, results)
 
 
 def build_sam2_video_predictor(

@@ -1,6 +1,6 @@
 """What a model is taught on one clip: to be prompted, to track, to be corrected (paper, appendix D.2.2).
 
-    encode all frames;   scan over frames: recall -> click, segment, compare (up to eight times) -> remember
+    encode all frames;   scan over frames: read -> click, segment, compare (up to eight times) -> write
 
 The scan visits the prompted frames first and the others in time. Everything is a pure function of one clip;
 `sam2_jax.train.step` maps it over a batch. Gradients flow through the memories.
@@ -76,13 +76,13 @@ def rollout(
         here = jax.tree.map(lambda x: x[frame][None], features)
         truth = truths[frame]
 
-        def forget():
-            embedding = apply(here, method="forget")
+        def without_memory():
+            embedding = apply(here, method="add_no_memory_embedding")
             return jnp.broadcast_to(embedding, (n, *embedding.shape[1:]))
 
-        def recall():
+        def with_memory():
             rngs = {"dropout": recall_key}
-            return apply(bank, here, frame, True, method="recall", rngs=rngs)
+            return apply(bank, here, frame, True, method="condition_on_memory", rngs=rngs)
 
         def by_clicks(embedding):
             segment = lambda prompt: apply(embedding, here, prompt, is_initial, method="segment")
@@ -106,16 +106,16 @@ def rollout(
             )
 
         if num_frames == 1:  # an image starts from points and leaves nothing to remember
-            (masks, _, _), losses = by_clicks(forget())
+            (masks, _, _), losses = by_clicks(without_memory())
             return bank, losses | _agreement(upsample_4x(masks), truth)
-        embedding = jax.lax.cond(is_initial, forget, recall)
+        embedding = jax.lax.cond(is_initial, without_memory, with_memory)
         is_given = is_initial & plan.starts_from_masks
         (masks, scores, pointers), losses = jax.lax.cond(is_given, by_masks, by_clicks, embedding)
         # A mask that was given is remembered as sharp as it is.
         masks = jnp.where(is_given, 20.0 * truth - 10.0, upsample_4x(masks))
         everyone = jnp.ones(n, bool)
         is_prompted = everyone & (is_initial | is_corrected)
-        memories = apply(here, masks, scores, is_prompted, method="remember")
+        memories = apply(here, masks, scores, is_prompted, method="encode_memory")
         bank = memory_bank.write(
             sam2.config, bank, frame, memories, pointers, everyone, is_prompted
         )
