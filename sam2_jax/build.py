@@ -41,7 +41,7 @@ class Model(ModuleLike):
 
     name: str
     config: Sam2Config
-    params: dict
+    params: dict = dataclasses.field(repr=False)
     outputs: str = "numpy"
 
     @functools.cached_property
