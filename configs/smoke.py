@@ -30,6 +30,7 @@ def get_config():
                 "hiera": {"window_sizes": (8, 4, 4, 2)},  # as large as the maps
             },
             drop_path_rate=0.0,
+            memory_attention_dropout=0.0,
             datasets={"shapes": shapes},
             interaction=Interaction(box_probability=0.0, num_corrections=0),
             # From nothing, the published weights teach empty masks first.

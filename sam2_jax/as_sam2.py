@@ -32,7 +32,7 @@ _MODULES = (
 )
 _ELSEWHERE = {
     "modeling": "the model is Flax Linen, in sam2_jax.model; its parts are listed in docs/architecture.md",
-    "configs": "configurations are sam2_jax.config.Sam2Config, and arguments of the builders",
+    "configs": "configurations are sam2_jax.config.ModelConfig, and arguments of the builders",
     "training": "training is sam2-jax train; docs/training.md says how",
 }
 
@@ -90,7 +90,9 @@ def register() -> None:
 def _with_tensors(build: Any) -> Any:
     """A builder whose predictor hands out tensors, where PyTorch is installed."""
     outputs = "torch" if importlib.util.find_spec("torch") else "numpy"
-    return functools.wraps(build)(lambda *args, **kwargs: build(*args, **{"outputs": outputs, **kwargs}))
+    return functools.wraps(build)(
+        lambda *args, **kwargs: build(*args, **{"outputs": outputs, **kwargs})
+    )
 
 
 def main(arguments: Sequence[str]) -> None:

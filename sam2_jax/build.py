@@ -14,7 +14,14 @@ import jax
 
 from sam2_jax.checkpoint import Checkpoint, bundled, digest, download, load
 from sam2_jax.checkpoint.run_folder import is_run
-from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config, get_config, resolve_model_name
+from sam2_jax.config import (
+    POSTPROCESSING_IMAGE,
+    ModelConfig,
+    SessionOptions,
+    get_config,
+    resolve_model_name,
+    sort_overrides,
+)
 from sam2_jax.hydra import field_overrides, find_config
 from sam2_jax.model.sam2 import Sam2, in_compute_type, init_params
 from sam2_jax.module_like import ModuleLike
@@ -36,12 +43,14 @@ class Model(ModuleLike):
       name: the released model it is built as.
       config: what it computes.
       params: nested dicts of arrays: kernels in compute type, the rest float32.
+      session: what video sessions on it do with its answers.
       outputs: what predictors hand out: "numpy", "torch" or "jax"; see `sam2_jax.outputs`.
     """
 
     name: str
-    config: Sam2Config
+    config: ModelConfig
     params: dict = dataclasses.field(repr=False)
+    session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
     outputs: str = "numpy"
 
     @functools.cached_property
@@ -113,12 +122,20 @@ def build_model(
         **field_overrides(hydra_overrides_extra),
         **model_overrides,
     }
+    changes = sort_overrides(overrides)
+    if changes.training:
+        warnings.warn(
+            f"{', '.join(changes.training)}: options of training, which change nothing here. They are fields "
+            "of `Experiment`, and arguments of the module `Sam2`.",
+            stacklevel=3,
+        )
     if checkpoint is None:
-        weights = _without_checkpoint(name or bundled.NAME, overrides)
+        weights = _without_checkpoint(name or bundled.NAME, changes.model)
     else:
-        weights = load(checkpoint, name, **overrides)
+        weights = load(checkpoint, name, **changes.model)
     params = jax.device_put(in_compute_type(weights.config, dict(weights.params)))
-    return Model(weights.name, weights.config, params, outputs)
+    session = SessionOptions(**changes.session)
+    return Model(weights.name, weights.config, params, session, outputs)
 
 
 def _without_checkpoint(model: str, overrides: dict[str, Any]) -> Checkpoint:
@@ -167,7 +184,8 @@ def build_sam2(
       apply_postprocessing: choose the mask by stability when a single one is asked for.
       **kwargs: `image_size` (a multiple of 32; the model's own by default), `dtype` ("float32" or
         "bfloat16"; by default float32 on CPU and bfloat16 elsewhere), `outputs` ("numpy", "torch" or "jax":
-        what predictors hand out), the original's `config_file` and `ckpt_path`, and any field of `Sam2Config`.
+        what predictors hand out), the original's `config_file` and `ckpt_path`, and any field of `ModelConfig`
+        and `SessionOptions`.
 
     Raises:
       ValueError: unknown model or field, or a checkpoint that does not fit.
@@ -202,7 +220,8 @@ def load_pretrained(
     known = _builder_options()
     if unknown := kwargs.keys() - known:
         warnings.warn(
-            f"from_pretrained does not know {', '.join(sorted(unknown))}: without effect.", stacklevel=3
+            f"from_pretrained does not know {', '.join(sorted(unknown))}: without effect.",
+            stacklevel=3,
         )
     options = {name: value for name, value in kwargs.items() if name in known}
     if not options.pop("apply_postprocessing", True):
@@ -216,7 +235,15 @@ def load_pretrained(
 def _builder_options() -> set[str]:
     own = inspect.signature(build_model).parameters.values()
     named = {p.name for p in own if p.kind is p.KEYWORD_ONLY}
-    return named | {"apply_postprocessing"} | {field.name for field in dataclasses.fields(Sam2Config)}
+    return (
+        named
+        | {"apply_postprocessing"}
+        | {
+            field.name
+            for part in (ModelConfig, SessionOptions)
+            for field in dataclasses.fields(part)
+        }
+    )
 
 
 def model_of(built: Any) -> Model:

@@ -1,6 +1,6 @@
 """The original's configuration: names of yaml files and overrides as its programs write them.
 
-Hydra and the yaml files are not here; what a name or an override means is said by fields of `Sam2Config`.
+Hydra and the yaml files are not here; what a name or an override means is said by fields of `ModelConfig`.
 """
 
 import ast
@@ -112,7 +112,7 @@ def field_overrides(entries: Sequence[str]) -> dict[str, Any]:
         elif rest:
             raise ValueError(
                 f"The override {entry!r} sets a detail of {part} that is fixed here; build_sam2 takes the fields "
-                "of Sam2Config, hiera=... among them."
+                "of ModelConfig, hiera=... among them."
             )
         else:
             fields[path] = value

@@ -127,7 +127,9 @@ def hand_out(x: jax.Array | np.ndarray, outputs: str) -> Any:
     if outputs == "numpy":
         return to_host(x)
     torch = _torch()
-    if isinstance(x, jax.Array) and (x.devices().pop().platform == "cpu" or torch.cuda.is_available()):
+    if isinstance(x, jax.Array) and (
+        x.devices().pop().platform == "cpu" or torch.cuda.is_available()
+    ):
         return torch.from_dlpack(x)
     return torch.from_numpy(to_host(x).numpy())
 

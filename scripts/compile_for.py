@@ -25,23 +25,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ahead_of_time
 import jax
 import jax.numpy as jnp
 from absl import app, flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
-from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config, get_config
+from sam2_jax.config import POSTPROCESSING_VIDEO, ModelConfig, get_config
 from sam2_jax.experiment import Experiment, from_config_dict
 from sam2_jax.experiment import Mesh as MeshSizes
 from sam2_jax.model import memory_bank
 from sam2_jax.model.sam2 import Sam2, param_shapes
 from sam2_jax.ops.attention import attend_parts, attention, merge
-from sam2_jax.parallel import ahead_of_time
 from sam2_jax.parallel.mesh import BATCH_AXES, make_mesh
 from sam2_jax.structs import Features, Frame
 from sam2_jax.track import propagate, step
-from sam2_jax.train.step import Learner
+from sam2_jax.train.recipe import make_recipe
+from sam2_jax.train.state import abstract_batch, abstract_state
+from sam2_jax.train.step import compiled_step
 
 _WHAT = flags.DEFINE_enum(
     "what",
@@ -71,13 +73,13 @@ def training_step(setting: Experiment, mesh: Mesh) -> tuple[Callable, tuple[Any,
     name = _DATASET.value or next(iter(setting.datasets))
     if name not in setting.datasets:
         raise ValueError(f"no dataset {name!r}; there are {', '.join(setting.datasets)}.")
-    data, learner = setting.datasets[name], Learner(setting)
+    data, recipe = setting.datasets[name], make_recipe(setting)
     num_clips = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch = learner.abstract_batch(mesh, num_clips, data.num_frames, data.max_objects)
-    return learner.step(mesh), (learner.abstract_state(mesh), batch)
+    batch = abstract_batch(recipe, mesh, num_clips, data.num_frames, data.max_objects)
+    return compiled_step(recipe, mesh), (abstract_state(recipe, mesh), batch)
 
 
-def inference(config: Sam2Config, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:
+def inference(config: ModelConfig, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:
     """Returns what --what asks for, of a video a chip, and the shapes of its arguments."""
     sam2, size, grid = Sam2(config), config.image_size, config.grid
     shape = jax.ShapeDtypeStruct

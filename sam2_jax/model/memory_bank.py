@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model import memory_policy
 from sam2_jax.model.retention import EMPTY, NEVER, RECENT, places_of, rules
 from sam2_jax.structs import MemoryBank
@@ -43,7 +43,7 @@ class MemoryTokens:
 
 
 def empty(
-    config: Sam2Config, num_objects: int, num_prompted: int = 1, num_frames: int = FULL_CODE_LENGTH
+    config: ModelConfig, num_objects: int, num_prompted: int = 1, num_frames: int = FULL_CODE_LENGTH
 ) -> MemoryBank:
     """Returns an empty bank.
 
@@ -91,7 +91,7 @@ def _selected(frames: jax.Array, now: jax.Array, limit: int) -> jax.Array:
     return is_used & (jnp.argsort(order) < limit)
 
 
-def read(config: Sam2Config, bank: MemoryBank, now: jax.Array | int) -> MemoryTokens:
+def read(config: ModelConfig, bank: MemoryBank, now: jax.Array | int) -> MemoryTokens:
     """Chooses what frame `now` looks at, and how far away in time it is.
 
     Tracked frames are read by the rules of the memory policy, and none beyond the length of a video shorter
@@ -174,7 +174,7 @@ def _put(slots: jax.Array, position: jax.Array, value: jax.Array, where: jax.Arr
 
 
 def write(
-    config: Sam2Config,
+    config: ModelConfig,
     bank: MemoryBank,
     frame: jax.Array,
     memories: jax.Array,

@@ -2,7 +2,7 @@
 
     init(config, N)  ->  state;   update(config, state, index, segmentation, where)  ->  (state, retention (N,))
 
-`Sam2Config.memory_policy` names one:
+`ModelConfig.memory_policy` names one:
 
   recent      every frame: the last six are read (SAM 2, arXiv 2408.00714, section 4, "Memory bank").
   quality     frames on which the object is visible and the predicted IoU is good, however long ago: the test
@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model.retention import ANCHOR, NEVER, ONCE, RECENT
 from sam2_jax.structs import Segmentation
 
@@ -92,13 +92,13 @@ class _Policy(NamedTuple):
     update: Callable[[Any, jax.Array, Segmentation], tuple[Any, jax.Array]]
 
 
-def init(config: Sam2Config, num_objects: int) -> Any:
+def init(config: ModelConfig, num_objects: int) -> Any:
     """Returns the state of objects that were never tracked: arrays on the host that lead with N, or ()."""
     return _POLICIES[config.memory_policy].init(num_objects)
 
 
 def update(
-    config: Sam2Config, state: Any, index: jax.Array, segmentation: Segmentation, where: jax.Array
+    config: ModelConfig, state: Any, index: jax.Array, segmentation: Segmentation, where: jax.Array
 ) -> tuple[Any, jax.Array]:
     """Decides how long a frame is remembered.
 

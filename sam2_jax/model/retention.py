@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 
 # How long a tracked frame is kept, in increasing order.
 NEVER = 0  # it is not read at all
@@ -223,7 +223,7 @@ class Rules(NamedTuple):
     pointers: Latest | Chosen
 
 
-def rules(config: Sam2Config) -> Rules:
+def rules(config: ModelConfig) -> Rules:
     """What a model's memory policy keeps."""
     memories, pointers = max(config.num_maskmem - 1, 1), max(config.max_obj_ptrs_in_encoder - 1, 1)
     latest_pointers = Latest(pointers)

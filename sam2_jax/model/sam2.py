@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model import encodings, memory_bank, memory_policy
 from sam2_jax.model.image_encoder import ImageEncoder
 from sam2_jax.model.layers import MLP, Conv, Dense, Drawn, normal
@@ -45,7 +45,7 @@ def no_prompt(num_objects: int) -> Prompt:
 
 
 def asks_for_three(
-    config: Sam2Config, num_points: jax.Array, is_initial: jax.Array | bool
+    config: ModelConfig, num_points: jax.Array, is_initial: jax.Array | bool
 ) -> jax.Array:
     """Tells which prompts are ambiguous: those of few points; a box counts as two."""
     return (
@@ -61,17 +61,23 @@ class Sam2(nn.Module):
 
     Attributes:
       config: what it computes.
+      remat: what the backward pass computes again; see `repeat.rematerialise`.
+      drop_path_rate: of the last block of the trunk, while it trains.
+      memory_attention_dropout: while it trains.
     """
 
-    config: Sam2Config
+    config: ModelConfig
+    remat: str = "none"
+    drop_path_rate: float = 0.0
+    memory_attention_dropout: float = 0.0
 
     def setup(self):
         """Creates the parts."""
         config = self.config
         c, m, dtype = config.hidden_dim, config.memory_dim, config.dtype
         small = lambda name, *shape: self.param(name, normal(0.02), shape)
-        self.image_encoder = ImageEncoder(config)
-        self.memory_attention = MemoryAttention(config)
+        self.image_encoder = ImageEncoder(config, self.remat, self.drop_path_rate)
+        self.memory_attention = MemoryAttention(config, self.memory_attention_dropout, self.remat)
         self.memory_encoder = MemoryEncoder(config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
@@ -201,14 +207,14 @@ class Sam2(nn.Module):
                 has_mask_logits=prompt.has_mask,
             )
         segmentation = self._segment_by_decoder(embedding, features, prompt, is_initial)
-        if prompt.masks is None or not config.use_mask_input_as_output_without_sam:
+        masks, has_mask = prompt.masks, prompt.has_mask
+        if masks is None or has_mask is None or not config.use_mask_input_as_output_without_sam:
             return segmentation
-        given = self.segment_by_mask(features, prompt.masks)
+        given = self.segment_by_mask(features, masks)
 
         def choose(given, segmentation):
-            return jnp.where(
-                prompt.has_mask.reshape(-1, *[1] * (segmentation.ndim - 1)), given, segmentation
-            )
+            is_given = has_mask.reshape(-1, *[1] * (segmentation.ndim - 1))
+            return jnp.where(is_given, given, segmentation)
 
         return jax.tree.map(choose, given, segmentation)
 
@@ -402,26 +408,26 @@ def _touch_every_parameter(sam2: Sam2, image: jax.Array) -> jax.Array:
     return sam2.condition_on_memory(bank, features, jnp.int32(1))
 
 
-def _drawn_params(config: Sam2Config) -> dict:
+def _drawn_params(config: ModelConfig) -> dict:
     """Shapes of the parameters, and how each is drawn."""
     # Models of 256 px and more differ in nothing of it.
     return _trace_params(config.replace(image_size=min(config.image_size, 256)))
 
 
 @functools.lru_cache(maxsize=32)
-def _trace_params(config: Sam2Config) -> dict:
+def _trace_params(config: ModelConfig) -> dict:
     """It takes seconds, and everything that loads or checks weights asks."""
     image = jnp.zeros((1, config.image_size, config.image_size, 3))
     init = lambda key: Sam2(config).init(key, image, method=_touch_every_parameter)["params"]
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def param_shapes(config: Sam2Config) -> dict:
+def param_shapes(config: ModelConfig) -> dict:
     """Returns the shapes and types of the parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
     return nn.meta.unbox(_drawn_params(config))
 
 
-def init_params(config: Sam2Config, key: jax.Array) -> dict:
+def init_params(config: ModelConfig, key: jax.Array) -> dict:
     """Returns random parameters with the original's initial distribution (PyTorch's defaults).
 
     Two differ: the frequencies of the position encoding in models smaller than 256 px (`PromptEncoder`), and
@@ -444,7 +450,7 @@ def init_params(config: Sam2Config, key: jax.Array) -> dict:
 _IN_FLOAT32 = ("mask_downsample", "obj_ptr_tpos_proj")
 
 
-def in_compute_type(config: Sam2Config, params: dict) -> dict:
+def in_compute_type(config: ModelConfig, params: dict) -> dict:
     """Returns parameters with the kernels of layers in the type in which they meet what they multiply.
 
     That changes no result, since layers cast them, and halves what a step reads of them.

@@ -11,19 +11,19 @@ import numpy as np
 
 from sam2_jax.build import build_model
 from sam2_jax.checkpoint import Checkpoint
-from sam2_jax.config import POSTPROCESSING_VIDEO
 from sam2_jax.predict.session import FrameMasks, InferenceState
 from sam2_jax.predict.stream import SAM2StreamPredictor
+from sam2_jax.predict.video import POSTPROCESSING
 
 
 class SAM2CameraPredictor(SAM2StreamPredictor):
     """Frames of a camera, one at a time.
 
-        predictor = build_sam2_camera_predictor("sam2.1_hiera_tiny", checkpoint)
-        predictor.load_first_frame(frame)
-        predictor.add_new_prompt(0, 1, bbox=[[100, 100], [300, 300]])
-        for frame in camera:
-            obj_ids, mask_logits = predictor.track(frame)
+    predictor = build_sam2_camera_predictor("sam2.1_hiera_tiny", checkpoint)
+    predictor.load_first_frame(frame)
+    predictor.add_new_prompt(0, 1, bbox=[[100, 100], [300, 300]])
+    for frame in camera:
+        obj_ids, mask_logits = predictor.track(frame)
     """
 
     def load_first_frame(self, img: np.ndarray) -> None:
@@ -126,7 +126,7 @@ def build_sam2_camera_predictor(
     built = build_model(
         config_file,
         ckpt_path,
-        POSTPROCESSING_VIDEO if apply_postprocessing else {},
+        POSTPROCESSING if apply_postprocessing else {},
         mode=mode,
         hydra_overrides_extra=hydra_overrides_extra,
         **kwargs,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model import memory_bank, memory_policy
 from sam2_jax.model.retention import EMPTY, RECENT, rules
 from sam2_jax.predict.preprocessing import bucket
@@ -40,6 +40,11 @@ class Entry:
     memory: Kept | None = None
     retention: int = RECENT
     policy: Any = ()
+
+    def encoded(self) -> np.ndarray:
+        """The memory of a frame that is no longer pending."""
+        assert self.memory is not None, "the session encodes memories before a bank is filled"
+        return self.memory.get()
 
 
 @dataclasses.dataclass
@@ -99,13 +104,13 @@ class ObjectHistory:
         for t in [t for t in self.tracked if abs(t - frame) <= reach]:
             del self.tracked[t]
 
-    def slots(self, config: Sam2Config, now: int, direction: int) -> list[dict[int, int]]:
+    def slots(self, config: ModelConfig, now: int, direction: int) -> list[dict[int, int]]:
         """Slot to tracked frame, of memories and of pointers, as `now` finds them; see `Chosen.fill`."""
         kept = {frame: entry.retention for frame, entry in self.tracked.items()}
         return [rule.fill(kept, now, direction) for rule in rules(config)]
 
     def keep_only_near(
-        self, frames: tuple[int, ...], reach: int, config: Sam2Config, direction: int
+        self, frames: tuple[int, ...], reach: int, config: ModelConfig, direction: int
     ) -> None:
         """Drops tracked results further than `reach` from all of `frames`.
 
@@ -121,7 +126,7 @@ class ObjectHistory:
 
 
 def load_bank(
-    config: Sam2Config,
+    config: ModelConfig,
     objects: Sequence[ObjectHistory],
     now: int,
     direction: int,
@@ -154,12 +159,12 @@ def load_bank(
     for n, history in enumerate(objects):
         for slot, (frame, entry) in enumerate(history.prompted.items()):
             bank.prompted_frames[n, slot] = frame
-            bank.prompted_memories[n, slot] = entry.memory.get()
+            bank.prompted_memories[n, slot] = entry.encoded()
             bank.prompted_pointers[n, slot] = entry.pointer.get()
         memories, pointers = history.slots(config, now, direction)
         for slot, frame in memories.items():
             bank.recent_frames[n, slot] = frame
-            bank.recent_memories[n, slot] = history.tracked[frame].memory.get()
+            bank.recent_memories[n, slot] = history.tracked[frame].encoded()
         for slot, frame in pointers.items():
             bank.recent_pointer_frames[n, slot] = frame
             bank.recent_pointers[n, slot] = history.tracked[frame].pointer.get()

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sam2_jax.build import Model, load_pretrained, model_of
-from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config
+from sam2_jax.config import POSTPROCESSING_IMAGE, ModelConfig
 from sam2_jax.files import PartialFile
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.module_like import ModuleLike, lets_unknown_pass
@@ -213,7 +213,9 @@ class SAM2ImagePredictor(ModuleLike):
         found = [x.shape for x in tensors]
         expected = list(_tensor_shapes(self.model.config, len(tensors[0])).values())
         if found != expected:
-            raise ValueError(f"The features have shapes {found}; expected {expected}, channels second.")
+            raise ValueError(
+                f"The features have shapes {found}; expected {expected}, channels second."
+            )
         names = ("embedding", "high_res_0", "high_res_1")
         self._encoded = _from_tensors(dict(zip(names, tensors, strict=False)))
         if len(self._sizes) != len(tensors[0]):  # until _orig_hw is set
@@ -371,7 +373,7 @@ class SAM2ImagePredictor(ModuleLike):
         prompts = []
         for i, (size, *given) in enumerate(zip(sizes, *columns, strict=True)):
             with _about(f"Image {i}"):
-                prompts.append(self._prompt(size, *given, normalize_coords))
+                prompts.append(self._prompt(size, *given, is_pixels=normalize_coords))
         masks, ious, low_res = zip(
             *self._answer(prompts, multimask_output, return_logits), strict=True
         )
@@ -476,7 +478,7 @@ def _describe(model: Model) -> dict[str, str]:
     }
 
 
-def _tensor_shapes(config: Sam2Config, num_images: int) -> dict[str, tuple[int, ...]]:
+def _tensor_shapes(config: ModelConfig, num_images: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors in a file of embeddings."""
     b, g, c = num_images, config.grid, config.hidden_dim
     shapes = {"embedding": (b, g, g, c)}

@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sam2_jax.build import Model
 from sam2_jax.data.videos import Frames
 from sam2_jax.model.sam2 import Sam2
-from sam2_jax.predict.history import Entry, ObjectHistory, load_bank
 from sam2_jax.outputs import as_array
+from sam2_jax.predict.history import Entry, ObjectHistory, load_bank
 from sam2_jax.predict.postprocessing import VideoMasks, fill_holes
 from sam2_jax.predict.preprocessing import frame_to_input
 from sam2_jax.predict.reader import FrameReader
@@ -368,7 +368,7 @@ def run_many(
 
 def _filled(model: Model, prediction: Prediction) -> Prediction:
     """The prediction with holes of its masks filled, as they are kept and shown."""
-    return prediction.replace(masks=fill_holes(prediction.masks, model.config.fill_hole_area))
+    return prediction.replace(masks=fill_holes(prediction.masks, model.session.fill_hole_area))
 
 
 def _pad(

@@ -15,9 +15,9 @@ from sam2_jax.build import Model
 from sam2_jax.data.results import MaskSink
 from sam2_jax.data.videos import Frames
 from sam2_jax.model.sam2 import NO_OBJECT, Sam2
+from sam2_jax.outputs import as_array, hand_out
 from sam2_jax.predict import preprocessing
 from sam2_jax.predict.history import Entry, ObjectHistory, load_bank
-from sam2_jax.outputs import as_array, hand_out
 from sam2_jax.predict.postprocessing import LOGIT_LIMIT, VideoMasks, fill_holes
 from sam2_jax.predict.state_keys import StateKeys
 from sam2_jax.predict.store import Store
@@ -165,7 +165,7 @@ class InferenceState(StateKeys):
     ) -> VideoMasks:
         """Starts to bring masks to the size of the video; see `VideoMasks`."""
         size = self.frames.height, self.frames.width
-        is_exclusive = self.model.config.non_overlap_masks
+        is_exclusive = self.model.session.non_overlap_masks
         return VideoMasks(
             masks, index, count, size, is_exclusive, return_logits, outputs=self.model.outputs
         )
@@ -253,12 +253,12 @@ class InferenceState(StateKeys):
             bank = load_bank(config, [history], frame, direction, self.code_length)
             result = _segment_again(module, params, bank, features, np.int32(frame), prompt)
         entry = Entry(
-            mask=self.store.keep(fill_holes(result.masks, config.fill_hole_area)).at(0),
+            mask=self.store.keep(fill_holes(result.masks, self.model.session.fill_hole_area)).at(0),
             iou=float(result.ious[0]),
             score=float(result.scores[0]),
             pointer=self.store.keep(result.pointers).at(0),
         )
-        return entry, is_initial or config.add_all_frames_to_correct_as_cond
+        return entry, is_initial or self.model.session.add_all_frames_to_correct_as_cond
 
     def _encoded(self, frame: int) -> Features:
         if frame not in self._features:
@@ -336,7 +336,7 @@ class InferenceState(StateKeys):
                 entry.memory = kept.at(n)
         for history in self.objects.values():
             for frame, (entry, is_conditioning) in history.pending.items():
-                if config.clear_non_cond_mem_around_input:
+                if self.model.session.clear_non_cond_mem_around_input:
                     history.drop_tracked_around(frame, config.memory_window)
                 if is_conditioning:
                     history.prompted[frame] = entry
@@ -358,7 +358,7 @@ class InferenceState(StateKeys):
             history.directions[frame] = direction
             if frame not in history.prompted:
                 history.tracked[frame] = entry
-            elif config.clear_non_cond_mem_around_input:
+            elif self.model.session.clear_non_cond_mem_around_input:
                 history.drop_tracked_around(frame, config.memory_window)
                 self._change()
             if self.keep_frames is not None:

@@ -104,7 +104,8 @@ def _size(frames: Frames) -> tuple[int, int, int | None]:
 
 def _describe_model(model: Model) -> dict[str, Any]:
     """What the stored results depend on, as JSON gives it back."""
-    config = json.loads(json.dumps(dataclasses.asdict(model.config)))
+    config = dataclasses.asdict(model.config) | dataclasses.asdict(model.session)
+    config = json.loads(json.dumps(config))
     return {"name": model.name, "config": config, "weights": model.digest}
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from sam2_jax.data.videos import Frames
 from sam2_jax.model.sam2 import IMAGE_MEAN, IMAGE_STD
-from sam2_jax.predict import preprocessing
 from sam2_jax.outputs import as_array, hand_out, to_host
+from sam2_jax.predict import preprocessing
 
 _SIZES = ("num_frames", "video_height", "video_width")
 
@@ -115,7 +115,9 @@ class StateKeys(MutableMapping):
             }
 
         def pending(history, is_wanted):
-            return {t: entry for t, (entry, is_cond) in history.pending.items() if is_cond == is_wanted}
+            return {
+                t: entry for t, (entry, is_cond) in history.pending.items() if is_cond == is_wanted
+            }
 
         def points(history):
             return {

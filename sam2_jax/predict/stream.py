@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from sam2_jax.build import Model, load_pretrained, model_of
-from sam2_jax.config import POSTPROCESSING_VIDEO
 from sam2_jax.data.videos import Frames, as_rgb
 from sam2_jax.module_like import ModuleLike
 from sam2_jax.predict import propagation
 from sam2_jax.predict.session import InferenceState
-from sam2_jax.predict.video import SAM2VideoPredictor
+from sam2_jax.predict.video import POSTPROCESSING, SAM2VideoPredictor
 
 _MAX_PROMPTED = 16  # prompted frames that an object remembers
 
@@ -75,7 +74,7 @@ class SAM2StreamPredictor(ModuleLike):
     @classmethod
     def from_pretrained(cls, model_id: str | os.PathLike, **kwargs: Any) -> "SAM2StreamPredictor":
         """Loads a released model by its hub name, or a local folder or file; see `load_pretrained`."""
-        return cls(load_pretrained(model_id, POSTPROCESSING_VIDEO, **kwargs))
+        return cls(load_pretrained(model_id, POSTPROCESSING, **kwargs))
 
     def reset_state(self) -> None:
         """Forgets all objects and frames: the next frame starts a new stream."""

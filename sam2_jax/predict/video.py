@@ -14,7 +14,7 @@ import numpy as np
 
 from sam2_jax.build import Model, build_model, load_pretrained, model_of
 from sam2_jax.checkpoint import Checkpoint
-from sam2_jax.config import POSTPROCESSING_VIDEO
+from sam2_jax.config import POSTPROCESSING_SESSION, POSTPROCESSING_VIDEO
 from sam2_jax.data.results import MaskSink
 from sam2_jax.data.videos import Frames, open_frames
 from sam2_jax.module_like import ModuleLike, lets_unknown_pass
@@ -23,6 +23,7 @@ from sam2_jax.predict import propagation, session_file
 from sam2_jax.predict.session import FrameMasks, InferenceState, Snapshot
 from sam2_jax.predict.store import DEFAULT_LIMIT, Store
 
+POSTPROCESSING = POSTPROCESSING_VIDEO | POSTPROCESSING_SESSION
 _CHUNK = 8  # frames per call of the compiled program, where calls wait for a device
 
 Video = str | os.PathLike | Sequence[np.ndarray] | np.ndarray | Iterable[np.ndarray] | Frames
@@ -51,7 +52,7 @@ class SAM2VideoPredictor(ModuleLike):
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> "SAM2VideoPredictor":
         """Loads a released model by its hub name, or a local folder or file; see `load_pretrained`."""
-        return cls(load_pretrained(model_id, POSTPROCESSING_VIDEO, **kwargs))
+        return cls(load_pretrained(model_id, POSTPROCESSING, **kwargs))
 
     def init_state(
         self,
@@ -405,7 +406,7 @@ def build_sam2_video_predictor(
     Post-processing fills holes up to 8 cells, chooses masks by stability, and binarises masks that answer
     prompts before they are remembered.
     """
-    postprocessing = POSTPROCESSING_VIDEO if apply_postprocessing else {}
+    postprocessing = POSTPROCESSING if apply_postprocessing else {}
     del device, vos_optimized
     built = build_model(
         model,

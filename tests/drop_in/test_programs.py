@@ -74,7 +74,10 @@ def test_the_official_demo_server(video_predictor, video_folder, masks):
     assert ids == [2]
     for _, logits in updated:
         pack(ids, binary(logits))
-    live = [f"{s['state']['num_frames']} frames, {len(s['state']['obj_ids'])} objects" for s in sessions.values()]
+    live = [
+        f"{s['state']['num_frames']} frames, {len(s['state']['obj_ids'])} objects"
+        for s in sessions.values()
+    ]
     assert live == [f"{NUM_FRAMES} frames, 1 objects"]
     video_predictor.reset_state(state)
     assert sessions.pop("one")["state"]["obj_ids"] == []
@@ -104,7 +107,9 @@ def test_vos_inference_one_object_after_the_other(video_predictor, video_folder,
     for i, mask in enumerate(masks):
         video_predictor.reset_state(state)
         video_predictor.add_new_mask(state, 0, i + 1, mask > 0)
-        for t, _, logits in video_predictor.propagate_in_video(state, start_frame_idx=0, reverse=False):
+        for t, _, logits in video_predictor.propagate_in_video(
+            state, start_frame_idx=0, reverse=False
+        ):
             if t == 0:
                 scores[i] = torch.from_numpy(logits.cpu().numpy())
     apart = video_predictor._apply_non_overlapping_constraints(scores)
@@ -198,7 +203,7 @@ def test_label_studio_video(video_predictor, video_folder):
     ):
         for i, _ in enumerate(ids):
             mask = (logits[i] > 0.0).cpu().numpy().squeeze()
-            y, x = np.nonzero(mask)
+            _, x = np.nonzero(mask)
             shares.append(100 * (x.max() - x.min() + 1) / WIDTH if len(x) else 0.0)
     assert len(shares) == 4
 
@@ -233,7 +238,11 @@ class Loader:
 def test_label_studio_interactive_tracking(video_predictor, video_folder):
     def track(state):
         video_predictor.add_new_points(
-            inference_state=state, frame_idx=1, obj_id=0, points=np.array([POINT]), labels=np.array([1])
+            inference_state=state,
+            frame_idx=1,
+            obj_id=0,
+            points=np.array([POINT]),
+            labels=np.array([1]),
         )
         results = []
         for t, ids, logits in video_predictor.propagate_in_video(
@@ -332,7 +341,12 @@ def test_samgeo(video_folder, frames, tmp_path):
     folder = tmp_path / "model"
     built = build_sam2("sam2_nano", apply_postprocessing=False, **SMALL)
     checkpoint.save(folder, checkpoint.Checkpoint(built.name, built.config, built.params))
-    options = {"device": "cpu", "mode": "eval", "hydra_overrides_extra": [], "apply_postprocessing": False}
+    options = {
+        "device": "cpu",
+        "mode": "eval",
+        "hydra_overrides_extra": [],
+        "apply_postprocessing": False,
+    }
     generator = SAM2AutomaticMaskGenerator.from_pretrained(
         str(folder), points_per_side=2, pred_iou_thresh=0.0, stability_score_thresh=0.0, **options
     )
@@ -346,7 +360,9 @@ def test_samgeo(video_folder, frames, tmp_path):
     masks, scores, _ = predictor.predict_batch(
         [np.array([[POINT]])] * 2, [np.array([[1]])] * 2, None, None, True, False, True
     )
-    assert [m[np.argmax(s)].shape for m, s in zip(masks, scores, strict=True)] == [(HEIGHT, WIDTH)] * 2
+    assert [m[np.argmax(s)].shape for m, s in zip(masks, scores, strict=True)] == [
+        (HEIGHT, WIDTH)
+    ] * 2
     video = SAM2VideoPredictor.from_pretrained(str(folder), **options)
     state = video.init_state(video_path=video_folder)
     video.add_new_points_or_box(
@@ -368,7 +384,9 @@ def test_samurai(video_folder, frames, tmp_path):
     folder = tmp_path / "nano"
     checkpoint.save(folder, checkpoint.Checkpoint(built.name, built.config, built.params))
     with pytest.warns(UserWarning, match=r"SAMURAI.*memory_policy='motion'"):
-        predictor = build_sam2_video_predictor("configs/samurai/sam2_nano.yaml", folder, device="cuda:0")
+        predictor = build_sam2_video_predictor(
+            "configs/samurai/sam2_nano.yaml", folder, device="cuda:0"
+        )
     assert predictor.model.config.memory_policy == "motion"
     state = predictor.init_state(video_folder, offload_video_to_cpu=True)
     x, y, w, h = 4, 6, 22, 24

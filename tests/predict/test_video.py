@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from sam2_jax import SAM2VideoPredictor
+from sam2_jax import SAM2VideoPredictor, SessionOptions
 from sam2_jax.data import videos
 from sam2_jax.data.masks import decode_rle, read_mask_png
 from sam2_jax.data.results import PaletteFolder, RleResults
@@ -45,9 +45,8 @@ def predictor(model):
 
 
 def switched(model, **switches):
-    """A predictor with other host-side switches, which the compiled programs need not know."""
-    other = dataclasses.replace(model, config=model.config.replace(**switches))
-    vars(other)["module"] = model.module
+    """A predictor with other host-side switches, of which the compiled programs know nothing."""
+    other = dataclasses.replace(model, session=SessionOptions(**switches))
     return SAM2VideoPredictor(other, CHUNK)
 
 
