@@ -172,7 +172,8 @@ def build_sam2(
     """Builds a model for images, or for the functional core.
 
     Args:
-      model: one of `sam2_jax.config.MODELS`, or the original's spelling of it, a path of a yaml file included. If a checkpoint is given it
+      model: one of `sam2_jax.config.MODELS`, or the original's spelling of it, a path of a yaml file
+        included. If a checkpoint is given it
         may be left out and is recognised.
       checkpoint: official .pt, .safetensors (or a folder with one), this project's converted folder, the
         folder of a training run, or what `sam2_jax.checkpoint.load` returns. None gives the weights that come
@@ -180,7 +181,8 @@ def build_sam2(
         if it is another.
       device: accepted for the original's sake, as `mode="eval"` is; JAX chooses.
       mode: "eval".
-      hydra_overrides_extra: the original's, such as "++model.fill_hole_area=0"; what cannot be taken is refused.
+      hydra_overrides_extra: the original's, such as "++model.fill_hole_area=0"; what cannot be taken is
+        refused.
       apply_postprocessing: choose the mask by stability when a single one is asked for.
       **kwargs: `image_size` (a multiple of 32; the model's own by default), `dtype` ("float32" or
         "bfloat16"; by default float32 on CPU and bfloat16 elsewhere), `outputs` ("numpy", "torch" or "jax":

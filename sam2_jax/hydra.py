@@ -111,8 +111,8 @@ def field_overrides(entries: Sequence[str]) -> dict[str, Any]:
             fields["memory_dim"] = value
         elif rest:
             raise ValueError(
-                f"The override {entry!r} sets a detail of {part} that is fixed here; build_sam2 takes the fields "
-                "of ModelConfig, hiera=... among them."
+                f"The override {entry!r} sets a detail of {part} that is fixed here; build_sam2 takes the "
+                "fields of ModelConfig, hiera=... among them."
             )
         else:
             fields[path] = value

@@ -20,11 +20,7 @@ _SIZES = ("num_frames", "video_height", "video_width")
 
 
 class Images:
-    """Frames as the model's input, (3, S, S) float32 each, read when asked for.
-
-    Attributes:
-      shape: (T, 3, S, S).
-    """
+    """Frames as the model's input, (3, S, S) float32 each, read when asked for."""
 
     def __init__(self, frames: Frames, size: int, outputs: str):
         self._frames, self._size, self._outputs = frames, size, outputs
@@ -34,6 +30,7 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
+        """(T, 3, S, S)."""
         return len(self), 3, self._size, self._size
 
     def __getitem__(self, index: int) -> Any:
