@@ -312,8 +312,9 @@ class SAM2ImagePredictor(ModuleLike):
           normalize_coords: False means that coordinates are in [0, 1] already.
 
         Returns:
-          masks (C, H, W) float32 of 0 and 1 as in the original (or logits), predicted IoUs (C,), and low-resolution logits
-          (C, S/4, S/4) within +-32. C is 3 or 1; unless there is one prompt, all have a leading N.
+          masks (C, H, W) float32 of 0 and 1 as in the original (or logits), predicted IoUs (C,), and
+          low-resolution logits (C, S/4, S/4) within +-32. C is 3 or 1; unless there is one prompt,
+          all have a leading N.
 
         Raises:
           RuntimeError: no image is set.
