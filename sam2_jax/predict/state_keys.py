@@ -77,7 +77,7 @@ class _Answers(Mapping):
         give = lambda x: hand_out(np.array(x, np.float32), self._outputs)
         memory = None
         if entry.memory is not None:
-            memory = give(np.float32(entry.memory.get()).transpose(2, 0, 1)[None])
+            memory = give(entry.memory.get().transpose(2, 0, 1)[None])
         return {
             "pred_masks": give(entry.mask.get()[None, None]),
             "obj_ptr": give(entry.pointer.get()[None]),
@@ -90,7 +90,7 @@ class _Answers(Mapping):
 class StateKeys(MutableMapping):
     """Mix-in of `InferenceState`: the keys of the original's state."""
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]  (a session is itself, no value)
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -199,7 +199,8 @@ class StateKeys(MutableMapping):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StateKeys":
         """A session on the same video that goes its own way from here; answers are shared, not copied."""
-        other = type(self)(
+        session: Any = type(self)
+        other = session(
             self.model, self.frames, self.store, self.keep_frames, self.results, self.snapshot()
         )
         memo[id(self)] = other
