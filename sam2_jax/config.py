@@ -284,18 +284,19 @@ _SIZES = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large", "base-plus
 def resolve_model_name(name: str) -> str:
     """Returns the key of `MODELS` that a spelling of the original or of the hub stands for.
 
-    Accepts `sam2.1_hiera_tiny`, `sam2.1_hiera_t.yaml`, `configs/sam2.1/sam2.1_hiera_b+.yaml` and
-    `facebook/sam2.1-hiera-base-plus`.
+    Accepts `sam2.1_hiera_tiny`, `sam2.1_hiera_t.yaml`, `sam2_1_hiera_t.yaml`,
+    `configs/sam2.1/sam2.1_hiera_b+.yaml`, with backslashes, too, and `facebook/sam2.1-hiera-base-plus`.
 
     Raises:
       ValueError: for an unknown model; the message lists the known ones.
     """
-    stem = name.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".pt")
+    stem = re.sub(r"\.(ya?ml|pt)$", "", re.split(r"[/\\]", name)[-1])
     if stem in MODELS:
         return stem
-    match = re.fullmatch(r"(sam2(?:\.1)?)[_-]hiera[_-](.+)", stem)
+    match = re.fullmatch(r"(sam2(?:[._]1)?)[_-]hiera[_-](.+)", stem)
     if match:
-        candidate = f"{match[1]}_hiera_{_SIZES.get(match[2], match[2])}"
+        version = match[1].replace("_", ".")
+        candidate = f"{version}_hiera_{_SIZES.get(match[2], match[2])}"
         if candidate in MODELS:
             return candidate
     raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(MODELS)}.")

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
             prompt["points"], prompt["labels"], prompt["box"], multimask_output=is_ambiguous
         )
         best = int(np.argmax(ious))
-        masks.append(candidates[best])
+        masks.append(candidates[best] > 0)
         share = 100 * masks[-1].mean()
         print(f"object {obj}: predicted IoU {ious[best]:.3f}, {share:.1f} % of the picture")
     overlay = draw_overlay(image, np.stack(masks), ids, **drawn_prompts(groups, 0))

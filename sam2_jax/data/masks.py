@@ -175,8 +175,10 @@ def pack_masks(masks: np.ndarray, ids: Sequence[int]) -> np.ndarray:
 
 
 def check_masks(masks: np.ndarray, ids: Sequence) -> np.ndarray:
-    """Returns masks (N, H, W) bool as an array; a ValueError if they are not, or not one an id."""
+    """Returns masks (N, H, W), bool or of 0 and 1, as bool; a ValueError if they are not, or not one an id."""
     masks = np.asarray(masks)
+    if masks.dtype != bool and ((masks == 0) | (masks == 1)).all():
+        masks = masks.astype(bool)
     if masks.ndim != 3 or masks.dtype != bool or len(masks) != len(ids):
         raise ValueError(
             f"masks are {masks.shape} {masks.dtype} for {len(ids)} ids; "

@@ -4,6 +4,7 @@ The model sees a square of S pixels, whatever the shape of the picture (aspect r
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from PIL import Image
 
 from sam2_jax.model.sam2 import IMAGE_MEAN, IMAGE_STD
 from sam2_jax.ops.bicubic import resize_bicubic
+from sam2_jax.outputs import as_array
 from sam2_jax.structs import Prompt
 
 
@@ -99,7 +101,7 @@ def join_prompts(
     Args:
       points: (..., P, 2) (x, y), or None.
       labels: (..., P), 1 or 0, or None.
-      box: (..., 4) x0, y0, x1, y1, or None.
+      box: (..., 4) x0, y0, x1, y1, or (..., 2, 2), or None.
 
     Returns:
       (N, P', 2) float32 and (N, P') int32; N is 1 unless the arguments have a leading axis.
@@ -111,10 +113,11 @@ def join_prompts(
         raise ValueError(
             "Points and labels must be given together: one label (1 object, 0 background) a point."
         )
+    points, labels, box = as_array(points), as_array(labels), as_array(box)
     parts = []
     if box is not None:
         box = np.asarray(box, np.float32)
-        if box.shape[-1:] != (4,) or box.ndim > 2:
+        if box.shape[-1:] != (4,) and box.shape[-2:] != (2, 2):
             raise ValueError(
                 f"The box has shape {box.shape}; expected (4,) or (N, 4): x0, y0, x1, y1."
             )
@@ -177,11 +180,10 @@ def check_points(
     is_box = (labels[:, :-1] == 2) & (labels[:, 1:] == 3)
     for first, last in zip(points[:, :-1][is_box], points[:, 1:][is_box], strict=True):
         box = ", ".join(f"{v:g}" for v in (*first, *last))
-        if (first >= last).any():
-            raise ValueError(
-                f"The box ({box}) is empty; expected x0, y0, x1, y1 with x0 < x1, y0 < y1."
-            )
-        if (first >= limit).any() or (last <= 0).any():
+        if (first == last).any():
+            raise ValueError(f"The box ({box}) is empty; expected x0, y0, x1, y1 of two corners.")
+        # Corners in the other order are taken as they are, as the original takes them.
+        if (np.minimum(first, last) >= limit).any() or (np.maximum(first, last) <= 0).any():
             raise ValueError(f"The box ({box}) is outside of {size}.")
 
 
@@ -193,7 +195,7 @@ def check_mask_logits(mask_input: np.ndarray | None, size: int) -> np.ndarray:
     """
     if mask_input is None:
         return np.zeros((0, size, size), np.float32)
-    mask = np.asarray(mask_input, np.float32)
+    mask = np.asarray(as_array(mask_input), np.float32)
     if mask.ndim not in (3, 4) or mask.shape[-3:] != (1, size, size):
         raise ValueError(
             f"mask_input has shape {mask.shape}; expected (1, {size}, {size}) logits, as `predict` "
@@ -259,6 +261,9 @@ def join_padded(prompts: Sequence[Prompt]) -> Prompt:
     )
 
 
-def pad_rows(x: np.ndarray, size: int, fill: float = 0) -> np.ndarray:
-    """(n, ...) -> (size, ...), filled up with `fill`."""
-    return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+def pad_rows(x: Any, size: int, fill: float = 0) -> Any:
+    """(n, ...) -> (size, ...), filled up with `fill`, on the host or the device."""
+    if len(x) == size:
+        return x
+    pad = jnp.pad if isinstance(x, jax.Array) else np.pad
+    return pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)

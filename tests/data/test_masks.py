@@ -77,7 +77,9 @@ def test_pack_errors():
     with pytest.raises(ValueError, match=r"\(1, H, W\) bool is expected"):
         masks.pack_masks(stack, [1])
     with pytest.raises(ValueError, match="bool is expected"):
-        masks.pack_masks(stack.astype(np.float32), [1, 2])
+        masks.pack_masks(stack + np.float32(0.5), [1, 2])
+    ones = np.ones((1, 3, 4), np.float32)  # as predictors hand masks out
+    np.testing.assert_array_equal(masks.pack_masks(ones, [7]), np.full((3, 4), 7))
 
 
 @given(pictures)
