@@ -1,5 +1,6 @@
 """What lies in the folders of a dataset, in which order, and which of it is used."""
 
+import functools
 import logging
 import os
 import re
@@ -53,6 +54,12 @@ def list_files(path: str, suffixes: tuple[str, ...], recursive: bool = False) ->
         if not recursive:
             inner.clear()
     return {name: found[name] for name in sorted(found, key=natural_order)}
+
+
+@functools.lru_cache(maxsize=4096)
+def warn_once(message: str, *values: object) -> None:
+    """Logs a warning, unless it was said before: files are read again and again."""
+    logger.warning(message, *values)
 
 
 def warn_if_fewer(used: int, total: int, of_what: str, missing: str) -> None:

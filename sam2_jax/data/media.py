@@ -15,6 +15,10 @@ from PIL import Image
 from sam2_jax.files import PartialFile
 
 MAX_SIDE = 16384
+_TICKS = 90000  # a second; broadcast rates are whole numbers of them
+_HD_LINES = 720
+_BT709, _BT601 = 1, 6  # FFmpeg's numbers of the matrices
+_LIMITED_RANGE = 1
 
 
 def read_image(picture: str | os.PathLike | bytes) -> np.ndarray:
@@ -89,7 +93,8 @@ class VideoWriter:
     The file appears under its name when it is closed; an older file of that name stays until
     then. Leaving a `with` statement closes it, also when an error ends the work early: the frames
     written before make a whole, playable file. Without any frame there is no file. Odd sizes are
-    made even by repeating the last row or column.
+    made even by repeating the last row or column. Colours are those of BT.709 from 720 lines on, of
+    BT.601 below, and the file says so.
 
         with VideoWriter("overlay.mp4", fps=24) as video:
             video.write(frame)
@@ -100,29 +105,33 @@ class VideoWriter:
     Args:
         path: the file to write; its folder must exist.
         fps: frames a second.
+        pixel_aspect: width of a pixel over its height when the video is shown.
 
     Raises:
         FileNotFoundError: the folder does not exist.
         ValueError: `fps` is not above 0 and below 1000.
     """
 
-    def __init__(self, path: str | os.PathLike, fps: float):
+    def __init__(self, path: str | os.PathLike, fps: float, pixel_aspect: Fraction = Fraction(1)):
         self._file = PartialFile(path)
         if not 0 < fps < 1000:
             raise ValueError(f"fps is {fps}; a number above 0 and below 1000 is expected")
-        self._fps = fps
+        self._fps, self._pixel_aspect = fps, pixel_aspect
+        self._last_tick = -1
         self._container = None
         self._is_closed = False
         self.num_frames = 0
 
-    def write(self, frame: np.ndarray) -> None:
+    def write(self, frame: np.ndarray, time: float | None = None) -> None:
         """Adds a frame.
 
         Args:
             frame: (H, W, 3) uint8 RGB, as large as the first.
+            time: when it is shown, seconds, for videos of varying rate; by `fps` if absent.
 
         Raises:
-            ValueError: a frame of another shape or type, which is left out, or a closed video.
+            ValueError: a frame of another shape or type, or one that is not shown after the one before:
+                it is left out. Or a closed video.
             OSError: the file cannot be written, for example because the disk is full.
         """
         import av
@@ -141,12 +150,22 @@ class VideoWriter:
             raise ValueError(
                 f"frame {self.num_frames} is {frame.shape}, but the first is {self._shape}"
             )
+        tick = round((self.num_frames / self._fps if time is None else time) * _TICKS)
+        if tick <= self._last_tick:
+            raise ValueError(
+                f"frame {self.num_frames} is shown at {tick / _TICKS:g} s, but the one before at "
+                f"{self._last_tick / _TICKS:g} s; times have to ascend"
+            )
         height, width, _ = frame.shape
         even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        picture = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=self._matrix, dst_color_range=_LIMITED_RANGE
+        )
+        picture.pts, picture.time_base = tick, Fraction(1, _TICKS)
+        picture.duration = max(1, round(_TICKS / self._fps))
         with self._file.named_errors():
-            self._container.mux(
-                self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24"))
-            )
+            self._container.mux(self._stream.encode(picture))
+        self._last_tick = tick
         self.num_frames += 1
 
     def _open(self, shape: tuple[int, int, int]) -> None:
@@ -158,11 +177,18 @@ class VideoWriter:
             )
         self._shape = shape
         # 1001 is the denominator of the broadcast rates.
-        rate = Fraction(self._fps).limit_denominator(1001)
+        rate = max(Fraction(self._fps).limit_denominator(1001), Fraction(1, 1001))
         self._stream = self._container.add_stream("libx264", rate=rate)
         self._stream.height, self._stream.width = (side + side % 2 for side in shape[:2])
         self._stream.pix_fmt = "yuv420p"
-        self._stream.options = {"crf": "18", "preset": "medium"}
+        # Frames that are stored out of order make the muxer end a video of varying rate too early.
+        self._stream.options = {"crf": "18", "preset": "medium", "bf": "0"}
+        self._matrix = _BT709 if shape[0] >= _HD_LINES else _BT601
+        context = self._stream.codec_context
+        context.time_base = Fraction(1, _TICKS)
+        context.sample_aspect_ratio = self._pixel_aspect
+        context.colorspace, context.color_range = self._matrix, _LIMITED_RANGE
+        context.color_primaries = context.color_trc = _BT709
 
     def close(self) -> None:
         """Finishes the file and gives it its name; does nothing the second time.

@@ -189,9 +189,10 @@ class BoxFiles(MaskSink):
 class RleFile(MaskSink):
     """Writes the masks of a video as one JSON document of COCO run lengths, as frames come.
 
-        {video, height, width, fps, frames: {frame: {object: RLE}}, objects: [id, ...]}
+        {video, height, width, fps, names: [name, ...], times: [seconds, ...],
+         frames: {frame: {object: RLE}}, objects: [id, ...]}
 
-    Memory does not grow with the video. The document appears under its name when it is closed, and
+    Names and times are in it where they are given, one of each for every frame of the video. Memory does not grow with the video. The document appears under its name when it is closed, and
     is whole then however the work ended; an older file stays until then. A frame that is written
     twice stands in it twice, and readers of JSON take the later one.
 
@@ -200,19 +201,32 @@ class RleFile(MaskSink):
         video: name of the video.
         height: H, pixels.
         width: W, pixels.
-        fps: frames a second.
+        fps: frames a second, on average where they vary.
+        names: of all frames, such as those of their files.
+        times: when each frame is shown, seconds since the first.
 
     Raises:
         FileNotFoundError: the folder does not exist.
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, video: str, height: int, width: int, fps: float):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        video: str,
+        height: int,
+        width: int,
+        fps: float,
+        names: Sequence[str] | None = None,
+        times: Sequence[float] | None = None,
+    ):
         self._size = (height, width)
         self._objects: dict[Any, None] = {}  # a set that keeps the order
         self._separator = ""
         self._file = PartialFile(path)
-        header = {"video": video, "height": height, "width": width, "fps": fps}
+        header: dict[str, Any] = {"video": video, "height": height, "width": width, "fps": fps}
+        given = {"names": names, "times": times}
+        header |= {key: list(of) for key, of in given.items() if of is not None}
         with self._file.named_errors():
             # No buffer: a full disk shows at the frame that does not fit.
             self._opened = open(self._file.partial, "wb", buffering=0)  # noqa: SIM115

@@ -136,13 +136,13 @@ def _unpack_picture(path: str, folder: str, limits: Limits) -> dict:
 def _unpack_video(path: str, folder: str, limits: Limits) -> dict:
     import av
 
-    from sam2_jax.data.videos import VideoFile
+    from sam2_jax.data.videos import VideoFile, main_stream
 
     options = {"protocol_whitelist": "file", "format_whitelist": _VIDEOS}
     try:
         with av.open(path, options=options) as container:
-            for stream in container.streams.video[:1]:
-                _check_pixels(stream.height or 0, stream.width or 0, limits)
+            stream = main_stream(container, path)
+            _check_pixels(stream.height or 0, stream.width or 0, limits)
     except av.error.FFmpegError as error:
         raise Refused(
             415,
