@@ -122,7 +122,8 @@ class _PictureFolder(MaskSink):
 class PaletteFolder(_PictureFolder):
     """Writes one palette PNG a frame, `<path>/<frame:05d>.png`, as DAVIS does.
 
-    Ids are within 1..254; where masks overlap, the lowest id wins.
+    Ids are within 1..65534, and where one is above 254 the pictures are grey and have 16 bits. Where
+    masks overlap, the lowest id wins.
 
     Args:
         path: the folder; made where it is missing.
@@ -192,9 +193,10 @@ class RleFile(MaskSink):
         {video, height, width, fps, names: [name, ...], times: [seconds, ...],
          frames: {frame: {object: RLE}}, objects: [id, ...]}
 
-    Names and times are in it where they are given, one of each for every frame of the video. Memory does not grow with the video. The document appears under its name when it is closed, and
-    is whole then however the work ended; an older file stays until then. A frame that is written
-    twice stands in it twice, and readers of JSON take the later one.
+    Names and times are in it where they are given, one of each for every frame of the video. Memory
+    does not grow with the masks. The document appears under its name when it is closed, and is whole
+    then however the work ended; an older file stays until then. A frame that is written twice stands
+    in it twice, and readers of JSON take the later one.
 
     Args:
         path: the file to write; its folder must exist.

@@ -13,17 +13,22 @@ import functools
 import itertools
 import operator
 import os
-import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sam2_jax.data.listing import natural_order, warn_once
-from sam2_jax.data.media import MAX_SIDE, picture_name, picture_size, read_image
+from sam2_jax.data.listing import IMAGE_SUFFIXES, list_frames, warn_once
+from sam2_jax.data.media import (
+    MAX_SIDE,
+    picture_name,
+    picture_size,
+    read_image,
+    rgb_picture,
+)
 
 DEFAULT_FPS = 24.0
 MAX_FPS = 1000  # what headers say from here on is a unit of time and no rate
@@ -32,7 +37,6 @@ MIN_CACHED_FRAMES, MAX_CACHED_FRAMES = 4, 64
 KEPT_FRAMES = 32  # of an iterator, which cannot go back
 RETRY_SECONDS = 0.005
 _HDR = {16: "PQ", 18: "HLG"}  # by FFmpeg's number of the transfer function
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Frames(Sequence):
@@ -485,27 +489,37 @@ class Pictures(Frames):
 
     Args:
         pictures: paths, or the bytes of files; nothing is read before it is asked for.
+        drawn_on: gives height and width of the pictures on which annotations were drawn; see
+            `media.read_image`.
     """
 
-    def __init__(self, pictures: Sequence[str | bytes]):
-        self._pictures = pictures
+    def __init__(
+        self,
+        pictures: Sequence[str | bytes],
+        drawn_on: Callable[[], tuple[int, int]] = lambda: None,
+    ):
+        self._pictures, self._get_drawn_on = pictures, drawn_on
+
+    @functools.cached_property
+    def _drawn_on(self) -> tuple[int, int] | None:
+        return self._get_drawn_on()
 
     @functools.cached_property
     def height(self) -> int:
         """H, pixels."""
-        return picture_size(self._pictures[0])[0]
+        return picture_size(self._pictures[0], self._drawn_on)[0]
 
     @functools.cached_property
     def width(self) -> int:
         """W, pixels."""
-        return picture_size(self._pictures[0])[1]
+        return picture_size(self._pictures[0], self._drawn_on)[1]
 
     def __len__(self) -> int:
         return len(self._pictures)
 
     def _read(self, index: int) -> np.ndarray:
         picture = self._pictures[index]
-        return self._check_size(read_image(picture), picture_name(picture))
+        return self._check_size(read_image(picture, self._drawn_on), picture_name(picture))
 
     def encoded(self, index: int) -> bytes | None:
         """Returns the bytes of a frame's file."""
@@ -517,52 +531,28 @@ class Pictures(Frames):
 
 
 class ImageFolder(Pictures):
-    """The JPEG and PNG files of a folder, in the order of their numbers, read when asked for.
+    """The pictures of a folder, in the order of their names (`listing.list_frames`), read when asked for.
 
-    Names that are numbers ("00000.jpg") are ordered as numbers, and gaps between them do not count:
-    frame i is the i-th picture. Numbers within other names ("shot 2.jpg") count as numbers as well.
-    Other files, hidden ones and folders are left out.
+    Gaps between numbers do not count: frame i is the i-th picture. Other files, hidden ones and folders
+    are left out.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no picture in it, two with one number, names of both kinds, or the first picture
-            cannot be read.
+        ValueError: no picture in it, pictures whose order or part is unknown, or the first cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.path.abspath(path)
         if not os.path.isdir(self.path):
             raise FileNotFoundError(f"no such folder: {self.path}")
-        self.names = _sorted_names(self.path)
-        if not self.names:
-            raise ValueError(f"{self.path} holds no picture (.jpg, .jpeg or .png)")
-        super().__init__([os.path.join(self.path, name) for name in self.names])
+        files = list_frames(self.path)
+        if not files:
+            there = sorted(name for name in os.listdir(self.path) if not name.startswith("."))
+            found = f"; it holds {', '.join(there[:3])} ..." if there else "; it is empty"
+            raise ValueError(f"{self.path} holds no picture ({', '.join(IMAGE_SUFFIXES)}){found}")
+        super().__init__(list(files.values()))
+        self.names = list(files)
         self._read(0)
-
-
-def _sorted_names(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        # macOS leaves "._00000.jpg" files, which are no pictures, on foreign disks.
-        stems = {
-            entry.name: os.path.splitext(entry.name)[0]
-            for entry in entries
-            if entry.name.lower().endswith(IMAGE_SUFFIXES)
-            and not entry.name.startswith(".")
-            and not entry.is_dir()
-        }
-    is_number = {name: bool(re.fullmatch("[0-9]+", stem)) for name, stem in stems.items()}
-    if len(set(is_number.values())) == 2:
-        other = min(name for name in stems if not is_number[name])
-        raise ValueError(
-            f"{folder} holds pictures named by numbers and others, such as {other}, whose place "
-            "among them is unknown; move those away"
-        )
-    names = sorted(sorted(stems), key=lambda name: natural_order(stems[name]))
-    for name, following in itertools.pairwise(names):
-        if is_number[name] and int(stems[name]) == int(stems[following]):
-            number = int(stems[name])
-            raise ValueError(f"{folder} holds two pictures of frame {number}: {name}, {following}")
-    return names
 
 
 class FrameList(Frames):
@@ -597,7 +587,7 @@ def as_rgb(frame: Any, index: int) -> np.ndarray:
         ValueError: it is something else; the message names `index`.
     """
     if hasattr(frame, "convert"):
-        frame = frame.convert("RGB")
+        frame = rgb_picture(frame, f"frame {index}")
     frame = np.asarray(frame)
     is_rgb = frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8
     if not is_rgb or not frame.size:

@@ -122,14 +122,13 @@ def _is_picture(path: str) -> bool:
 
 
 def _unpack_picture(path: str, folder: str, limits: Limits) -> dict:
-    import numpy as np
     from PIL import ImageOps
 
-    from sam2_jax.data.media import open_picture
+    from sam2_jax.data.media import open_picture, rgb_picture
 
     with open_picture(path) as image:
         _check_pixels(image.height, image.width, limits)
-        upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        upright = rgb_picture(ImageOps.exif_transpose(image))
     return write_frames([upright], folder, 1.0, limits)
 
 
