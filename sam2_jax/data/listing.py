@@ -88,13 +88,13 @@ def list_frames(path: str | os.PathLike) -> dict[str, str]:
             and not entry.is_dir()
         )
     stem = lambda file: os.path.splitext(file)[0]
-    jpegs = {stem(file) for file in files if file.lower().endswith((".jpg", ".jpeg"))}
-    numbers_of_jpegs = {tuple(re.findall("[0-9]+", name)) for name in jpegs}
-    belongs = lambda name: (
-        any(name[:end] in jpegs for end in range(1, len(name) + 1))
-        or tuple(re.findall("[0-9]+", name)) in numbers_of_jpegs - {()}
-    )
     is_jpeg = lambda file: file.lower().endswith((".jpg", ".jpeg"))
+    numbers = lambda name: tuple(re.findall("[0-9]+", name))
+    jpegs = {stem(file) for file in files if is_jpeg(file)}
+    series = {numbers(name) for name in jpegs} - {()}
+    # "10" does not go on from "1", nor "1.5".
+    goes_on = lambda name: any(name[:end.start()] in jpegs for end in re.finditer(r"$|(?![0-9.])", name))
+    belongs = lambda name: goes_on(name) or numbers(name) in series
     files = [file for file in files if is_jpeg(file) or not belongs(stem(file))]
     _check_families(path, files, stem)
     is_number = {file: bool(_NUMBER.fullmatch(stem(file))) for file in files}
@@ -122,6 +122,8 @@ def _check_families(path: str, files: list[str], stem: Callable[[str], str]) -> 
     """Raises a ValueError if pictures of two kinds of names have the same numbers, as depth beside colour."""
     families: dict[str, dict[tuple, str]] = {}
     for file in files:
+        if _NUMBER.fullmatch(stem(file)):  # decimals are one number
+            continue
         numbers = tuple(map(int, re.findall("[0-9]+", stem(file))))
         of_name = families.setdefault(re.sub("[0-9]+", "#", stem(file)), {})
         if numbers in of_name and os.path.splitext(of_name[numbers])[0] == stem(file):
@@ -131,12 +133,9 @@ def _check_families(path: str, files: list[str], stem: Callable[[str], str]) -> 
             )
         of_name[numbers] = file
     for one, other in itertools.combinations(families.values(), 2):
-        shortest = min(len(next(iter(one))), len(next(iter(other))))
-        first = {numbers[:shortest]: file for numbers, file in one.items() if shortest}
-        second = {numbers[:shortest]: file for numbers, file in other.items() if shortest}
-        for number in sorted(first.keys() & second.keys()):
+        for numbers in sorted(one.keys() & other.keys() - {()}):
             raise ValueError(
-                f"{path} holds two series of pictures, such as {first[number]} and {second[number]}: move "
+                f"{path} holds two series of pictures, such as {one[numbers]} and {other[numbers]}: move "
                 "those away that are no frames"
             )
 
