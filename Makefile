@@ -29,9 +29,10 @@ parity: $(PARITY)  ## compare with PyTorch in an environment of its own (Python 
 pods: $(TPU)  ## compile for TPUs that need not be there: steps, their loops, cycles and memory
 	JAX_PLATFORMS=cpu $(VENV_TPU)/bin/python -m pytest tests/test_compile_for.py
 
-lint: $(DEV)  ## check style and formatting
+lint: $(DEV)  ## check style, formatting and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
 format: $(DEV)  ## mend style and formatting
 	$(VENV)/bin/ruff check --fix .

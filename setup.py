@@ -16,8 +16,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["sam2_jax*", "checkpoints_convert*"]),
-    package_data={"sam2_jax": ["weights/*"], "sam2_jax.serve": ["page/*"]},
+    # The experiments are installed too, so that `sam2-jax train --config=smoke` needs no clone.
+    packages=[*find_packages(include=["sam2_jax*", "checkpoints_convert*"]), "sam2_jax.configs"],
+    package_dir={"sam2_jax.configs": "configs"},
+    package_data={
+        "checkpoints_convert": ["py.typed"],
+        "sam2_jax": ["py.typed", "weights/*"],
+        "sam2_jax.serve": ["page/*"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -44,6 +50,7 @@ setup(
         "serve": SERVE,
         "dev": [
             *SERVE,
+            "basedpyright==1.40.2",  # pyright that brings its own node
             "httpx2>=2.0",
             "hypothesis>=6.100",
             "ipykernel>=6.29",

@@ -162,6 +162,7 @@ def get_config(name: str = "small"):
         model="sam2_nano",
         model_overrides={"image_size": stage.size},
         drop_path_rate=0.0,
+        memory_attention_dropout=0.0,
         datasets=datasets,
         interaction=Interaction(
             point_probability=stage.by_clicks,

@@ -3,7 +3,7 @@ r"""A small model on drawn shapes, from nothing, on a laptop: shows that trainin
     python scripts/train.py --config=configs/smoke.py --workdir=runs/smoke
 
 does 20 steps. With `--config.num_steps=4400` the IoU of held-out shapes after one click passes 0.8 in 13
-minutes on two hyperthreads (docs/training.md has the curve).
+minutes on two hyperthreads (docs/reports/training_diary.md has the curve).
 """
 
 from sam2_jax.experiment import (
@@ -30,6 +30,7 @@ def get_config():
                 "hiera": {"window_sizes": (8, 4, 4, 2)},  # as large as the maps
             },
             drop_path_rate=0.0,
+            memory_attention_dropout=0.0,
             datasets={"shapes": shapes},
             interaction=Interaction(box_probability=0.0, num_corrections=0),
             # From nothing, the published weights teach empty masks first.

@@ -9,7 +9,14 @@
 """
 
 from sam2_jax.build import Model, build_sam2
-from sam2_jax.config import MODELS, HieraConfig, Sam2Config, get_config
+from sam2_jax.config import (
+    MODELS,
+    HieraConfig,
+    ModelConfig,
+    Sam2Config,
+    SessionOptions,
+    get_config,
+)
 from sam2_jax.model.sam2 import Sam2, init_params
 from sam2_jax.predict.image import SAM2ImagePredictor
 from sam2_jax.predict.mask_generator import SAM2AutomaticMaskGenerator
@@ -26,6 +33,7 @@ __all__ = [
     "HieraConfig",
     "MemoryBank",
     "Model",
+    "ModelConfig",
     "Prediction",
     "Prompt",
     "SAM2AutomaticMaskGenerator",
@@ -34,6 +42,7 @@ __all__ = [
     "SAM2VideoPredictor",
     "Sam2",
     "Sam2Config",
+    "SessionOptions",
     "begin",
     "build_sam2",
     "build_sam2_video_predictor",

@@ -12,7 +12,14 @@ import jax
 
 from sam2_jax.checkpoint import Checkpoint, bundled, digest, download, load
 from sam2_jax.checkpoint.run_folder import is_run
-from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config, get_config, resolve_model_name
+from sam2_jax.config import (
+    POSTPROCESSING_IMAGE,
+    ModelConfig,
+    SessionOptions,
+    get_config,
+    resolve_model_name,
+    sort_overrides,
+)
 from sam2_jax.model.sam2 import Sam2, in_compute_type, init_params
 from sam2_jax.track import begin, empty_bank, propagate, step, track
 
@@ -31,11 +38,13 @@ class Model:
       name: the released model it is built as.
       config: what it computes.
       params: nested dicts of arrays: kernels in compute type, the rest float32.
+      session: what video sessions on it do with its answers.
     """
 
     name: str
-    config: Sam2Config
+    config: ModelConfig
     params: dict
+    session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
 
     @functools.cached_property
     def module(self) -> Sam2:
@@ -116,12 +125,19 @@ def build_model(
         **_hydra_overrides(hydra_overrides_extra),
         **model_overrides,
     }
+    changes = sort_overrides(overrides)
+    if changes.training:
+        warnings.warn(
+            f"{', '.join(changes.training)}: options of training, which change nothing here. They are fields "
+            "of `Experiment`, and arguments of the module `Sam2`.",
+            stacklevel=3,
+        )
     if checkpoint is None:
-        weights = _without_checkpoint(model or bundled.NAME, overrides)
+        weights = _without_checkpoint(model or bundled.NAME, changes.model)
     else:
-        weights = load(checkpoint, model, **overrides)
+        weights = load(checkpoint, model, **changes.model)
     params = jax.device_put(in_compute_type(weights.config, dict(weights.params)))
-    return Model(weights.name, weights.config, params)
+    return Model(weights.name, weights.config, params, SessionOptions(**changes.session))
 
 
 def _without_checkpoint(model: str, overrides: dict[str, Any]) -> Checkpoint:
@@ -165,7 +181,8 @@ def build_sam2(
       apply_postprocessing: choose the mask by stability when a single one is asked for.
       **kwargs: `image_size` (a multiple of 32; the model's own by default), `dtype` ("float32" or
         "bfloat16"; by default float32 on CPU and bfloat16 elsewhere), the original's `config_file`,
-        `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`, and any field of `Sam2Config`.
+        `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`, and any field of `ModelConfig` and
+        `SessionOptions`.
 
     Raises:
       ValueError: unknown model or field, or a checkpoint that does not fit.

@@ -1,17 +1,23 @@
 """Configurations of models: frozen dataclasses, and the released models by name.
 
-Field names of `Sam2Config` are the original's, so that its yaml files and overrides read the same.
-Sizes follow the paper's symbols: C is `hidden_dim`, M is `memory_dim`.
+Field names are the original's, so that its yaml files and overrides read the same. Sizes follow the paper's
+symbols: C is `hidden_dim`, M is `memory_dim`.
+
+    ModelConfig     what a model computes: a static argument of compiled functions
+    SessionOptions  what a video session does with the answers, on the host
+
+How a model is trained is part of an experiment (`sam2_jax.experiment`).
 """
 
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 MEMORY_POLICIES = ("recent", "quality", "motion", "distractor")
-REMAT = ("none", "dots", "full")
+# Fields of earlier versions, which files of theirs still hold: now they are fields of `Experiment`.
+TRAINING_OPTIONS = ("drop_path_rate", "memory_attention_dropout", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +30,6 @@ class HieraConfig:
     global_attention_blocks: tuple[int, ...] = (5, 7, 9)  # blocks that see the whole map
     window_sizes: tuple[int, ...] = (8, 4, 14, 7)  # side of an attention window, per stage
     position_grid: tuple[int, int] = (7, 7)  # grid of the learned background position table
-    drop_path_rate: float = 0.0  # of the last block; grows linearly from 0 (training)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -33,7 +38,7 @@ class HieraConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sam2Config:
+class ModelConfig:
     """Everything that decides what a model computes. Defaults: SAM 2.1 as released.
 
     Raises:
@@ -90,18 +95,6 @@ class Sam2Config:
     fixed_no_obj_ptr: bool = True
     soft_no_obj_ptr: bool = False
 
-    # Training
-    memory_attention_dropout: float = 0.1
-    remat: str = (
-        "none"  # what the backward pass recomputes: none, dots (all but matrix products), full
-    )
-
-    # Video session
-    fill_hole_area: int = 0  # background specks up to this many cells of the S/4 map are filled
-    non_overlap_masks: bool = False
-    clear_non_cond_mem_around_input: bool = False
-    add_all_frames_to_correct_as_cond: bool = True
-
     def __post_init__(self):
         if self.image_size < 32 or self.image_size % 32:
             raise ValueError(
@@ -113,8 +106,6 @@ class Sam2Config:
                 raise ValueError(
                     f"{field} is {getattr(self, field)!r}; it must be 'float32' or 'bfloat16'."
                 )
-        if self.remat not in REMAT:
-            raise ValueError(f"remat is {self.remat!r}; it must be one of {', '.join(REMAT)}.")
         if not self.directly_add_no_mem_embed:
             raise ValueError(
                 "directly_add_no_mem_embed=False needs memory attention over one unrotated token of "
@@ -157,27 +148,75 @@ class Sam2Config:
         """Side of the low-resolution masks, in cells of stride 4."""
         return self.image_size // 4
 
-    def replace(self, **overrides: Any) -> "Sam2Config":
+    def replace(self, **overrides: Any) -> "ModelConfig":
         """Returns a copy with some fields changed; `hiera` may be a mapping of the fields to change in it.
 
         Raises:
           ValueError: for a field that does not exist; the message lists the near names.
         """
+        _check_fields(overrides, type(self))
         hiera = overrides.get("hiera")
         if isinstance(hiera, Mapping):
             as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in hiera.items()}
-            overrides["hiera"] = _replace(self.hiera, as_tuples)
-        return _replace(self, overrides)
+            _check_fields(as_tuples, HieraConfig)
+            overrides["hiera"] = dataclasses.replace(self.hiera, **as_tuples)
+        return dataclasses.replace(self, **overrides)
 
 
-def _replace(config: Any, overrides: Mapping[str, Any]) -> Any:
-    names = [field.name for field in dataclasses.fields(config)]
-    for name in overrides:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+Sam2Config = ModelConfig  # its name in earlier versions
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionOptions:
+    """What a video session does with the answers of a model. Defaults: the original's, but for the last."""
+
+    fill_hole_area: int = 0  # background specks up to this many cells of the S/4 map are filled
+    non_overlap_masks: bool = False  # of the objects at a pixel, only the likeliest keeps it
+    clear_non_cond_mem_around_input: bool = False  # a prompt drops the tracked frames around it
+    add_all_frames_to_correct_as_cond: bool = True  # a corrected frame counts as a prompted one
+
+
+@dataclasses.dataclass(frozen=True)
+class Overrides:
+    """Fields to change, by what they are fields of.
+
+    Attributes:
+      model: of `ModelConfig`; `hiera` may be a mapping.
+      session: of `SessionOptions`.
+      training: `TRAINING_OPTIONS`, which mean nothing to a model that is trained.
+    """
+
+    model: dict[str, Any]
+    session: dict[str, Any]
+    training: dict[str, Any]
+
+
+def sort_overrides(overrides: Mapping[str, Any]) -> Overrides:
+    """Sorts fields that are given by name alone, as builders and files of earlier versions do.
+
+    Raises:
+      ValueError: for a field that does not exist; the message lists the near names.
+    """
+    model, training = dict(overrides), {}
+    if isinstance(hiera := model.get("hiera"), Mapping):
+        training = {k: v for k, v in hiera.items() if k in TRAINING_OPTIONS}
+        model["hiera"] = {k: v for k, v in hiera.items() if k not in TRAINING_OPTIONS}
+    training |= {name: model.pop(name) for name in TRAINING_OPTIONS if name in model}
+    session = {
+        f.name: model.pop(f.name) for f in dataclasses.fields(SessionOptions) if f.name in model
+    }
+    _check_fields(model, ModelConfig, SessionOptions)
+    return Overrides(model, session, training)
+
+
+def _check_fields(names: Iterable[str], *kinds: type) -> None:
+    known = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
             hint = f" Did you mean {', '.join(near)}?" if near else ""
-            raise ValueError(f"{type(config).__name__} has no field {name!r}.{hint}")
-    return dataclasses.replace(config, **overrides)
+            where = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"There is no field {name!r} in {where}.{hint}")
 
 
 _HIERA = {
@@ -200,28 +239,26 @@ _HIERA = {
 }
 
 # What SAM 2 does differently from SAM 2.1.
-_SAM2 = {
+_SAM2: dict[str, Any] = {
     "no_obj_embed_spatial": False,
     "add_tpos_enc_to_obj_ptrs": False,
     "proj_tpos_enc_in_obj_ptrs": False,
     "use_signed_tpos_enc_to_obj_ptrs": False,
 }
 
-# The original's builders switch these on by default, for images and for video.
+# The original's builders switch these on by default, for images, for video and for its sessions.
 POSTPROCESSING_IMAGE = {"dynamic_multimask_via_stability": True}
-POSTPROCESSING_VIDEO = POSTPROCESSING_IMAGE | {
-    "binarize_mask_from_pts_for_mem_enc": True,
-    "fill_hole_area": 8,
-}
+POSTPROCESSING_VIDEO = POSTPROCESSING_IMAGE | {"binarize_mask_from_pts_for_mem_enc": True}
+POSTPROCESSING_SESSION = {"fill_hole_area": 8}
 
-RELEASED: dict[str, Sam2Config] = {
-    f"{version}_hiera_{size}": Sam2Config(hiera=hiera, **flags)
+RELEASED: dict[str, ModelConfig] = {
+    f"{version}_hiera_{size}": ModelConfig(hiera=hiera, **flags)
     for version, flags in (("sam2", _SAM2), ("sam2.1", {}))
     for size, hiera in _HIERA.items()
 }
 
 # The project's own small model: SAM 2.1 with narrower maps and fewer blocks.
-_NANO = Sam2Config(
+_NANO = ModelConfig(
     hiera=HieraConfig(
         embed_dim=32,
         stages=(1, 2, 5, 1),
@@ -233,10 +270,9 @@ _NANO = Sam2Config(
     memory_dim=32,
     memory_attention_layers=2,
     multimask_output_for_tracking=False,
-    memory_attention_dropout=0.0,
 )
 
-MODELS: dict[str, Sam2Config] = RELEASED | {"sam2_nano": _NANO}
+MODELS: dict[str, ModelConfig] = RELEASED | {"sam2_nano": _NANO}
 
 _SIZES = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large", "base-plus": "base_plus"}
 
@@ -261,7 +297,7 @@ def resolve_model_name(name: str) -> str:
     raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(MODELS)}.")
 
 
-def get_config(name: str, **overrides: Any) -> Sam2Config:
+def get_config(name: str, **overrides: Any) -> ModelConfig:
     """Returns the configuration of a model, with some fields changed.
 
     Raises:

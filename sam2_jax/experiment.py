@@ -2,7 +2,7 @@
 
 A file in `configs/` returns one from `get_config()` as a `ConfigDict`, so that the command line can change
 any field (`--config.optimizer.learning_rate=1e-4`); `from_config_dict` turns it back, strictly. Defaults are
-the published recipe where there is one (SAM 2 paper, appendix D; reference.md section 3).
+the published recipe where there is one (SAM 2 paper, appendix D).
 """
 
 import dataclasses
@@ -11,13 +11,33 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from sam2_jax.config import REMAT
 from sam2_jax.data.datasets import Augment as Augment  # configurations import it from here
 from sam2_jax.data.datasets import Dataset, all_fields, resolve
 
+REMAT = ("none", "dots", "full")
 TRAINABLE = ("all", "no_encoder", "decoder", "memory", "none")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "rsqrt")
+CUTS = ("columns", "rows", "whole")
+
+Rules = tuple[tuple[str, str], ...]
+# Matrix products go in pairs, the first cut by columns and the second by rows, so that one sum after the pair
+# joins the parts (Shoeybi et al. 2019).
+SHARDING: Rules = (
+    # One head: cut queries and keys would leave every score a sum over devices.
+    (r"memory_attention/.*/[qk]_proj/(kernel|bias)$", "whole"),
+    (r"attn\w*/(qkv|[qkv]_proj)/(kernel|bias)$", "columns"),
+    (r"attn\w*/(proj|out_proj)/kernel$", "rows"),
+    (r"(mlp/layers_0|linear1|pwconv1)/(kernel|bias)$", "columns"),
+    (r"(mlp/layers_1|linear2|pwconv2)/kernel$", "rows"),
+    # Convolutions, norms, heads on a few tokens, and what is added to maps and tokens.
+    (r"/(kernel|bias|scale|gamma)$", "whole"),
+    (r"(embed|embeddings|pos_enc|token|tokens|no_obj_ptr|gaussian_matrix)(_\w+)?$", "whole"),
+    # Low-rank updates, the random key of a train state, and Muon's polynomial.
+    (r"kernel/[ab]$", "whole"),
+    (r"^key$", "whole"),
+    (r"/ns_coeffs$", "whole"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +49,12 @@ class Interaction:
     max_initial_frames: int = 2  # prompted frames; how many is drawn anew for every step
     max_corrected_frames: int = 2  # frames with correction clicks; includes the prompted ones
     num_corrections: int = 7  # clicks on a corrected frame after its first prompt
-    truth_probability: float = 0.1  # a correction click comes from the truth instead of the error
+    target_probability: float = 0.1  # a correction click goes into the target instead of the error
+    truth_probability: dataclasses.InitVar[float | None] = None  # its name in earlier versions
+
+    def __post_init__(self, truth_probability: float | None):
+        if truth_probability is not None:
+            object.__setattr__(self, "target_probability", truth_probability)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +113,9 @@ class Experiment:
     """A training run."""
 
     model: str = "sam2.1_hiera_tiny"
-    model_overrides: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `Sam2Config`
+    model_overrides: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `ModelConfig`
     drop_path_rate: float = 0.1  # of the last trunk block
+    memory_attention_dropout: float = 0.1
     init_from: str = ""  # checkpoint (.pt, .safetensors, folder) or Hiera MAE weights; "" is random
     datasets: dict[str, Dataset] = dataclasses.field(
         default_factory=lambda: {"procedural": Dataset()}
@@ -102,6 +128,8 @@ class Experiment:
     ema_decay: float = 0.0  # > 0 also keeps an average of the parameters
     remat: str = "full"  # what the backward pass recomputes: none, dots (all but products), full
     mesh: Mesh = Mesh()
+    # How arrays are cut over `mesh.model`: the first regular expression that is found in a path counts.
+    sharding: Rules = SHARDING
     num_steps: int = 1000
     checkpoint_every: int = 1000
     keep_last: int = 3
@@ -121,6 +149,7 @@ class Experiment:
             ("trainable", self.trainable, TRAINABLE),
             ("optimizer.kind", self.optimizer.kind, OPTIMIZERS),
             ("optimizer.schedule", self.optimizer.schedule, SCHEDULES),
+            *((f"sharding {pattern!r}", cut, CUTS) for pattern, cut in self.sharding),
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
@@ -175,18 +204,23 @@ def _build(kind: Any, value: Any, name: str) -> Any:
                 near = difflib.get_close_matches(key, fields, n=3, cutoff=0.4)
                 hint = f" Did you mean {', '.join(near)}?" if near else ""
                 raise ValueError(f"there is no field {name}.{key}.{hint}")
-        return kind(**{k: _build(fields[k], v, f"{name}.{k}") for k, v in value.items()})
+        make: Any = kind
+        return make(**{k: _build(fields[k], v, f"{name}.{k}") for k, v in value.items()})
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} is {value!r}; a group of fields is expected.")
         return {k: _build(arguments[1], v, f"{name}.{k}") for k, v in value.items()}
     if origin is tuple:
         items = tuple(value)
+        if arguments[1:] == (...,):
+            arguments = arguments[:1] * len(items)
         if len(items) != len(arguments):
             raise ValueError(f"{name} is {value!r}; {len(arguments)} values are expected.")
         return tuple(_build(a, v, name) for a, v in zip(arguments, items, strict=True))
     if kind is Any:
         return value
+    if isinstance(kind, dataclasses.InitVar):  # a field's earlier name
+        kind = float
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -68,10 +68,9 @@ class Prompt:
     def is_prompted(self) -> jax.Array:
         """(N,) bool, the objects that are prompted at all."""
         given = self.num_points > 0
-        if self.mask_logits is not None:
-            given = given | self.has_mask_logits
-        if self.masks is not None:
-            given = given | self.has_mask
+        for has_one in (self.has_mask_logits, self.has_mask):
+            if has_one is not None:
+                given = given | has_one
         return given
 
 
@@ -108,7 +107,7 @@ class Prediction:
       scores: (N,) float32 object score logit; > 0 is visible.
       pointers: (N, C) float32 object pointers.
       memories: (N, H, W, M) memory in the bank's type.
-      verdicts: (N,) int32 how long the frame is remembered, see `sam2_jax.model.memory_policy`; without
+      retention: (N,) int32 how long the frame is remembered, see `sam2_jax.model.memory_policy`; without
         meaning for objects that are prompted on it.
       policy: the bank's `policy` after the frame.
     """
@@ -118,7 +117,7 @@ class Prediction:
     scores: jax.Array
     pointers: jax.Array
     memories: jax.Array
-    verdicts: jax.Array
+    retention: jax.Array
     policy: Any = ()
 
 

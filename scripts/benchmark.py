@@ -47,7 +47,7 @@ from sam2_jax.bench.pytorch import (
 )
 from sam2_jax.bench.workload import NOW, full_bank
 from sam2_jax.build import Model
-from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config, get_config
+from sam2_jax.config import POSTPROCESSING_VIDEO, ModelConfig, get_config
 from sam2_jax.data.videos import Frames
 from sam2_jax.experiment import Experiment, Interaction, LossWeights, Optimizer
 from sam2_jax.model import memory_bank
@@ -58,7 +58,9 @@ from sam2_jax.predict.stream import SAM2StreamPredictor
 from sam2_jax.predict.video import SAM2VideoPredictor
 from sam2_jax.structs import Frame, Prompt
 from sam2_jax.track import begin, encode, propagate, propagate_features
-from sam2_jax.train.step import Learner
+from sam2_jax.train.recipe import make_recipe
+from sam2_jax.train.state import init_state, put_batch
+from sam2_jax.train.step import compiled_step
 
 CASES = ("encode", "track", "clip", "train", "objects", "memory", "stream", "compile")
 TINY, BASE, LARGE = (f"sam2.1_hiera_{size}" for size in ("tiny", "base_plus", "large"))
@@ -89,7 +91,7 @@ class Task(NamedTuple):
         return f"{what}, {self.model}, {self.size} px"
 
 
-def random_params(config: Sam2Config) -> dict:
+def random_params(config: ModelConfig) -> dict:
     """Returns initial weights on the device."""
     return jax.device_put(init_params(config, jax.random.key(2)))
 
@@ -147,12 +149,12 @@ def our_training(task: Task) -> Callable[[], Any]:
         optimizer=optimizer,
         remat="none",
     )
-    learner, mesh = Learner(experiment), make_mesh(experiment.mesh)
+    recipe, mesh = make_recipe(experiment), make_mesh(experiment.mesh)
     images, masks = training_batch(task)
     batch = {"images": images[:, None], "masks": masks[:, None]}
     batch["is_object"] = np.ones(masks.shape[:2], bool)
-    batch = learner.put_batch(mesh, batch)
-    step, state = learner.step(mesh), learner.init(mesh)
+    batch = put_batch(mesh, batch)
+    step, state = compiled_step(recipe, mesh), init_state(recipe, mesh)
 
     def call():
         nonlocal state

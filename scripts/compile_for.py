@@ -11,7 +11,8 @@ What can be compiled:
                --dataset has, by default the first
     inference  a tracked frame, or with --frames=T that many in one program; every chip gets a video of its own
     encode     the features of --frames images, by default one
-    recall     memory attention alone
+    memory_attention
+               memory attention alone, called recall before
     attention  of that, what one layer attends to: the frame itself, and the memory
 
 Compiling takes minutes, far fewer with --quick, which does not optimise. TPUs need libtpu (`make pods`, or
@@ -24,26 +25,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ahead_of_time
 import jax
 import jax.numpy as jnp
 from absl import app, flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
-from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config, get_config
+from sam2_jax.config import POSTPROCESSING_VIDEO, ModelConfig, get_config
 from sam2_jax.experiment import Experiment, from_config_dict
 from sam2_jax.experiment import Mesh as MeshSizes
 from sam2_jax.model import memory_bank
 from sam2_jax.model.sam2 import Sam2, param_shapes
 from sam2_jax.ops.attention import attend_parts, attention, merge
-from sam2_jax.parallel import ahead_of_time
 from sam2_jax.parallel.mesh import BATCH_AXES, make_mesh
 from sam2_jax.structs import Features, Frame
 from sam2_jax.track import propagate, step
-from sam2_jax.train.step import Learner
+from sam2_jax.train.recipe import make_recipe
+from sam2_jax.train.state import abstract_batch, abstract_state
+from sam2_jax.train.step import compiled_step
 
 _WHAT = flags.DEFINE_enum(
-    "what", "train", ["train", "inference", "encode", "recall", "attention"], "what is compiled"
+    "what",
+    "train",
+    ["train", "inference", "encode", "memory_attention", "recall", "attention"],
+    "what is compiled",
 )
 _PLATFORM = flags.DEFINE_enum("platform", "tpu", ["tpu", "gpu"], "gpu is one H200")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "TPU chips; 2*v5e:16x16 is two slices")
@@ -67,13 +73,13 @@ def training_step(setting: Experiment, mesh: Mesh) -> tuple[Callable, tuple[Any,
     name = _DATASET.value or next(iter(setting.datasets))
     if name not in setting.datasets:
         raise ValueError(f"no dataset {name!r}; there are {', '.join(setting.datasets)}.")
-    data, learner = setting.datasets[name], Learner(setting)
+    data, recipe = setting.datasets[name], make_recipe(setting)
     num_clips = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch = learner.abstract_batch(mesh, num_clips, data.num_frames, data.max_objects)
-    return learner.step(mesh), (learner.abstract_state(mesh), batch)
+    batch = abstract_batch(recipe, mesh, num_clips, data.num_frames, data.max_objects)
+    return compiled_step(recipe, mesh), (abstract_state(recipe, mesh), batch)
 
 
-def inference(config: Sam2Config, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:
+def inference(config: ModelConfig, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:
     """Returns what --what asks for, of a video a chip, and the shapes of its arguments."""
     sam2, size, grid = Sam2(config), config.image_size, config.grid
     shape = jax.ShapeDtypeStruct
@@ -87,8 +93,9 @@ def inference(config: Sam2Config, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]
     )
     if _WHAT.value == "encode":
         function, arguments = apply("encode"), (clip(image),)
-    elif _WHAT.value == "recall":
-        function, arguments = apply("recall"), (bank, Features(embedding, ()), index)
+    elif _WHAT.value in ("memory_attention", "recall"):
+        function = apply("condition_on_memory")
+        arguments = (bank, Features(embedding, ()), index)
     elif _WHAT.value == "attention":
         c, slots = config.hidden_dim, config.num_maskmem
         each = lambda *sizes: shape((_OBJECTS.value, *sizes), jnp.dtype(config.dtype))

@@ -22,7 +22,7 @@ from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
 from sam2_jax.data.loader import make_loader
 from sam2_jax.experiment import Interaction, from_config_dict
 from sam2_jax.train.clicks import Plan, draw_plan, first_click, jittered_box
-from sam2_jax.train.step import model_config
+from sam2_jax.train.recipe import model_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "experiment, such as configs/smoke.py")
 _OUT = flags.DEFINE_string("out", None, "folder for the pictures")

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import json
 
 import chex
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from checkpoints_convert.convert import main
-from sam2_jax import build_sam2, build_sam2_video_predictor, get_config
+from sam2_jax import SessionOptions, build_sam2, build_sam2_video_predictor, get_config
 from sam2_jax.checkpoint import Checkpoint, load, save
 from sam2_jax.checkpoint.torch_file import write_torch_file
 from sam2_jax.config import POSTPROCESSING_VIDEO, RELEASED
@@ -152,8 +153,9 @@ def test_post_processing_is_on_by_default():
     image, video = build_sam2(TINY).config, build_sam2_video_predictor(TINY).model.config
     assert image == get_config(TINY, dynamic_multimask_via_stability=True)
     assert video == get_config(TINY, **POSTPROCESSING_VIDEO)
-    bare = build_sam2_video_predictor(TINY, apply_postprocessing=False)
-    assert bare.model.config == get_config(TINY)
+    assert build_sam2_video_predictor(TINY).model.session == SessionOptions(fill_hole_area=8)
+    bare = build_sam2_video_predictor(TINY, apply_postprocessing=False).model
+    assert (bare.config, bare.session) == (get_config(TINY), SessionOptions())
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -166,13 +168,31 @@ def test_overrides_of_the_original_are_read():
         "model.memory_dtype= float32",
         "++model.image_size=512",
     ]
-    config = build_sam2_video_predictor(TINY, hydra_overrides_extra=extra).model.config
-    changed = {"non_overlap_masks": True, "sigmoid_scale_for_mem_enc": 15.0}
-    changed |= {"fill_hole_area": 3, "memory_dtype": "float32", "image_size": 512}
-    assert config == get_config(TINY, **(POSTPROCESSING_VIDEO | changed))
-    assert isinstance(config.fill_hole_area, int)
-    field = build_sam2(TINY, add_all_frames_to_correct_as_cond=False).config
+    model = build_sam2_video_predictor(TINY, hydra_overrides_extra=extra).model
+    changed = {"sigmoid_scale_for_mem_enc": 15.0, "memory_dtype": "float32", "image_size": 512}
+    assert model.config == get_config(TINY, **(POSTPROCESSING_VIDEO | changed))
+    assert model.session == SessionOptions(fill_hole_area=3, non_overlap_masks=True)
+    assert isinstance(model.session.fill_hole_area, int)
+    field = build_sam2(TINY, add_all_frames_to_correct_as_cond=False).session
     assert not field.add_all_frames_to_correct_as_cond
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.filterwarnings("ignore:No checkpoint")
+def test_options_of_training_are_said_to_mean_nothing():
+    with pytest.warns(UserWarning, match="remat: options of training"):
+        assert build_sam2(TINY, remat="full", apply_postprocessing=False).config == get_config(TINY)
+
+
+def test_folders_of_earlier_versions_hold_fields_that_moved(tmp_path):
+    config = get_config("sam2_nano", image_size=64, hiera={"embed_dim": 16})
+    save(tmp_path, Checkpoint("sam2_nano", config, init_params(config, jax.random.key(0))))
+    description = json.loads((tmp_path / "model.json").read_text())
+    overrides = description["overrides"]
+    overrides |= {"remat": "full", "memory_attention_dropout": 0.1, "fill_hole_area": 5}
+    overrides["hiera"]["drop_path_rate"] = 0.1
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    assert load(tmp_path).config == config
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -181,6 +201,7 @@ def test_overrides_of_the_original_are_read():
     [
         ({"model": "sam3"}, r"'sam3'.*sam2\.1_hiera_tiny"),
         ({"fill_hole_areas": 8}, "'fill_hole_areas'.*fill_hole_area"),
+        ({"num_maskmems": 8}, "'num_maskmems'.*num_maskmem"),
         ({"image_size": 100}, "100.*multiple of 32.*96"),
         ({"dtype": "float16"}, "'float16'.*'bfloat16'"),
         ({"hydra_overrides_extra": ["++model.image_size"]}, r"\+\+model\.field=value"),

@@ -1,6 +1,15 @@
 import pytest
 
-from sam2_jax.config import MODELS, Sam2Config, get_config, resolve_model_name
+from sam2_jax.config import (
+    MODELS,
+    TRAINING_OPTIONS,
+    HieraConfig,
+    ModelConfig,
+    SessionOptions,
+    get_config,
+    resolve_model_name,
+    sort_overrides,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,15 +33,34 @@ def test_an_unknown_model_lists_the_known_ones():
 
 
 def test_an_unknown_field_lists_near_names():
-    with pytest.raises(ValueError, match=r"fill_hole_areas.*fill_hole_area"):
-        get_config("sam2_hiera_tiny", fill_hole_areas=3)
+    with pytest.raises(ValueError, match=r"num_maskmems.*num_maskmem"):
+        get_config("sam2_hiera_tiny", num_maskmems=3)
+
+
+def test_fields_are_sorted_by_what_they_are_fields_of():
+    hiera = {"embed_dim": 16, "drop_path_rate": 0.1}
+    given = {"image_size": 64, "hiera": hiera, "fill_hole_area": 3, "remat": "full"}
+    found = sort_overrides(given)
+    assert found.model == {"image_size": 64, "hiera": {"embed_dim": 16}}
+    assert found.session == {"fill_hole_area": 3}
+    assert found.training == {"drop_path_rate": 0.1, "remat": "full"}
+    assert given["hiera"] is hiera
+    assert "drop_path_rate" in hiera
+    with pytest.raises(ValueError, match=r"'fill_hole_areas'.*fill_hole_area"):
+        sort_overrides({"fill_hole_areas": 3})
+
+
+def test_options_of_sessions_and_of_training_compile_nothing_anew():
+    names = set(vars(ModelConfig()))
+    assert not names & {*vars(SessionOptions()), *TRAINING_OPTIONS}
+    assert not set(vars(HieraConfig())) & set(TRAINING_OPTIONS)
 
 
 def test_fields_of_the_trunk_are_changed_one_by_one():
     changed = get_config("sam2_nano", hiera={"window_sizes": [8, 4, 4, 2]}).hiera
     assert changed.window_sizes == (8, 4, 4, 2)
     assert changed.embed_dim == get_config("sam2_nano").hiera.embed_dim
-    with pytest.raises(ValueError, match=r"HieraConfig has no field 'window_size'.*window_sizes"):
+    with pytest.raises(ValueError, match=r"'window_size' in HieraConfig.*window_sizes"):
         get_config("sam2_nano", hiera={"window_size": 8})
 
 
@@ -51,7 +79,7 @@ def test_fields_of_the_trunk_are_changed_one_by_one():
 )
 def test_impossible_values_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
-        Sam2Config(**{field: value})
+        ModelConfig(**{field: value})
 
 
 def test_an_unknown_memory_policy_lists_the_known_ones():
@@ -62,7 +90,7 @@ def test_an_unknown_memory_policy_lists_the_known_ones():
 @pytest.mark.parametrize("other", [{"memory_temporal_stride_for_eval": 2}, {"num_maskmem": 2}])
 def test_a_policy_that_chooses_needs_room_and_no_stride(other):
     with pytest.raises(ValueError, match="memory_policy='quality'.*" + next(iter(other))):
-        Sam2Config(memory_policy="quality", **other)
+        ModelConfig(memory_policy="quality", **other)
 
 
 def test_every_released_model_has_the_published_memory():

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from sam2_jax.data.datasets import Augment, Dataset, Palette
-from sam2_jax.experiment import Experiment, from_config_dict, to_config_dict
-from sam2_jax.train.step import Learner
+from sam2_jax.experiment import Experiment, Interaction, from_config_dict, to_config_dict
+from sam2_jax.train.params import partition
+from sam2_jax.train.recipe import make_recipe
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -104,6 +105,14 @@ def test_what_does_not_fit_is_one_error_that_names_it(config, message):
         from_config_dict(config)
 
 
+def test_a_field_by_its_earlier_name_is_taken():
+    new = Interaction(target_probability=0.3)
+    assert Interaction(truth_probability=0.3) == new
+    assert dataclasses.replace(new, num_corrections=7) == new
+    saved = changed(interaction={"truth_probability": 0.3})
+    assert from_config_dict(saved).interaction == new
+
+
 def test_whole_numbers_are_taken_for_fractions():
     config = to_config_dict(Experiment())
     config.ema_decay = 0
@@ -115,6 +124,6 @@ def test_configs_are_experiments_that_can_be_learnt(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    learner = Learner(from_config_dict(module.get_config()))
+    recipe = make_recipe(from_config_dict(module.get_config()))
     assert f"--config=configs/{path.name}" in module.__doc__
-    assert learner.trained(learner._shapes)
+    assert partition(recipe.shapes, recipe.is_trained)[0]

@@ -64,12 +64,13 @@ def test_chunked_equals_whole(model):
     close_banks(bank, whole_bank)
 
 
-def test_what_is_no_number_stays_visible(model):
+def test_nan_parameters_give_nan_masks(model):
     frames = toy.clip(NUM_FRAMES)
     bank, _ = start(model, 1, frames)
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), model.params)
     _, answer = jit(propagate)(model.module, broken, bank, cut(frames, 1, 3))
-    assert np.isnan(answer.masks).all()
+    for found in (answer.masks, answer.ious, answer.scores):
+        assert np.isnan(found).all()
 
 
 def test_track_is_begin_and_propagate(model):

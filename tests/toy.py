@@ -12,7 +12,7 @@ import pytest
 
 from sam2_jax.build import Model
 from sam2_jax.checkpoint.names import official_shapes, to_params
-from sam2_jax.config import HieraConfig, Sam2Config
+from sam2_jax.config import HieraConfig, ModelConfig, SessionOptions, sort_overrides
 from sam2_jax.model.sam2 import param_shapes
 from sam2_jax.ops.bicubic import resize_bicubic
 from sam2_jax.predict import image, postprocessing, preprocessing, propagation, session
@@ -28,9 +28,9 @@ IMAGE_PROGRAMS = [
 ]
 VIDEO_PROGRAMS = [
     (session, "_encode", 0),
-    (session, "_answer_first", 0),
-    (session, "_answer_again", 0),
-    (session, "_remember", 0),
+    (session, "_segment_first", 0),
+    (session, "_segment_again", 0),
+    (session, "_encode_memory", 0),
     (propagation, "_propagate", 0),
     (postprocessing, "_show", (3, 4, 5, 6)),
 ]
@@ -40,14 +40,14 @@ HIERA = HieraConfig(
 SIZE = 64
 
 
-def config(**overrides) -> Sam2Config:
+def config(**overrides) -> ModelConfig:
     """64 px, 32 channels, six blocks, one layer of memory attention."""
     sizes = {"image_size": SIZE, "hidden_dim": 32, "memory_dim": 8, "memory_attention_layers": 1}
-    return Sam2Config(hiera=HIERA, **(sizes | overrides))
+    return ModelConfig(hiera=HIERA, **(sizes | overrides))
 
 
 @functools.cache
-def _params(config: Sam2Config) -> dict:
+def _params(config: ModelConfig) -> dict:
     expected = param_shapes(config)
     shapes = official_shapes(expected)
     return to_params({n: np.float32(reference_tensor(n, s)) for n, s in shapes.items()}, expected)
@@ -55,8 +55,9 @@ def _params(config: Sam2Config) -> dict:
 
 def model(**overrides) -> Model:
     """A model with pseudo-random weights that see every object as present."""
-    toy = config(**overrides)
-    return Model("toy", toy, jax.device_put(_params(toy)))
+    changes = sort_overrides(overrides)
+    toy = config(**changes.model)
+    return Model("toy", toy, jax.device_put(_params(toy)), SessionOptions(**changes.session))
 
 
 def clip(num_frames: int, size: int = SIZE, seed: int = 0) -> Frame:

@@ -31,7 +31,7 @@ from sam2_jax.bench.workload import (
     random_model,
 )
 from sam2_jax.build import Model
-from sam2_jax.config import RELEASED, Sam2Config, get_config, resolve_model_name
+from sam2_jax.config import RELEASED, ModelConfig, get_config, resolve_model_name
 from sam2_jax.ops.attention import attend_parts, merge
 from sam2_jax.parallel import hlo
 from sam2_jax.predict.video import SAM2VideoPredictor
@@ -69,7 +69,7 @@ class Settings:
         """`dtype`, chosen."""
         return self.dtype or ("float32" if _is_cpu() else "bfloat16")
 
-    def configs(self) -> Iterator[tuple[str, Sam2Config]]:
+    def configs(self) -> Iterator[tuple[str, ModelConfig]]:
         """Names and configurations of the models."""
         on_chips = ("sam2.1_hiera_tiny", "sam2.1_hiera_large")
         size = {} if self.image_size is None else {"image_size": self.image_size}

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from sam2_jax.bench.workload import HEIGHT, NOW, WIDTH, memory_tokens, random_images
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 
 CLIP = 32  # frames that the original tracks in one call
 
@@ -30,7 +30,7 @@ def version(package: str) -> str | None:
     return package
 
 
-def transformers_config(config: Sam2Config) -> Any:
+def transformers_config(config: ModelConfig) -> Any:
     """Returns the `Sam2VideoConfig` of a released SAM 2.1 model."""
     import transformers
 
@@ -65,7 +65,7 @@ def check_attention(model: Any) -> None:
     assert {config._attn_implementation for config in configs} == {"sdpa"}
 
 
-def new_session(pixels: Any, num_frames: int, config: Sam2Config, num_objects: int) -> Any:
+def new_session(pixels: Any, num_frames: int, config: ModelConfig, num_objects: int) -> Any:
     """Returns a session on equal frames, a click for every object on the first.
 
     Args:
@@ -97,7 +97,7 @@ def new_session(pixels: Any, num_frames: int, config: Sam2Config, num_objects: i
     return session
 
 
-def full_session(model: Any, pixels: Any, config: Sam2Config, num_objects: int) -> Any:
+def full_session(model: Any, pixels: Any, config: ModelConfig, num_objects: int) -> Any:
     """Returns a session at frame `NOW` with every memory in place: copies of those of frame 1.
 
     Args:
@@ -123,7 +123,7 @@ def full_session(model: Any, pixels: Any, config: Sam2Config, num_objects: int) 
 
 
 def transformers_step(
-    config: Sam2Config, num_objects: int, is_compiled: bool
+    config: ModelConfig, num_objects: int, is_compiled: bool
 ) -> Callable[[], None]:
     """Returns a call that tracks one frame with a full memory, on the GPU that torch finds, else the CPU.
 
@@ -155,7 +155,7 @@ def transformers_step(
 
 
 @contextlib.contextmanager
-def original_clip(name: str, config: Sam2Config, num_objects: int) -> Iterator[Callable[[], None]]:
+def original_clip(name: str, config: ModelConfig, num_objects: int) -> Iterator[Callable[[], None]]:
     """Gives a call that tracks `CLIP` frames with the original's compiled predictor, as its own benchmark does.
 
     The frames are on the GPU before, and the masks stay there.

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 
 from sam2_jax.build import Model, build_model
-from sam2_jax.config import POSTPROCESSING_VIDEO, Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model import memory_bank
+from sam2_jax.model.retention import RECENT, rules
+from sam2_jax.predict.video import POSTPROCESSING
 from sam2_jax.structs import MemoryBank
 
 NOW = 20  # the frame that is tracked; frame 0 is prompted
@@ -18,24 +20,25 @@ def random_model(name: str, image_size: int | None = None, dtype: str = "float32
     """Builds a model as users of the video predictor do, with random weights if it is a released one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No checkpoint was given")
-        return build_model(name, None, POSTPROCESSING_VIDEO, image_size=image_size, dtype=dtype)
+        return build_model(name, None, POSTPROCESSING, image_size=image_size, dtype=dtype)
 
 
-def memory_tokens(config: Sam2Config) -> int:
+def memory_tokens(config: ModelConfig) -> int:
     """Returns what one object reads when its memory is full: seven maps, and sixteen pointers cut in pieces."""
     pointers = config.max_obj_ptrs_in_encoder * config.hidden_dim // config.memory_dim
     return config.num_maskmem * config.grid**2 + pointers
 
 
-def full_bank(config: Sam2Config, num_objects: int) -> MemoryBank:
+def full_bank(config: ModelConfig, num_objects: int) -> MemoryBank:
     """Returns a bank of random memories without an empty slot, as frame `NOW` finds it."""
     bank = jax.tree.map(np.array, memory_bank.empty(config, num_objects))
     bank.prompted_frames[:] = 0
-    for frame in range(NOW - memory_bank.num_recent(config), NOW):
-        bank.recent_frames[:, memory_bank.recent_slot(config, frame)] = frame
-    reach = memory_bank.num_pointers(config)
-    for frame in range(NOW - reach, NOW):
-        bank.recent_pointer_frames[:, frame % reach] = frame
+    tracked = dict.fromkeys(range(1, NOW), RECENT)
+    for rule, frames in zip(
+        rules(config), (bank.recent_frames, bank.recent_pointer_frames), strict=True
+    ):
+        for slot, frame in rule.fill(tracked, NOW, 1).items():
+            frames[:, slot] = frame
     rng = np.random.default_rng(1)
 
     def fill(x):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from sam2_jax.config import MODELS, Sam2Config, resolve_model_name
+from sam2_jax.config import MODELS, ModelConfig, resolve_model_name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Checkpoint:
     """
 
     name: str
-    config: Sam2Config
+    config: ModelConfig
     params: Mapping[str, Any]
 
     @functools.cached_property

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from sam2_jax.checkpoint.checkpoint import Checkpoint
-from sam2_jax.config import get_config, resolve_model_name
+from sam2_jax.config import get_config, resolve_model_name, sort_overrides
 from sam2_jax.files import new_folder
 
 _FORMAT = "sam2_jax"
@@ -83,7 +83,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
             f"{version!r}; this release reads version {_FORMAT_VERSION}."
         )
     try:
-        config = get_config(name, **overrides)
+        config = get_config(name, **sort_overrides(overrides).model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path / _DESCRIPTION}: {error}") from error
     try:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sam2_jax.checkpoint import folder, hiera, names, run_folder, torch_file
 from sam2_jax.checkpoint.checkpoint import Checkpoint
-from sam2_jax.config import Sam2Config, get_config, resolve_model_name
+from sam2_jax.config import ModelConfig, get_config, resolve_model_name
 from sam2_jax.files import write_file
 from sam2_jax.model.sam2 import param_shapes
 
@@ -65,7 +65,7 @@ def load(
 
 
 def load_start(
-    path: str | os.PathLike, model: str, config: Sam2Config, draw: Callable[[], dict[str, Any]]
+    path: str | os.PathLike, model: str, config: ModelConfig, draw: Callable[[], dict[str, Any]]
 ) -> Checkpoint:
     """Loads what training begins with: a checkpoint, or released Hiera weights as the trunk.
 

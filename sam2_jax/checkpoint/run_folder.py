@@ -20,7 +20,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from sam2_jax.checkpoint.checkpoint import Checkpoint
-from sam2_jax.config import get_config, resolve_model_name
+from sam2_jax.config import get_config, resolve_model_name, sort_overrides
 from sam2_jax.model import lora
 
 CHECKPOINTS, STATE, RECORD = "checkpoints", "state", "record"
@@ -153,7 +153,8 @@ def _read(step: Path) -> Checkpoint:
         if array_checksum(array) != record["arrays"][path][2]:
             raise ValueError(f"the checksum of {path} is wrong")
     experiment = record["record"]["experiment"]
-    overrides = {k: v for k, v in experiment["model_overrides"].items() if k != "dtype"}
+    overrides = sort_overrides(experiment["model_overrides"]).model
+    overrides.pop("dtype", None)
     averaged_last = sorted(arrays, key=lambda path: path.startswith("ema/"))
     params = unflatten_dict({p.partition("/")[2]: arrays[p] for p in averaged_last}, sep="/")
     name = resolve_model_name(experiment["model"])

@@ -3,39 +3,44 @@
 Flags instead of an argument parser, so that the command line can change any field of the experiment.
 """
 
+import contextlib
+import gc
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from sam2_jax.commands.common import cache_compiled_programs, keep_freed_memory
 
 HELP = "Train a model."
 _QUOTES = "'\""
-USAGE = """usage: {program} --config=configs/<experiment>.py [--config.field=value ...] [--workdir=DIR]
+USAGE = """usage: {program} --config=EXPERIMENT [--config.field=value ...] [--workdir=DIR]
 
-  --config=FILE         experiment; --config.optimizer.learning_rate=1e-4 changes a field of it
+  --config=EXPERIMENT   a file, such as configs/nano.py:small, or the name of one that is installed, such as
+                        smoke or nano:small; --config.optimizer.learning_rate=1e-4 changes a field of it
   --workdir=DIR         folder of the run (default: runs/<experiment>); the same command goes on from its
                         newest checkpoint
   --distributed         join the other processes of a pod or a cluster, found by its environment, or by
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I
   --config.dry_run      print what would be trained and stop
 """
+# In an installed package, and in a clone.
+_CONFIGS = tuple(Path(__file__).parents[n] / "configs" for n in (1, 2))
+_RENAMED = {"--config.interaction.truth_probability": "--config.interaction.target_probability"}
 
 
 def main(argv: Sequence[str], program: str = "sam2-jax train") -> int:
     """Runs the command; returns its exit status."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("sam2_jax").setLevel(logging.INFO)
-    _quieten_orbax()
     try:
         if set(argv) & {"-h", "--help"}:
             print(USAGE.format(program=program), end="")
             return 0
-        _run(list(argv), program)
+        with _logging():
+            _run(list(argv), program)
     except (ValueError, OSError) as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -45,21 +50,43 @@ def main(argv: Sequence[str], program: str = "sam2-jax train") -> int:
     return 0
 
 
-def _quieten_orbax() -> None:
-    """Keeps errors to the one line that `main` prints: Orbax raises what it logs with stacks on the way."""
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    hook = sys.unraisablehook
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Shows what a run says, and keeps errors to the one line that `main` prints.
 
-    def without_late_callbacks(unraisable) -> None:
+    Orbax raises what it logs with stacks on the way, also from threads, and what it leaves behind complains
+    when it is collected.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    loggers = [logging.getLogger(name) for name in ("sam2_jax", "absl", "asyncio")]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+
+    def without_late_callbacks(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
+    if is_shown := not root.handlers:
+        root.addHandler(handler)
+    for logger, level in zip(loggers, (logging.INFO, *[logging.CRITICAL] * 2), strict=True):
+        logger.setLevel(level)
     sys.unraisablehook = without_late_callbacks
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield
+            gc.collect()
+    finally:
+        if is_shown:
+            root.removeHandler(handler)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        sys.unraisablehook = hook
 
 
 def _run(argv: list[str], program: str) -> None:
+    argv = _rewritten(argv)
     flags = _parse(argv, program)
     cache_compiled_programs()
     keep_freed_memory()
@@ -69,18 +96,52 @@ def _run(argv: list[str], program: str) -> None:
         jax.distributed.initialize(flags.coordinator_address, flags.num_processes, flags.process_id)
 
     from sam2_jax.experiment import from_config_dict
-    from sam2_jax.train.describe import describe
+    from sam2_jax.train.dry_run import dry_run
     from sam2_jax.train.loop import train
 
     experiment = from_config_dict(flags.config.to_dict())
-    workdir = flags.workdir or os.path.join("runs", Path(flags["config"].config_filename).stem)
+    workdir = flags.workdir or os.path.join("runs", _run_name(flags["config"].config_filename))
     if experiment.dry_run:
-        print(describe(experiment, workdir))
+        print(dry_run(experiment, workdir))
     else:
         train(experiment, workdir)
 
 
-def _parse(argv: list[str], program: str):
+def _run_name(config: str) -> str:
+    """nano_small of configs/nano.py:small: what another argument trains is another run."""
+    path, _, argument = config.partition(":")
+    return "_".join([Path(path).stem, *re.findall(r"[\w.+-]+", argument)])
+
+
+def _find_config(config: str) -> str:
+    """The file of a bare name, with its argument; anything else is the path of one."""
+    name, colon, argument = config.partition(":")
+    if re.fullmatch(r"[\w-]+", name) and not Path(name).exists():
+        for folder in _CONFIGS:
+            if (path := folder / f"{name}.py").is_file():
+                return f"{path}{colon}{argument}"
+        known = sorted({path.stem for folder in _CONFIGS for path in folder.glob("*.py")})
+        raise ValueError(f"there is no experiment {name!r}; known are {', '.join(known)}")
+    return config
+
+
+def _rewritten(argv: list[str]) -> list[str]:
+    """The command line with the file of an experiment that is named, and fields by the names they have now."""
+    new = []
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        if flag.lstrip("-") == "config" and equals:
+            value = _find_config(value)
+        elif new and new[-1].lstrip("-") == "config":
+            flag = _find_config(flag)
+        elif flag in _RENAMED:
+            print(f"{flag} is called {_RENAMED[flag]} now", file=sys.stderr)
+            flag = _RENAMED[flag]
+        new.append(f"{flag}{equals}{value}")
+    return new
+
+
+def _parse(argv: list[str], program: str) -> Any:
     """Returns the values of the flags; a ValueError if they make no sense."""
     from absl import flags
     from ml_collections import config_flags

@@ -160,11 +160,13 @@ class Hiera(nn.Module):
       config: sizes.
       dtype: compute type.
       remat: what the backward pass computes again; see `repeat.rematerialise`.
+      drop_path_rate: of the last block while it trains; grows linearly from 0.
     """
 
     config: HieraConfig
     dtype: str = "float32"
     remat: str = "none"
+    drop_path_rate: float = 0.0
 
     @nn.compact
     def __call__(self, image: jax.Array, is_training: bool = False) -> list[jax.Array]:
@@ -218,7 +220,7 @@ class Hiera(nn.Module):
         return repeat(self, layer, names, x, call, (scales, is_global), self.remat)
 
     def _branch_scales(self, batch):
-        num_blocks, rate = sum(self.config.stages), self.config.drop_path_rate
+        num_blocks, rate = sum(self.config.stages), self.drop_path_rate
         if not rate:
             return jnp.ones((num_blocks, 2, batch))
         return drop_path(self.make_rng("dropout"), jnp.linspace(0, rate, num_blocks), batch)

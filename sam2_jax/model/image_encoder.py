@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model.hiera import Hiera
 from sam2_jax.model.layers import Conv
 
@@ -34,16 +34,17 @@ class FpnNeck(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Trunk and neck."""
+    """Trunk and neck; `remat` and `drop_path_rate` are the trunk's."""
 
-    config: Sam2Config
+    config: ModelConfig
+    remat: str = "none"
+    drop_path_rate: float = 0.0
 
     @nn.compact
     def __call__(self, image: jax.Array, is_training: bool = False) -> list[jax.Array]:
         """Maps a normalised image (B, S, S, 3) to maps (B, S/4, S/4, C), (B, S/8, ...), (B, S/16, ...)."""
         c = self.config
-        maps = Hiera(c.hiera, c.dtype, c.remat, name="trunk")(
-            image.astype(jnp.dtype(c.dtype)), is_training
-        )
+        trunk = Hiera(c.hiera, c.dtype, self.remat, self.drop_path_rate, name="trunk")
+        maps = trunk(image.astype(jnp.dtype(c.dtype)), is_training)
         # The deepest level has given its share to the one above and is dropped.
         return FpnNeck(c.hidden_dim, c.dtype, name="neck")(maps)[:3]

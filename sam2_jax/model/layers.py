@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +38,11 @@ class Drawn(nn.meta.AxisMetadata):
         """The parameter."""
         return self.value
 
-    def replace_boxed(self, value: Any) -> "Drawn":
+    def replace_boxed(self, value: Any) -> Self:
         """Another value that is drawn alike."""
         return self.replace(value=value)
 
-    def add_axis(self, index: int, params: dict) -> "Drawn":
+    def add_axis(self, index: int, params: dict) -> Self:
         """Axes mean nothing here."""
         return self
 
@@ -170,7 +170,7 @@ class MLP(nn.Module):
     """
 
     widths: Sequence[int]
-    activation: callable = nn.relu
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: str = "float32"
 
     @nn.compact

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model.layers import MLP, Conv, Dense, LayerNorm, Upsample2x2, gelu, normal
 from sam2_jax.model.two_way import TwoWayTransformer
 
@@ -36,7 +36,7 @@ class Decoded:
 class MaskDecoder(nn.Module):
     """Two-way transformer, upscaling with high-resolution skips, and the heads (paper appendix D.1)."""
 
-    config: Sam2Config
+    config: ModelConfig
 
     def setup(self):
         """Creates the parts."""

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model import encodings
 from sam2_jax.model.layers import Dense, LayerNorm, uniform, uniform_but
 from sam2_jax.model.repeat import repeat
@@ -159,7 +159,8 @@ def _read_at_once(q, memory, slot_keys, pointer_keys, dropout, dropout_key):
 class MemoryAttentionLayer(nn.Module):
     """Self-attention, cross-attention to the memory, feed-forward; pre-norm, with residuals."""
 
-    config: Sam2Config
+    config: ModelConfig
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(
@@ -167,7 +168,7 @@ class MemoryAttentionLayer(nn.Module):
     ) -> jax.Array:
         """Maps (N or 1, L, C) to (N, L, C); the objects part ways at the cross-attention."""
         c, dtype = self.config.hidden_dim, self.config.dtype
-        rate = self.config.memory_attention_dropout
+        rate = self.dropout
         norm = lambda name: LayerNorm(1e-5, dtype, name=name)
         drop = nn.Dropout(rate, deterministic=not is_training)
         own = RotaryAttention(c, dtype, rate, name="self_attn")
@@ -179,9 +180,17 @@ class MemoryAttentionLayer(nn.Module):
 
 
 class MemoryAttention(nn.Module):
-    """The stack of layers and the final norm (paper section 4, "Memory attention")."""
+    """The stack of layers and the final norm (paper section 4, "Memory attention").
 
-    config: Sam2Config
+    Attributes:
+      config: sizes.
+      dropout: of everything, while it trains.
+      remat: what the backward pass computes again; see `repeat.rematerialise`.
+    """
+
+    config: ModelConfig
+    dropout: float = 0.0
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -230,9 +239,9 @@ class MemoryAttention(nn.Module):
         names = [f"layers_{i}" for i in range(config.memory_attention_layers)]
         if is_training and not self.is_initializing():
             x = jnp.broadcast_to(x, (n, *x.shape[1:]))
-            layer = MemoryAttentionLayer(config, parent=None)
+            layer = MemoryAttentionLayer(config, self.dropout, parent=None)
             apply = lambda layer, x, _: layer(x, memory, table, True)
-            x = repeat(self, layer, names, x, apply, remat=config.remat)
+            x = repeat(self, layer, names, x, apply, remat=self.remat)
         else:
             for name in names:
                 x = MemoryAttentionLayer(config, name=name)(x, memory, table)

@@ -7,7 +7,7 @@ import chex
 import jax
 from flax import linen as nn
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model.layers import Conv, Dense, DepthwiseConv, LayerNorm, constant, gelu
 
 _HALVINGS = 4  # 2**4 = 16, from mask pixels to feature cells
@@ -49,7 +49,7 @@ class ConvNextBlock(nn.Module):
 class MemoryEncoder(nn.Module):
     """Fuses what was seen with what was segmented (paper section 4, "Memory encoder")."""
 
-    config: Sam2Config
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, features: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
 """Memory policies: which tracked frames are worth remembering, as pure functions chosen by name.
 
-    init(config, N)  ->  state;   judge(config, state, index, answer, where)  ->  (state, verdicts (N,))
+    init(config, N)  ->  state;   update(config, state, index, segmentation, where)  ->  (state, retention (N,))
 
-`Sam2Config.memory_policy` names one:
+`ModelConfig.memory_policy` names one:
 
   recent      every frame: the last six are read (SAM 2, arXiv 2408.00714, section 4, "Memory bank").
   quality     frames on which the object is visible and the predicted IoU is good, however long ago: the test
@@ -16,7 +16,7 @@
               the object is visible, and anchor frames, on which the decoder was sure of its mask and yet
               proposed something elsewhere as well, most likely a look-alike.
 
-Policies decide on tracked frames only; prompted ones are always remembered. How verdicts become slots is told
+Policies decide on tracked frames only; prompted ones are always remembered. How retention become slots is told
 in `sam2_jax.model.memory_bank`. Time is counted in frame indices with their sign, so a state serves passes in
 both directions. Not taken over: SAMURAI's choice among the three masks by motion (every policy remembers the
 mask that the published rule chooses) and its lower threshold of visibility, -1; embeddings that only SAM 3 was
@@ -32,18 +32,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
+from sam2_jax.model.retention import ANCHOR, NEVER, ONCE, RECENT
 from sam2_jax.structs import Segmentation
-
-# Verdicts, in the order of how long a frame is remembered.
-NEVER = 0  # it is not read at all
-ONCE = 1  # it is read while it is the newest
-RECENT = 2  # it is read until enough newer ones were chosen
-ANCHOR = 3  # likewise, but counted apart and without a sense of time
 
 MIN_IOU = 0.5  # quality, motion: SAMURAI's memory_bank_iou_threshold
 MIN_STABLE_IOU = 0.3  # motion: a worse mask does not correct the filter but restarts it
-STABLE_FRAMES = 15  # motion: masks in a row after which the filter may judge
+STABLE_FRAMES = 15  # motion: masks in a row after which the filter may refuse one
 STRIDE = 5  # distractor: frames from one recent memory to the next, and at least between anchors
 MIN_ANCHOR_IOU = 0.8  # distractor: an anchor's predicted IoU
 MAX_AREA_CHANGE = 0.2  # distractor: of an anchor, against the median of the last areas
@@ -94,16 +89,16 @@ class Areas:
 
 class _Policy(NamedTuple):
     init: Callable[[int], Any]
-    judge: Callable[[Any, jax.Array, Segmentation], tuple[Any, jax.Array]]
+    update: Callable[[Any, jax.Array, Segmentation], tuple[Any, jax.Array]]
 
 
-def init(config: Sam2Config, num_objects: int) -> Any:
+def init(config: ModelConfig, num_objects: int) -> Any:
     """Returns the state of objects that were never tracked: arrays on the host that lead with N, or ()."""
     return _POLICIES[config.memory_policy].init(num_objects)
 
 
-def judge(
-    config: Sam2Config, state: Any, index: jax.Array, answer: Segmentation, where: jax.Array
+def update(
+    config: ModelConfig, state: Any, index: jax.Array, segmentation: Segmentation, where: jax.Array
 ) -> tuple[Any, jax.Array]:
     """Decides how long a frame is remembered.
 
@@ -111,29 +106,29 @@ def judge(
       config: names the policy.
       state: from `init` or the last call.
       index: () int32 index of the frame.
-      answer: of N objects on it.
+      segmentation: of N objects on it.
       where: (N,) bool, the objects that are tracked on it; the others keep their state.
 
     Returns:
-      The state, and (N,) int32 verdicts: `NEVER`, `ONCE`, `RECENT` or `ANCHOR`.
+      The state, and (N,) int32 retention: `NEVER`, `ONCE`, `RECENT` or `ANCHOR`.
     """
-    # A verdict is a decision, nothing to be learnt through.
-    answer = jax.lax.stop_gradient(answer)
-    new, verdicts = _POLICIES[config.memory_policy].judge(state, index, answer)
+    # Retention is a decision, nothing to be learnt through.
+    segmentation = jax.lax.stop_gradient(segmentation)
+    new, retention = _POLICIES[config.memory_policy].update(state, index, segmentation)
     choose = lambda new, old: jnp.where(where.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-    return jax.tree.map(choose, new, state), verdicts.astype(jnp.int32)
+    return jax.tree.map(choose, new, state), retention.astype(jnp.int32)
 
 
-def _judge_recent(state, index, answer):
-    return state, jnp.full(answer.scores.shape, RECENT)
+def _retain_recent(state, index, segmentation):
+    return state, jnp.full(segmentation.scores.shape, RECENT)
 
 
-def _is_good(answer):
-    return (answer.scores > 0) & (answer.ious > MIN_IOU)
+def _is_good(segmentation):
+    return (segmentation.scores > 0) & (segmentation.ious > MIN_IOU)
 
 
-def _judge_quality(state, index, answer):
-    return state, jnp.where(_is_good(answer), RECENT, ONCE)
+def _retain_quality(state, index, segmentation):
+    return state, jnp.where(_is_good(segmentation), RECENT, ONCE)
 
 
 def _corners(inside: jax.Array) -> jax.Array:
@@ -231,15 +226,15 @@ def _correct(state, position):
     )
 
 
-def _judge_motion(state, index, answer):
-    inside = answer.masks > 0
+def _retain_motion(state, index, segmentation):
+    inside = segmentation.masks > 0
     measured = _measure(inside)
     predicted = _predict(state, index)
     is_expected = _iou(_box(predicted.position), _box(measured)) > 0
-    may_judge = state.num_stable >= STABLE_FRAMES
-    is_kept = _is_good(answer) & (is_expected | ~may_judge)
+    may_refuse = state.num_stable >= STABLE_FRAMES
+    is_kept = _is_good(segmentation) & (is_expected | ~may_refuse)
 
-    is_stable = inside.any((1, 2)) & (answer.ious > MIN_STABLE_IOU)
+    is_stable = inside.any((1, 2)) & (segmentation.ious > MIN_STABLE_IOU)
     lost = predicted.replace(num_stable=jnp.zeros_like(state.num_stable))
     starts, goes_on = is_stable & (state.num_stable == 0), is_stable & (state.num_stable > 0)
 
@@ -278,8 +273,8 @@ def _largest_component(inside: jax.Array) -> jax.Array:
     return inside & (labels == sizes.argmax())
 
 
-def _judge_distractor(state, index, answer):
-    inside = answer.masks > 0
+def _retain_distractor(state, index, segmentation):
+    inside = segmentation.masks > 0
     area = inside.sum((1, 2)).astype(jnp.float32)
     is_visible = area > 0
     shifted = jnp.concatenate([state.areas[:, 1:], area[:, None]], 1)
@@ -288,7 +283,7 @@ def _judge_distractor(state, index, answer):
     change = area / jnp.nanmedian(jnp.where(areas > 0, areas, jnp.nan), 1)
     is_sure = (
         is_visible
-        & (answer.ious > MIN_ANCHOR_IOU)
+        & (segmentation.ious > MIN_ANCHOR_IOU)
         & (areas[:, -2] > 0)
         & (change >= 1 - MAX_AREA_CHANGE)
         & (change <= 1 + MAX_AREA_CHANGE)
@@ -296,21 +291,21 @@ def _judge_distractor(state, index, answer):
     is_time = (state.anchor < 0) | (jnp.abs(index - state.anchor) > STRIDE)
 
     # The chosen mask is among the three as well, where it leaves nothing and so does no harm.
-    elsewhere = (answer.candidates[:, 1:] > 0) & ~inside[:, None]
+    elsewhere = (segmentation.candidates[:, 1:] > 0) & ~inside[:, None]
     elsewhere = jax.vmap(jax.vmap(_largest_component))(elsewhere)
     wider = _corners(elsewhere | inside[:, None])
     overlaps = _iou(_corners(inside)[:, None], wider)
     is_anchor = is_sure & is_time & (overlaps <= MAX_ANCHOR_OVERLAP).any(1)
 
-    verdicts = jnp.where(index % STRIDE == 0, RECENT, ONCE)
-    verdicts = jnp.where(is_anchor, ANCHOR, jnp.where(is_visible, verdicts, NEVER))
-    return Areas(areas, jnp.where(is_anchor, index, state.anchor)), verdicts
+    retention = jnp.where(index % STRIDE == 0, RECENT, ONCE)
+    retention = jnp.where(is_anchor, ANCHOR, jnp.where(is_visible, retention, NEVER))
+    return Areas(areas, jnp.where(is_anchor, index, state.anchor)), retention
 
 
 _NOTHING = lambda num_objects: ()
 _POLICIES = {
-    "recent": _Policy(_NOTHING, _judge_recent),
-    "quality": _Policy(_NOTHING, _judge_quality),
-    "motion": _Policy(_init_motion, _judge_motion),
-    "distractor": _Policy(_init_distractor, _judge_distractor),
+    "recent": _Policy(_NOTHING, _retain_recent),
+    "quality": _Policy(_NOTHING, _retain_quality),
+    "motion": _Policy(_init_motion, _retain_motion),
+    "distractor": _Policy(_init_distractor, _retain_distractor),
 }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model import encodings
 from sam2_jax.model.layers import Conv, LayerNorm, gelu, normal
 from sam2_jax.structs import Prompt
@@ -37,7 +37,7 @@ class FourierPositions(nn.Module):
 class PromptEncoder(nn.Module):
     """Tokens for points and boxes, a dense map for masks (Kirillov et al. 2023, section 3)."""
 
-    config: Sam2Config
+    config: ModelConfig
 
     def setup(self):
         """Creates the parts."""

@@ -1,6 +1,8 @@
 """SAM 2: one frame in, one prediction out, memory carried explicitly.
 
-    `recall` (memory attention)  ->  `segment` (prompt encoder, mask decoder)  ->  `remember` (memory encoder)
+    `condition_on_memory` (memory attention)
+    -> `segment` (prompt encoder, mask decoder)
+    -> `encode_memory` (memory encoder)
 
 `Sam2.__call__(bank, features, index, prompt) -> (bank, prediction)` is the three in a row and the body of
 the scan in `sam2_jax.track`. Nothing here loops over time.
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from sam2_jax.config import Sam2Config
+from sam2_jax.config import ModelConfig
 from sam2_jax.model import encodings, memory_bank, memory_policy
 from sam2_jax.model.image_encoder import ImageEncoder
 from sam2_jax.model.layers import MLP, Conv, Dense, Drawn, normal
@@ -43,7 +45,7 @@ def no_prompt(num_objects: int) -> Prompt:
 
 
 def asks_for_three(
-    config: Sam2Config, num_points: jax.Array, is_initial: jax.Array | bool
+    config: ModelConfig, num_points: jax.Array, is_initial: jax.Array | bool
 ) -> jax.Array:
     """Tells which prompts are ambiguous: those of few points; a box counts as two."""
     return (
@@ -59,17 +61,23 @@ class Sam2(nn.Module):
 
     Attributes:
       config: what it computes.
+      remat: what the backward pass computes again; see `repeat.rematerialise`.
+      drop_path_rate: of the last block of the trunk, while it trains.
+      memory_attention_dropout: while it trains.
     """
 
-    config: Sam2Config
+    config: ModelConfig
+    remat: str = "none"
+    drop_path_rate: float = 0.0
+    memory_attention_dropout: float = 0.0
 
     def setup(self):
         """Creates the parts."""
         config = self.config
         c, m, dtype = config.hidden_dim, config.memory_dim, config.dtype
         small = lambda name, *shape: self.param(name, normal(0.02), shape)
-        self.image_encoder = ImageEncoder(config)
-        self.memory_attention = MemoryAttention(config)
+        self.image_encoder = ImageEncoder(config, self.remat, self.drop_path_rate)
+        self.memory_attention = MemoryAttention(config, self.memory_attention_dropout, self.remat)
         self.memory_encoder = MemoryEncoder(config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
@@ -93,11 +101,11 @@ class Sam2(nn.Module):
         maps = self.image_encoder(normalise(images), is_training)
         return Features(maps[2], self.mask_decoder.project_high_res(maps))
 
-    def forget(self, features: Features) -> jax.Array:
+    def add_no_memory_embedding(self, features: Features) -> jax.Array:
         """Embedding (B, H, W, C) of a frame that looks at no memory: an image, or the first prompted frame."""
         return features.embedding + self.no_mem_embed[:, :, None].astype(features.embedding.dtype)
 
-    def recall(
+    def condition_on_memory(
         self, bank: MemoryBank, features: Features, index: jax.Array, is_training: bool = False
     ) -> jax.Array:
         """Conditions a frame on what each object's bank remembers.
@@ -184,7 +192,7 @@ class Sam2(nn.Module):
         """Turns a conditioned frame and a prompt into masks (paper section 4, "Mask decoder").
 
         Args:
-          embedding: (N or 1, H, W, C) from `recall` or `forget`.
+          embedding: (N or 1, H, W, C) from `condition_on_memory` or `add_no_memory_embedding`.
           features: of the frame, leading axis 1.
           prompt: of N objects.
           is_initial: () or (N,) bool, whether the frame is the first prompted one.
@@ -198,15 +206,17 @@ class Sam2(nn.Module):
                 mask_logits=downsample_antialiased(prompt.masks, config.mask_size),
                 has_mask_logits=prompt.has_mask,
             )
-        answer = self._segment_by_decoder(embedding, features, prompt, is_initial)
-        if prompt.masks is None or not config.use_mask_input_as_output_without_sam:
-            return answer
-        given = self.segment_by_mask(features, prompt.masks)
+        segmentation = self._segment_by_decoder(embedding, features, prompt, is_initial)
+        masks, has_mask = prompt.masks, prompt.has_mask
+        if masks is None or has_mask is None or not config.use_mask_input_as_output_without_sam:
+            return segmentation
+        given = self.segment_by_mask(features, masks)
 
-        def choose(given, answer):
-            return jnp.where(prompt.has_mask.reshape(-1, *[1] * (answer.ndim - 1)), given, answer)
+        def choose(given, segmentation):
+            is_given = has_mask.reshape(-1, *[1] * (segmentation.ndim - 1))
+            return jnp.where(is_given, given, segmentation)
 
-        return jax.tree.map(choose, given, answer)
+        return jax.tree.map(choose, given, segmentation)
 
     def _segment_by_decoder(self, embedding, features, prompt, is_initial):
         config = self.config
@@ -280,7 +290,7 @@ class Sam2(nn.Module):
             pointers=pointers,
         )
 
-    def remember(
+    def encode_memory(
         self, features: Features, masks: jax.Array, scores: jax.Array, is_prompted: jax.Array
     ) -> jax.Array:
         """Encodes memories (paper section 4, "Memory encoder").
@@ -320,8 +330,10 @@ class Sam2(nn.Module):
 
         Args and result as for `__call__`.
         """
-        answer = self.segment(self.forget(features), features, prompt)
-        return self._conclude(bank, features, index, answer, prompt.is_prompted, prompt.is_prompted)
+        segmentation = self.segment(self.add_no_memory_embedding(features), features, prompt)
+        return self._conclude(
+            bank, features, index, segmentation, prompt.is_prompted, prompt.is_prompted
+        )
 
     def __call__(
         self, bank: MemoryBank, features: Features, index: jax.Array, prompt: Prompt | None = None
@@ -339,37 +351,50 @@ class Sam2(nn.Module):
           The bank with this frame in it, and the prediction. An object that was never prompted is absent.
         """
         is_known = (bank.prompted_frames >= 0).any(1)
-        embedding = self.recall(bank, features, index)
+        embedding = self.condition_on_memory(bank, features, index)
         is_prompted = jnp.zeros(is_known.shape, bool)
         if prompt is not None:
             is_prompted = prompt.is_prompted
             starts = (is_prompted & ~is_known)[:, None, None, None]
-            embedding = jnp.where(starts, self.forget(features), embedding)
+            embedding = jnp.where(starts, self.add_no_memory_embedding(features), embedding)
         is_initial = is_prompted & ~is_known
-        answer = self.segment(
+        segmentation = self.segment(
             embedding, features, prompt or no_prompt(is_known.shape[0]), is_initial
         )
-        return self._conclude(bank, features, index, answer, is_known | is_prompted, is_prompted)
+        return self._conclude(
+            bank, features, index, segmentation, is_known | is_prompted, is_prompted
+        )
 
-    def _conclude(self, bank, features, index, answer, is_known, is_prompted):
-        masks = jnp.where(is_known[:, None, None], answer.masks, NO_OBJECT)
-        scores = jnp.where(is_known, answer.scores, -10.0)
-        memories = self.remember(features, masks, scores, is_prompted)
+    def _conclude(self, bank, features, index, segmentation, is_known, is_prompted):
+        masks = jnp.where(is_known[:, None, None], segmentation.masks, NO_OBJECT)
+        scores = jnp.where(is_known, segmentation.scores, -10.0)
+        memories = self.encode_memory(features, masks, scores, is_prompted)
         is_taken = is_known & (index >= 0)  # padding of a clip changes nothing
         is_tracked = is_taken & ~is_prompted & ~(bank.prompted_frames == index).any(1)
-        policy, verdicts = memory_policy.judge(
-            self.config, bank.policy, index, answer.replace(masks=masks, scores=scores), is_tracked
+        policy, retention = memory_policy.update(
+            self.config,
+            bank.policy,
+            index,
+            segmentation.replace(masks=masks, scores=scores),
+            is_tracked,
         )
         prediction = Prediction(
-            masks, answer.ious, scores, answer.pointers, memories, verdicts, policy
+            masks, segmentation.ious, scores, segmentation.pointers, memories, retention, policy
         )
         bank = memory_bank.write(
-            self.config, bank, index, memories, answer.pointers, is_taken, is_prompted, verdicts
+            self.config,
+            bank,
+            index,
+            memories,
+            segmentation.pointers,
+            is_taken,
+            is_prompted,
+            retention,
         ).replace(policy=policy)
         return bank, prediction
 
 
-def _prompt_and_recall(sam2: Sam2, image: jax.Array) -> jax.Array:
+def _touch_every_parameter(sam2: Sam2, image: jax.Array) -> jax.Array:
     """Takes a prompt on one frame and remembers it on the next, which uses every parameter."""
     size, mask_size = sam2.config.image_size, sam2.config.mask_size
     prompt = no_prompt(1).replace(
@@ -380,29 +405,29 @@ def _prompt_and_recall(sam2: Sam2, image: jax.Array) -> jax.Array:
     )
     features = sam2.encode(image)
     bank, _ = sam2.begin(memory_bank.empty(sam2.config, 1), features, jnp.int32(0), prompt)
-    return sam2.recall(bank, features, jnp.int32(1))
+    return sam2.condition_on_memory(bank, features, jnp.int32(1))
 
 
-def _drawn_params(config: Sam2Config) -> dict:
+def _drawn_params(config: ModelConfig) -> dict:
     """Shapes of the parameters, and how each is drawn."""
     # Models of 256 px and more differ in nothing of it.
     return _trace_params(config.replace(image_size=min(config.image_size, 256)))
 
 
 @functools.lru_cache(maxsize=32)
-def _trace_params(config: Sam2Config) -> dict:
+def _trace_params(config: ModelConfig) -> dict:
     """It takes seconds, and everything that loads or checks weights asks."""
     image = jnp.zeros((1, config.image_size, config.image_size, 3))
-    init = lambda key: Sam2(config).init(key, image, method=_prompt_and_recall)["params"]
+    init = lambda key: Sam2(config).init(key, image, method=_touch_every_parameter)["params"]
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def param_shapes(config: Sam2Config) -> dict:
+def param_shapes(config: ModelConfig) -> dict:
     """Returns the shapes and types of the parameters, as nested dicts of `jax.ShapeDtypeStruct`."""
     return nn.meta.unbox(_drawn_params(config))
 
 
-def init_params(config: Sam2Config, key: jax.Array) -> dict:
+def init_params(config: ModelConfig, key: jax.Array) -> dict:
     """Returns random parameters with the original's initial distribution (PyTorch's defaults).
 
     Two differ: the frequencies of the position encoding in models smaller than 256 px (`PromptEncoder`), and
@@ -425,7 +450,7 @@ def init_params(config: Sam2Config, key: jax.Array) -> dict:
 _IN_FLOAT32 = ("mask_downsample", "obj_ptr_tpos_proj")
 
 
-def in_compute_type(config: Sam2Config, params: dict) -> dict:
+def in_compute_type(config: ModelConfig, params: dict) -> dict:
     """Returns parameters with the kernels of layers in the type in which they meet what they multiply.
 
     That changes no result, since layers cast them, and halves what a step reads of them.

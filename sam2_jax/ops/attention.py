@@ -190,8 +190,13 @@ def _in_chunks(q, k, v, mask, dropout, dropout_key, one_group_at_a_time):
     if not _is_cut(q, k):
         out = softmax(q, k, v, bias, dropout_key)
     elif one_group_at_a_time:
-        one = lambda xs: _by_chunks(softmax, *jax.tree.map(lambda x: x[None], xs[:4]), xs[4])[0]
-        out = jax.lax.map(one, (q, k, v, bias, _split(dropout_key, len(q))))
+
+        def one(xs):
+            arrays, key = xs
+            q, k, v, bias = jax.tree.map(lambda x: x[None], arrays)
+            return _by_chunks(softmax, q, k, v, bias, key)[0]
+
+        out = jax.lax.map(one, ((q, k, v, bias), _split(dropout_key, len(q))))
     else:
         out = _by_chunks(softmax, q, k, v, bias, dropout_key)
     return out.reshape(b, heads, *out.shape[1:]).transpose(0, 2, 1, 3)

@@ -1,8 +1,11 @@
 """Attention by cuDNN's fused kernel, on NVIDIA GPUs in half precision."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+_cudnn: Any
 try:
     from jax._src.cudnn import fused_attention_stablehlo as _cudnn
 except ImportError:  # private to JAX, so it may move

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 
 def _kernel():
     try:
-        from tokamax._src.ops.attention import base, pallas_mosaic_gpu
+        from tokamax._src.ops.attention import (  # pyright: ignore[reportMissingImports]
+            base,
+            pallas_mosaic_gpu,
+        )
     except ImportError as error:
         raise ValueError(
             "implementation='tokamax' needs the package tokamax (Python 3.12 or later): pip install tokamax."

@@ -1,6 +1,7 @@
-"""What a compiled program does, read from its text: kernels, products, communication, in loops as they run.
+"""What a compiled program does, read from its text: kernels and communication, in loops as they run.
 
 XLA's own cost analysis counts the body of a loop once, and says nothing of how many kernels a program launches.
+Products are counted before compilation: `sam2_jax.train.metrics.count_flops`.
 """
 
 import collections
@@ -9,8 +10,6 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-
-import numpy as np
 
 COLLECTIVES = (
     "all-gather",
@@ -46,8 +45,6 @@ class Cost:
       custom_calls: by target, how often it is called.
       loops: that stand in the program; one in a loop counts once.
       conditionals: conditions that are decided.
-      flops: of matrix products and convolutions; a multiplication and an addition are two. Those inside of
-        custom calls are not in the text.
       collectives: by kind, how often it runs, and the bytes of what the device has put together or has given:
         the result of an all-gather, the operands of all others.
       unknown_loops: loops whose number of turns is not in the text; they count as one turn.
@@ -58,7 +55,6 @@ class Cost:
     custom_calls: Mapping[str, int] = dataclasses.field(default_factory=dict)
     loops: int = 0
     conditionals: int = 0
-    flops: float = 0.0
     collectives: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     unknown_loops: int = 0
 
@@ -74,7 +70,6 @@ class Cost:
             custom_calls=dict(calls),
             loops=self.loops + other.loops,
             conditionals=self.conditionals + other.conditionals,
-            flops=self.flops + other.flops,
             collectives=collectives,
             unknown_loops=self.unknown_loops + other.unknown_loops,
         )
@@ -88,7 +83,6 @@ class Cost:
             custom_calls={target: n * count for target, count in self.custom_calls.items()},
             loops=self.loops + 1,
             conditionals=n * self.conditionals,
-            flops=n * self.flops,
             collectives={
                 kind: (n * count, n * size) for kind, (count, size) in self.collectives.items()
             },
@@ -117,7 +111,7 @@ _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 def cost(text: str) -> Cost:
     """Returns the cost of a compiled program.
 
-    Of the branches of a condition, the one with most products counts, and among equals that with most kernels.
+    Of the branches of a condition, the one with most cycles counts, and among equals that with most kernels.
 
     Args:
       text: from `jax.stages.Compiled.as_text`.
@@ -148,8 +142,6 @@ def cost(text: str) -> Cost:
 
     def of_work(instruction, shapes):
         opcode = instruction.opcode
-        if opcode in ("convolution", "dot"):
-            return Cost(flops=_product_flops(instruction, shapes))
         if opcode.removesuffix("-start") in COLLECTIVES:
             return _collective(instruction, shapes)
         if opcode == "while":
@@ -157,7 +149,7 @@ def cost(text: str) -> Cost:
             turns = _turns(instruction, computations, called["condition"])
             return of(called["body"]).in_a_loop(turns)
         if opcode == "conditional":
-            size = lambda branch: (branch.flops, branch.kernels)
+            size = lambda branch: (branch.cycles, branch.kernels)
             return max(map(of, _called(instruction)), key=size) + Cost(conditionals=1)
         if opcode in ("call", "async-start"):
             return sum(map(of, _called(instruction)), Cost())
@@ -178,7 +170,9 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
                 entry = current
         elif match := _INSTRUCTION.match(line):
             arguments, _, attributes = line[match.end() :].partition(")")
-            computations[current].append(_Instruction(*match.groups(), arguments, attributes))
+            name, shapes, opcode = match.groups()
+            instruction = _Instruction(name, shapes, opcode, arguments, attributes)
+            computations[current].append(instruction)
     return computations, entry
 
 
@@ -221,76 +215,10 @@ def _collective(instruction: _Instruction, shapes: Mapping[str, str]) -> Cost:
     return Cost(collectives={kind: (1, size)})
 
 
-def _arrays(shapes: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Types and sizes of the arrays in the text of a shape."""
-    return [
-        (kind, tuple(map(int, sizes.split(","))) if sizes else ())
-        for kind, sizes in _SHAPE.findall(shapes)
-    ]
-
-
 def _bytes(shapes: str) -> float:
     total = 0.0
-    for kind, sizes in _arrays(shapes):
+    for kind, sizes in _SHAPE.findall(shapes):
         digits = re.search(r"\d+", kind)
-        total += math.prod(sizes) * (int(digits[0]) / 8 if digits else 1)
+        count = math.prod(map(int, sizes.split(","))) if sizes else 1
+        total += count * (int(digits[0]) / 8 if digits else 1)
     return total
-
-
-def _product_flops(instruction: _Instruction, shapes: Mapping[str, str]) -> float:
-    (_, result), *_ = _arrays(instruction.shapes)
-    left, right = (_arrays(shapes[name])[0][1] for name in instruction.operands[:2])
-    if instruction.opcode == "dot":
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
-        sizes = [left[int(axis)] for axis in contracted[1].split(",") if axis] if contracted else []
-        return 2.0 * math.prod(result) * math.prod(sizes)
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-    size = lambda axis, names, sizes: sizes[names.index(axis)]
-    flops = 2.0 * size("b", labels[3], result) * size("f", labels[3], result)
-    flops *= size("i", labels[2], right)
-    window = _window(instruction.attributes)
-    for axis in sorted(set(labels[3]) - set("bf")):
-        setting = {key: values[int(axis)] for key, values in window.items()}
-        flops *= _overlaps(
-            size(axis, labels[1], left),
-            size(axis, labels[2], right),
-            size(axis, labels[3], result),
-            stride=int(setting.get("stride", 1)),
-            before=int(setting.get("pad", "0_0").partition("_")[0]),
-            spread=int(setting.get("lhs_dilate", 1)),
-            reach=int(setting.get("rhs_dilate", 1)),
-        )
-    return flops
-
-
-def _window(attributes: str) -> dict[str, list[str]]:
-    """{"size": ["3", "3"], "pad": ["1_1", "1_1"]} of `window={size=3x3 pad=1_1x1_1}`."""
-    found = re.search(r"window=\{([^}]*)\}", attributes)
-    fields = [field.partition("=") for field in found[1].split()] if found else []
-    return {key: values.split("x") for key, _, values in fields}
-
-
-def _overlaps(
-    left: int, right: int, result: int, stride: int, before: int, spread: int, reach: int
-) -> int:
-    """Pairs of a result and a kernel position that meet an input along one axis of a convolution.
-
-    TPUs compute batched products as convolutions of which most positions meet nothing.
-
-    Args:
-      left: positions of the input.
-      right: positions of the kernel.
-      result: positions of the result.
-      stride: of the kernel between results.
-      before: padding of the input.
-      spread: distance of input positions.
-      reach: distance of kernel positions.
-    """
-    start = np.arange(result) * stride - before
-    if reach == 1:
-        first = np.maximum(-(-start // spread), 0)
-        last = np.minimum((start + right - 1) // spread, left - 1)
-    else:  # the compiler never spreads both
-        first = np.maximum(-(start // reach), 0)
-        last = np.minimum((left - 1 - start) // reach, right - 1)
-    return int(np.maximum(last - first + 1, 0).sum())

@@ -1,9 +1,8 @@
 """Which part of every array each device holds.
 
-Rules name parameters by path. The first that matches says which axes are cut over `model`: matrix products in
-pairs, the first by columns and the second by rows, so that one sum after the pair joins the parts (Shoeybi et
-al. 2019). Of what is left, the largest axis is cut over `fsdp` (Rajbhandari et al. 2020). Moments of an
-optimizer and averages end in their parameter's path and go the same way.
+Rules, which are part of an experiment, name parameters by path. The first that matches says how an array is cut
+over `model`: `columns`, `rows` or `whole`. Of what is left, the largest axis is cut over `fsdp` (Rajbhandari et
+al. 2020). Moments of an optimizer and averages end in their parameter's path and go the same way.
 """
 
 import math
@@ -13,37 +12,22 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sam2_jax.experiment import Rules
+
 SMALLEST = 1024  # elements; arrays with fewer stay whole on every device of `fsdp`
 
-_COLUMNS = (None, "model")
-_ROWS = ("model", None)
-_WHOLE = ()
-
-# Searched for in the path. Axes are the last ones of an array, so that a bias goes with its kernel's columns.
-RULES = (
-    # One head: cut queries and keys would leave every score a sum over devices.
-    (r"memory_attention/.*/[qk]_proj/(kernel|bias)$", _WHOLE),
-    (r"attn\w*/(qkv|[qkv]_proj)/(kernel|bias)$", _COLUMNS),
-    (r"attn\w*/(proj|out_proj)/kernel$", _ROWS),
-    (r"(mlp/layers_0|linear1|pwconv1)/(kernel|bias)$", _COLUMNS),
-    (r"(mlp/layers_1|linear2|pwconv2)/kernel$", _ROWS),
-    # Convolutions, norms, heads on a few tokens, and what is added to maps and tokens.
-    (r"/(kernel|bias|scale|gamma)$", _WHOLE),
-    (r"(embed|embeddings|pos_enc|token|tokens|no_obj_ptr|gaussian_matrix)(_\w+)?$", _WHOLE),
-    # Low-rank updates, the random key of a train state, and Muon's polynomial.
-    (r"kernel/[ab]$", _WHOLE),
-    (r"^key$", _WHOLE),
-    (r"/ns_coeffs$", _WHOLE),
-)
+# Axes are the last ones of an array, so that a bias goes with its kernel's columns.
+_CUTS = {"columns": (None, "model"), "rows": ("model", None), "whole": ()}
 
 
-def spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+def spec(mesh: Mesh, rules: Rules, path: str, shape: tuple[int, ...]) -> PartitionSpec:
     """Returns how one array is cut.
 
     An axis that a size of the mesh does not divide is not cut.
 
     Args:
       mesh: with the axes `fsdp` and `model`.
+      rules: see `Experiment.sharding`.
       path: "/"-joined, such as `params/image_encoder/trunk/blocks_3/attn/qkv/kernel`.
       shape: of the array; one without axes needs no rule.
 
@@ -53,7 +37,9 @@ def spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
     if not shape:
         return PartitionSpec()
     names: list[str | None] = [None] * len(shape)
-    for axis, name in zip(range(-1, -len(shape) - 1, -1), reversed(_rule(path)), strict=False):
+    for axis, name in zip(
+        range(-1, -len(shape) - 1, -1), reversed(_rule(rules, path)), strict=False
+    ):
         if name and shape[axis] % mesh.shape[name] == 0:
             names[axis] = name
     whole = [axis for axis, name in enumerate(names) if name is None]
@@ -63,18 +49,19 @@ def spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
     return PartitionSpec(*names)
 
 
-def _rule(path: str) -> tuple[str | None, ...]:
-    for pattern, axes in RULES:
+def _rule(rules: Rules, path: str) -> tuple[str | None, ...]:
+    for pattern, cut in rules:
         if re.search(pattern, path):
-            return axes
-    raise ValueError(f"no sharding rule matches {path!r}; add one to RULES in {__name__}.")
+            return _CUTS[cut]
+    raise ValueError(f"no sharding rule matches {path!r}; add one to `sharding` of the experiment.")
 
 
-def shardings(mesh: Mesh, tree: Any) -> Any:
+def shardings(mesh: Mesh, rules: Rules, tree: Any) -> Any:
     """Returns how every array of a tree is cut, for parameters, gradients and whole train states.
 
     Args:
       mesh: from `sam2_jax.parallel.mesh.make_mesh`.
+      rules: see `Experiment.sharding`.
       tree: of arrays or `jax.ShapeDtypeStruct`.
 
     Returns:
@@ -86,6 +73,6 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 
     def one(keys, leaf):
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        return NamedSharding(mesh, spec(mesh, path, leaf.shape))
+        return NamedSharding(mesh, spec(mesh, rules, path, leaf.shape))
 
     return jax.tree_util.tree_map_with_path(one, tree)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from sam2_jax.build import Model, load_pretrained
-from sam2_jax.config import POSTPROCESSING_IMAGE, Sam2Config
+from sam2_jax.config import POSTPROCESSING_IMAGE, ModelConfig
 from sam2_jax.files import PartialFile
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.predict import postprocessing, preprocessing
@@ -34,7 +34,7 @@ _ENCODER_FIELDS = ("hiera", "image_size", "hidden_dim", "dtype", "use_high_res_f
 def encode_images(sam2: Sam2, params: dict, images: jax.Array) -> Features:
     """Features of images (B, S, S, 3), whose embedding looks at no memory."""
     features = sam2.apply({"params": params}, images, method="encode")
-    embedding = sam2.apply({"params": params}, features, method="forget")
+    embedding = sam2.apply({"params": params}, features, method="add_no_memory_embedding")
     return features.replace(embedding=embedding)
 
 
@@ -316,7 +316,7 @@ class SAM2ImagePredictor:
         prompts = []
         for i, (size, *given) in enumerate(zip(sizes, *columns, strict=True)):
             with _about(f"Image {i}"):
-                prompts.append(self._prompt(size, *given, normalize_coords))
+                prompts.append(self._prompt(size, *given, is_pixels=normalize_coords))
         masks, ious, low_res = zip(
             *self._answer(prompts, multimask_output, return_logits), strict=True
         )
@@ -414,7 +414,7 @@ def _describe(model: Model) -> dict[str, str]:
     }
 
 
-def _tensor_shapes(config: Sam2Config, num_images: int) -> dict[str, tuple[int, ...]]:
+def _tensor_shapes(config: ModelConfig, num_images: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors in a file of embeddings."""
     b, g, c = num_images, config.grid, config.hidden_dim
     shapes = {"embedding": (b, g, g, c)}

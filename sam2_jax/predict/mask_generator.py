@@ -352,7 +352,7 @@ class SAM2AutomaticMaskGenerator:
             )
         if (self.points_per_side is None) == (self.point_grids is None):
             raise ValueError("Give either points_per_side or point_grids, and None for the other.")
-        self.point_grids = self._grids()
+        self.point_grids = self._layers = self._grids()
         self.predictor = SAM2ImagePredictor(
             self.model,
             max_hole_area=self.min_mask_region_area,
@@ -415,10 +415,7 @@ class SAM2AutomaticMaskGenerator:
         height, width = image.shape[:2]
         crops = crop_boxes(height, width, self.crop_n_layers, self.crop_overlap_ratio)
         found, bits = zip(
-            *[
-                self._search(image, crop, self.point_grids[layer], progress)
-                for layer, crop in crops
-            ],
+            *[self._search(image, crop, self._layers[layer], progress) for layer, crop in crops],
             strict=True,
         )
         found, bits = _join(found), list(itertools.chain(*bits))
@@ -440,13 +437,15 @@ class SAM2AutomaticMaskGenerator:
         self.predictor.set_image(image[y0:y1, x0:x1])
         pixels = _Crop(y1 - y0, x1 - x0, self.model.config.mask_size)
         # Batches of all layers have one size, so that one program decodes them.
-        size = min(self.points_per_batch, max(map(len, self.point_grids)))
+        size = min(self.points_per_batch, max(map(len, self._layers)))
         batches = (
             self._answer(grid[i : i + size], size, pixels) for i in range(0, len(grid), size)
         )
         found, pages = [], []
         # The next batch is under way before the numbers of this one are waited for.
-        for batch, _ in itertools.pairwise(itertools.chain(batches, [None])):
+        following = next(batches, None)
+        while (batch := following) is not None:
+            following = next(batches, None)
             candidates = self._filter(batch, crop, image.shape[:2])
             index = candidates.maps
             found.append(candidates._replace(maps=len(pages) * _PAGE + np.arange(len(index))))

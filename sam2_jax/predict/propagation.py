@@ -1,4 +1,4 @@
-"""Propagation: clips of frames through the compiled scan, answers into the sessions.
+"""Propagation: clips of frames through the compiled scan, results into the sessions.
 
 The bank stays on the device from clip to clip, and the next clip is launched before the masks of the last one
 are read. What a caller changes between two results (a click, an object added or removed) counts from the next
@@ -57,13 +57,13 @@ def _propagate_many(
 
 
 @dataclasses.dataclass
-class _Answers:
-    """What was answered for the clip of one video; arrays are on their way, nothing waits for them.
+class _Results:
+    """The results for the clip of one video; arrays may still be computed, nothing waits for them.
 
     Attributes:
       place: where the clip is on the leading axes of the arrays: () or (video,).
       prediction: leaves lead with those axes, T and N; holes of the masks are filled.
-      shown: masks by frame, where all that is to be seen was tracked.
+      shown: masks by frame, where every object was tracked.
     """
 
     place: tuple[int, ...]
@@ -71,28 +71,28 @@ class _Answers:
     shown: dict[int, VideoMasks]
 
     def entries(self, session: InferenceState, frames: int, objects: int) -> Iterator[list[Entry]]:
-        """The answers of each of so many frames, for so many objects; hands their arrays to the store."""
-        answers = self.prediction
+        """The entries of that many frames and objects; hands their arrays to the store."""
 
         def part(x):
             is_whole = not self.place and x.shape[:2] == (frames, objects)
             return x if is_whole else x[(*self.place, slice(frames), slice(objects))]
 
         keep = lambda x: session.store.keep(part(x))
-        masks, pointers = keep(answers.masks), keep(answers.pointers)
-        memories, policy = keep(answers.memories), jax.tree.map(keep, answers.policy)
-        small = (answers.ious, answers.scores, answers.verdicts)
-        ious, scores, verdicts = (np.asarray(x)[self.place] for x in small)
+        masks, pointers = keep(self.prediction.masks), keep(self.prediction.pointers)
+        memories = keep(self.prediction.memories)
+        policy = jax.tree.map(keep, self.prediction.policy)
+        small = (self.prediction.ious, self.prediction.scores, self.prediction.retention)
+        ious, scores, retention = (np.asarray(x)[self.place] for x in small)
         for k in range(frames):
             yield [
                 Entry(
-                    kept_mask=masks.at(k, n),
+                    mask=masks.at(k, n),
                     iou=float(ious[k, n]),
                     score=float(scores[k, n]),
-                    kept_pointer=pointers.at(k, n),
-                    kept_memory=memories.at(k, n),
-                    verdict=int(verdicts[k, n]),
-                    kept_policy=jax.tree.map(lambda kept, k=k, n=n: kept.at(k, n), policy),
+                    pointer=pointers.at(k, n),
+                    memory=memories.at(k, n),
+                    retention=int(retention[k, n]),
+                    policy=jax.tree.map(lambda kept, k=k, n=n: kept.at(k, n), policy),
                 )
                 for n in range(objects)
             ]
@@ -103,16 +103,16 @@ class _Clip:
     """Frames of one video for one call of the compiled program.
 
     Attributes:
-      frames: indices, in the order of the pass.
+      frames: indices, in the order of tracking.
       tracked: those of them that something is computed for.
       images: of these.
-      answers: None until they are launched, and where nothing is computed.
+      results: None until they are launched, and where nothing is computed.
     """
 
     frames: list[int] = dataclasses.field(default_factory=list)
     tracked: list[int] = dataclasses.field(default_factory=list)
     images: list[np.ndarray | jax.Array] = dataclasses.field(default_factory=list)
-    answers: _Answers | None = None
+    results: _Results | None = None
 
 
 def _read(
@@ -130,7 +130,7 @@ def _read(
 
 
 class Propagation:
-    """One pass over one video in one direction.
+    """Propagation through one video in one direction.
 
     Attributes:
       session: of the video.
@@ -147,7 +147,7 @@ class Propagation:
         return_logits: bool,
         reads_ahead: bool = True,
     ):
-        """Prepares a pass over the frames `order`; nothing is read yet."""
+        """Prepares to track through the frames `order`; nothing is read yet."""
         self.session, self.chunk = session, chunk
         self.objects: list[ObjectHistory] = []
         self._order, self._direction = order, direction
@@ -166,14 +166,14 @@ class Propagation:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the session changed since the pass looked last."""
+        """Whether the session changed since `take_up_changes` looked."""
         return self._version != self.session.version
 
     def take_up_changes(self) -> bool:
         """Takes up what changed in the session; returns whether anything did."""
         if not self.is_changed:
             return False
-        self.session.remember_prompts()
+        self.session.encode_prompted()
         self._version = self.session.version
         self.objects = [history for history in self.session.objects.values() if history.prompted]
         return True
@@ -207,9 +207,9 @@ class Propagation:
             clip.frames.append(t)
         return clip
 
-    def show(self, place: tuple[int, ...], prediction: Prediction, clip: _Clip) -> _Answers:
-        """Starts the finishing of what was launched for a clip."""
-        for x in (prediction.ious, prediction.scores, prediction.verdicts):
+    def show(self, place: tuple[int, ...], prediction: Prediction, clip: _Clip) -> _Results:
+        """Starts the post-processing of what was launched for a clip."""
+        for x in (prediction.ious, prediction.scores, prediction.retention):
             x.copy_to_host_async()
         shown = {}
         first = sum(place) * self.chunk  # one leading axis before that of the frames, or none
@@ -219,19 +219,19 @@ class Propagation:
                 shown[t] = self.session.show(
                     prediction.masks, first + k, len(self.objects), self._return_logits
                 )
-        return _Answers(place, prediction, shown)
+        return _Results(place, prediction, shown)
 
     def results(self, clip: _Clip) -> Iterator[FrameMasks]:
-        """Takes the answers of a clip into the session and yields them, until the session is changed."""
+        """Takes the results of a clip into the session and yields them, until the session is changed."""
         session, count = self.session, len(self.objects)
         entries = iter(())
-        if clip.answers is not None:
-            entries = clip.answers.entries(session, len(clip.tracked), count)
+        if clip.results is not None:
+            entries = clip.results.entries(session, len(clip.tracked), count)
         for t in clip.frames:
             self._reader.take()
             found = next(entries) if t in clip.tracked else [None] * count
             session.record(t, self._direction, self.objects, found)
-            shown = clip.answers.shown.pop(t, None) if clip.answers else None
+            shown = clip.results.shown.pop(t, None) if clip.results else None
             masks = shown.get() if shown else session.video_masks(t, self._return_logits)
             if session.results is not None:
                 session.results.write(t, session.obj_ids, masks[:, 0] > 0)
@@ -240,7 +240,7 @@ class Propagation:
                 return
 
 
-# Banks, the clips with images -> the banks after them, and for each clip where its answers are.
+# Banks, the clips with images -> the banks after them, and for each clip where its results are.
 _Step = Callable[[Any, Sequence[_Clip]], tuple[Any, list[tuple[tuple[int, ...], Prediction]]]]
 
 
@@ -250,10 +250,10 @@ def run(
     step: _Step,
     devices: Sequence[jax.Device | None],
 ) -> Iterator[tuple[int, int, list[int | str], np.ndarray]]:
-    """Runs passes side by side: `chunk` frames of one video, then of the next.
+    """Propagates through several videos side by side: `chunk` frames of one video, then of the next.
 
     Args:
-      runs: the passes.
+      runs: a propagation each.
       load: brings banks to where `step` takes them.
       step: launches the compiled program.
       devices: where each video is.
@@ -282,7 +282,7 @@ def run(
                 banks = load([one.bank(now, num_objects, num_prompted) for one, now in pairs])
             banks, predictions = step(banks, clips)
             for one, clip, (place, prediction) in zip(runs, clips, predictions, strict=True):
-                clip.answers = one.show(place, prediction, clip)
+                clip.results = one.show(place, prediction, clip)
         return clips
 
     for one, device in zip(runs, devices, strict=True):
@@ -313,8 +313,9 @@ def run(
             one.close()
 
 
-def run_one(model: Model, one: Propagation) -> Iterator[FrameMasks]:
-    """Runs a pass; see `SAM2VideoPredictor.propagate_in_video`."""
+def run_one(one: Propagation) -> Iterator[FrameMasks]:
+    """Propagates through one video; see `SAM2VideoPredictor.propagate_in_video`."""
+    model = one.session.model
 
     def step(bank, clips):
         (clip,) = clips
@@ -328,10 +329,10 @@ def run_one(model: Model, one: Propagation) -> Iterator[FrameMasks]:
 
 
 def run_many(
-    model: Model, runs: Sequence[Propagation], devices: Sequence[jax.Device]
+    runs: Sequence[Propagation], devices: Sequence[jax.Device]
 ) -> Iterator[tuple[int, int, list[int | str], np.ndarray]]:
-    """Runs passes over several videos at once; see `SAM2VideoPredictor.propagate_in_videos`."""
-    devices = devices[: len(runs)]
+    """Propagates through several videos at once; see `SAM2VideoPredictor.propagate_in_videos`."""
+    model, devices = runs[0].session.model, devices[: len(runs)]
     mesh = Mesh(np.array(devices), ("video",))
     videos = NamedSharding(mesh, PartitionSpec("video"))
     params = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
@@ -366,7 +367,7 @@ def run_many(
 
 def _filled(model: Model, prediction: Prediction) -> Prediction:
     """The prediction with holes of its masks filled, as they are kept and shown."""
-    return prediction.replace(masks=fill_holes(prediction.masks, model.config.fill_hole_area))
+    return prediction.replace(masks=fill_holes(prediction.masks, model.session.fill_hole_area))
 
 
 def _pad(

@@ -54,7 +54,7 @@ class FrameReader:
         found = list(itertools.islice(self._seen, start, start + count))
         if found or isinstance(self._end, StopIteration):
             return found
-        if wait:
+        if wait and self._end is not None:
             raise self._end
         return None
 

@@ -1,4 +1,4 @@
-"""A session on one video: what was pointed at, what was answered, and every change of either."""
+"""A session on one video: prompts, results, and every change of either."""
 
 import collections
 import functools
@@ -33,23 +33,27 @@ _encode = _jit(encode)
 
 
 @_jit
-def _answer_first(sam2: Sam2, params: dict, features: Features, prompt: Prompt) -> Segmentation:
-    embedding = sam2.apply({"params": params}, features, method="forget")
+def _segment_first(sam2: Sam2, params: dict, features: Features, prompt: Prompt) -> Segmentation:
+    embedding = sam2.apply({"params": params}, features, method="add_no_memory_embedding")
     return sam2.apply({"params": params}, embedding, features, prompt, method="segment")
 
 
 @_jit
-def _answer_again(
+def _segment_again(
     sam2: Sam2, params: dict, bank: MemoryBank, features: Features, index: jax.Array, prompt: Prompt
 ) -> Segmentation:
-    embedding = sam2.apply({"params": params}, bank, features, index, method="recall")
+    embedding = sam2.apply({"params": params}, bank, features, index, method="condition_on_memory")
     return sam2.apply({"params": params}, embedding, features, prompt, False, method="segment")
 
 
 @_jit
-def _remember(sam2: Sam2, params: dict, features: Features, masks: jax.Array, scores: jax.Array):
+def _encode_memory(
+    sam2: Sam2, params: dict, features: Features, masks: jax.Array, scores: jax.Array
+):
     is_prompted = jnp.ones(scores.shape, bool)
-    return sam2.apply({"params": params}, features, masks, scores, is_prompted, method="remember")
+    return sam2.apply(
+        {"params": params}, features, masks, scores, is_prompted, method="encode_memory"
+    )
 
 
 def check_object_id(obj_id: Any) -> int | str:
@@ -75,13 +79,13 @@ class InferenceState:
     """A session on one video. Treat it as opaque and hand it to the predictor's methods.
 
     Attributes:
-      model: answers the prompts.
+      model: segments and tracks.
       frames: the video.
-      store: where the arrays of the answers are.
+      store: holds the arrays of the results.
       keep_frames: see `SAM2VideoPredictor.init_state`.
       results: see `SAM2VideoPredictor.init_state`.
-      objects: what is known of each object, by the id that the user gave it.
-      version: grows with every change that a running pass has to take up.
+      objects: the history of each object, by the id that the user gave it.
+      version: grows with every change that a running propagation has to take up.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class InferenceState:
         results: MaskSink | None = None,
         objects: dict[int | str, ObjectHistory] | None = None,
     ):
-        """Opens a session; `objects` is what an earlier one knew."""
+        """Opens a session; `objects` is those of an earlier one."""
         self.model, self.frames = model, frames
         self.store = store or Store()
         self.keep_frames, self.results = keep_frames, results
@@ -129,8 +133,8 @@ class InferenceState:
     def scores(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
         """See `SAM2VideoPredictor.get_scores`."""
         frame = self.check_frame(frame)
-        answers = [history.answer(frame) for history in self.objects.values()]
-        scores = [(entry.score, entry.iou) if entry else (np.nan, np.nan) for entry in answers]
+        entries = [history.latest(frame) for history in self.objects.values()]
+        scores = [(entry.score, entry.iou) if entry else (np.nan, np.nan) for entry in entries]
         scores, ious = np.array(scores, np.float32).reshape(-1, 2).T
         return scores, ious
 
@@ -138,25 +142,25 @@ class InferenceState:
         """Masks of all objects on a frame.
 
         Returns:
-          (N, 1, H, W) float32 logits, far below zero for an object without any answer, or bool.
+          (N, 1, H, W) float32 logits, far below zero for an object without any result, or bool.
         """
-        answers = [history.answer(frame) for history in self.objects.values()]
-        if not answers:
+        entries = [history.latest(frame) for history in self.objects.values()]
+        if not entries:
             size = self.frames.height, self.frames.width
             return np.zeros((0, 1, *size), np.float32 if return_logits else bool)
         side = self.model.config.mask_size
-        masks = np.full((preprocessing.bucket(len(answers)), side, side), NO_OBJECT, np.float32)
-        for mask, entry in zip(masks, answers, strict=False):
+        masks = np.full((preprocessing.bucket(len(entries)), side, side), NO_OBJECT, np.float32)
+        for mask, entry in zip(masks, entries, strict=False):
             if entry:
-                mask[:] = entry.mask
-        return self.show(masks, 0, len(answers), return_logits).get()
+                mask[:] = entry.mask.get()
+        return self.show(masks, 0, len(entries), return_logits).get()
 
     def show(
         self, masks: jax.Array | np.ndarray, index: int, count: int, return_logits: bool
     ) -> VideoMasks:
         """Starts to bring masks to the size of the video; see `VideoMasks`."""
         size = self.frames.height, self.frames.width
-        is_exclusive = self.model.config.non_overlap_masks
+        is_exclusive = self.model.session.non_overlap_masks
         return VideoMasks(masks, index, count, size, is_exclusive, return_logits)
 
     def add_points_or_box(
@@ -176,23 +180,22 @@ class InferenceState:
         if box is not None and not clear_old_points:
             raise ValueError("A box replaces earlier points: pass it with clear_old_points=True.")
         height, width = self.frames.height, self.frames.width
-        points, labels = preprocessing.join_prompts(points, labels, box)
-        if len(points) != 1:
-            raise ValueError(f"{len(points)} prompts were given for one object; expected one.")
-        preprocessing.check_points(points, labels, height, width, normalize_coords)
+        all_points, all_labels = preprocessing.join_prompts(points, labels, box)
+        if len(all_points) != 1:
+            raise ValueError(f"{len(all_points)} prompts were given for one object; expected one.")
+        preprocessing.check_points(all_points, all_labels, height, width, normalize_coords)
         size = self.model.config.image_size
-        points = preprocessing.scale_points(points[0], height, width, size, normalize_coords)
-        labels = labels[0]
+        new = preprocessing.scale_points(all_points[0], height, width, size, normalize_coords)
+        new_labels = all_labels[0]
 
         history = self.objects.get(obj_id, ObjectHistory())
         if not clear_old_points and frame in history.points:
-            old_points, old_labels = history.points[frame]
-            points = np.concatenate([old_points, points])
-            labels = np.concatenate([old_labels, labels])
-        answer = self._answer(frame, history, self._point_prompt(history, frame, points, labels))
-        history.points[frame] = (points, labels)
+            old, old_labels = history.points[frame]
+            new, new_labels = np.concatenate([old, new]), np.concatenate([old_labels, new_labels])
+        result = self._segment(frame, history, self._point_prompt(history, frame, new, new_labels))
+        history.points[frame] = (new, new_labels)
         history.masks.pop(frame, None)
-        return self._take(frame, obj_id, history, answer)
+        return self._add(frame, obj_id, history, result)
 
     def add_mask(self, frame: int, obj_id: int | str, mask: np.ndarray) -> FrameMasks:
         """See `SAM2VideoPredictor.add_new_mask`."""
@@ -207,46 +210,46 @@ class InferenceState:
         mask = preprocessing.mask_to_input(mask, self.model.config.image_size)
         prompt = preprocessing.pad_points(np.zeros((1, 1, 2)), np.full((1, 1), -1))
         prompt = prompt.replace(masks=mask[None], has_mask=np.ones(1, bool))
-        answer = self._answer(frame, history, prompt)
+        result = self._segment(frame, history, prompt)
         history.masks[frame] = mask
         history.points.pop(frame, None)
-        return self._take(frame, obj_id, history, answer)
+        return self._add(frame, obj_id, history, result)
 
     def _point_prompt(
         self, history: ObjectHistory, frame: int, points: np.ndarray, labels: np.ndarray
     ) -> Prompt:
         """Points (P, 2) with labels (P,); the mask that is on the frame is fed back with them."""
         prompt = preprocessing.pad_points(points[None], labels[None])
-        before, side = history.answer(frame), self.model.config.mask_size
-        logits = before.mask if before else np.zeros((side, side), np.float32)
+        before, side = history.latest(frame), self.model.config.mask_size
+        logits = before.mask.get() if before else np.zeros((side, side), np.float32)
         return prompt.replace(
             mask_logits=np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)[None],
             has_mask_logits=np.array([before is not None]),
         )
 
-    def _answer(self, frame: int, history: ObjectHistory, prompt: Prompt) -> tuple[Entry, bool]:
-        """Answers a prompt of one object; nothing of the session changes.
+    def _segment(self, frame: int, history: ObjectHistory, prompt: Prompt) -> tuple[Entry, bool]:
+        """Segments by a prompt of one object; the session stays as it is.
 
         Returns:
-          The answer, whose memory is encoded before the next pass, and whether the frame will be a
+          The entry, whose memory is encoded before the next propagation, and whether the frame will be a
           conditioning one.
         """
         config, module, params = self.model.config, self.model.module, self.model.params
         features = self._encoded(frame)
-        is_initial = frame not in history.passes
+        is_initial = frame not in history.directions
         if is_initial or prompt.masks is not None:
-            answer = _answer_first(module, params, features, prompt)
+            result = _segment_first(module, params, features, prompt)
         else:
-            direction = history.passes[frame]
+            direction = history.directions[frame]
             bank = load_bank(config, [history], frame, direction, self.code_length)
-            answer = _answer_again(module, params, bank, features, np.int32(frame), prompt)
+            result = _segment_again(module, params, bank, features, np.int32(frame), prompt)
         entry = Entry(
-            kept_mask=self.store.keep(fill_holes(answer.masks, config.fill_hole_area)).at(0),
-            iou=float(answer.ious[0]),
-            score=float(answer.scores[0]),
-            kept_pointer=self.store.keep(answer.pointers).at(0),
+            mask=self.store.keep(fill_holes(result.masks, self.model.session.fill_hole_area)).at(0),
+            iou=float(result.ious[0]),
+            score=float(result.scores[0]),
+            pointer=self.store.keep(result.pointers).at(0),
         )
-        return entry, is_initial or config.add_all_frames_to_correct_as_cond
+        return entry, is_initial or self.model.session.add_all_frames_to_correct_as_cond
 
     def _encoded(self, frame: int) -> Features:
         if frame not in self._features:
@@ -257,11 +260,11 @@ class InferenceState:
         self._features.move_to_end(frame)
         return self._features[frame]
 
-    def _take(
-        self, frame: int, obj_id: int | str, history: ObjectHistory, answer: tuple[Entry, bool]
+    def _add(
+        self, frame: int, obj_id: int | str, history: ObjectHistory, result: tuple[Entry, bool]
     ) -> FrameMasks:
         history.pending.pop(frame, None)  # the order of prompts counts
-        history.pending[frame] = answer
+        history.pending[frame] = result
         self.objects[obj_id] = history
         self._change()
         return frame, self.obj_ids, self.video_masks(frame)
@@ -292,7 +295,7 @@ class InferenceState:
         return sorted({*history.points, *history.masks})
 
     def reset(self) -> None:
-        """Forgets all objects."""
+        """Removes all objects."""
         self.objects.clear()
         self._change()
 
@@ -306,26 +309,26 @@ class InferenceState:
         self.objects.update({obj_id: history.copy() for obj_id, history in snapshot.items()})
         self._change()
 
-    def remember_prompts(self) -> None:
-        """Encodes memories of the frames prompted since the last pass, and makes them part of what is known."""
+    def encode_prompted(self) -> None:
+        """Encodes the memories of frames prompted since the last propagation, which reads them from now on."""
         config = self.model.config
         for frame in sorted({t for history in self.objects.values() for t in history.pending}):
             pending = [h.pending[frame][0] for h in self.objects.values() if frame in h.pending]
             padded = pending + pending[:1] * (preprocessing.bucket(len(pending)) - len(pending))
-            memories = _remember(
+            memories = _encode_memory(
                 self.model.module,
                 self.model.params,
                 self._encoded(frame),
-                np.stack([entry.mask for entry in padded]),
+                np.stack([entry.mask.get() for entry in padded]),
                 np.array([entry.score for entry in padded], np.float32),
             )
             kept = self.store.keep(memories[: len(pending)])
             for n, entry in enumerate(pending):
-                entry.kept_memory = kept.at(n)
+                entry.memory = kept.at(n)
         for history in self.objects.values():
             for frame, (entry, is_conditioning) in history.pending.items():
-                if config.clear_non_cond_mem_around_input:
-                    history.forget_tracked_around(frame, config.memory_window)
+                if self.model.session.clear_non_cond_mem_around_input:
+                    history.drop_tracked_around(frame, config.memory_window)
                 if is_conditioning:
                     history.prompted[frame] = entry
                     history.tracked.pop(frame, None)
@@ -340,33 +343,33 @@ class InferenceState:
         objects: Sequence[ObjectHistory],
         entries: Sequence[Entry | None],
     ) -> None:
-        """Notes that a pass in a direction went over a frame; entries are None where it answered nothing."""
+        """Takes the results of a propagation on a frame; an entry is None for an object prompted there."""
         config = self.model.config
         for history, entry in zip(objects, entries, strict=True):
-            history.passes[frame] = direction
+            history.directions[frame] = direction
             if frame not in history.prompted:
                 history.tracked[frame] = entry
-            elif config.clear_non_cond_mem_around_input:
-                history.forget_tracked_around(frame, config.memory_window)
+            elif self.model.session.clear_non_cond_mem_around_input:
+                history.drop_tracked_around(frame, config.memory_window)
                 self._change()
             if self.keep_frames is not None:
                 near = (frame, *history.prompted)
                 history.keep_only_near(near, self.keep_frames, config, direction)
         if not all(entry is None or np.isfinite(entry.score + entry.iou) for entry in entries):
             warnings.warn(
-                f"Frame {frame}: what the model answers is not a number, and its masks mean nothing. Are the "
-                "weights whole?",
+                f"Frame {frame}: the model's output is not a number (NaN or infinite), so its masks mean "
+                "nothing. Check that the checkpoint is complete and its weights are finite.",
                 RuntimeWarning,
                 stacklevel=2,
             )
 
-    def forget_before(self, now: int, max_prompted: int) -> None:
-        """Drops what a stream at frame `now` never reads again, and prompted frames but the last few."""
+    def drop_before(self, now: int, max_prompted: int) -> None:
+        """Drops what a stream at frame `now` never reads again, and all but the last few prompted frames."""
         config = self.model.config
         reach = max(config.memory_window, config.max_obj_ptrs_in_encoder)
         for history in self.objects.values():
             history.keep_only_near((now,), reach, config, direction=1)
-            for by_frame in (history.points, history.masks, history.passes):
+            for by_frame in (history.points, history.masks, history.directions):
                 for t in [t for t in by_frame if t < now]:
                     del by_frame[t]
             for t in list(history.prompted)[:-max_prompted]:

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from sam2_jax.build import Model
+from sam2_jax.data.results import MaskSink
 from sam2_jax.data.videos import FrameIterator, Frames, ImageFolder, VideoFile, open_frames
 from sam2_jax.files import PartialFile
 from sam2_jax.model import memory_policy
@@ -29,7 +30,7 @@ Put = Callable[[np.ndarray], int]
 Get = Callable[[int, tuple[int, ...], Any], np.ndarray]
 
 
-def save(model: Model, state: InferenceState, path: str | os.PathLike) -> None:
+def save(state: InferenceState, path: str | os.PathLike) -> None:
     """Writes a session; see `SAM2VideoPredictor.save_state`."""
     with PartialFile(path).written() as partial, zipfile.ZipFile(partial, "w") as archive:
         count = itertools.count()
@@ -41,13 +42,15 @@ def save(model: Model, state: InferenceState, path: str | os.PathLike) -> None:
                 np.lib.format.write_array(member, bits, allow_pickle=False)
             return index
 
-        document = _describe(model, state) | {
+        document = _describe(state) | {
             "objects": [_pack_object(i, history, put) for i, history in state.objects.items()]
         }
         archive.writestr(_DOCUMENT, json.dumps(document))
 
 
-def load(model: Model, path: str | os.PathLike, video: Any, store: Store) -> InferenceState:
+def load(
+    model: Model, path: str | os.PathLike, video: Any, store: Store, results: MaskSink | None
+) -> InferenceState:
     """Reads a session; see `SAM2VideoPredictor.load_state`."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no such file: {os.fspath(path)}")
@@ -90,7 +93,7 @@ def load(model: Model, path: str | os.PathLike, video: Any, store: Store) -> Inf
         raise ValueError(
             f"The session is on a video of (width, height, frames) {size}; this one has {_size(frames)}."
         )
-    return InferenceState(model, frames, store, keep_frames, objects=objects)
+    return InferenceState(model, frames, store, keep_frames, results, objects)
 
 
 def _size(frames: Frames) -> tuple[int, int, int | None]:
@@ -100,17 +103,18 @@ def _size(frames: Frames) -> tuple[int, int, int | None]:
 
 
 def _describe_model(model: Model) -> dict[str, Any]:
-    """What the stored answers depend on, as JSON gives it back."""
-    config = json.loads(json.dumps(dataclasses.asdict(model.config)))
+    """What the stored results depend on, as JSON gives it back."""
+    config = dataclasses.asdict(model.config) | dataclasses.asdict(model.session)
+    config = json.loads(json.dumps(config))
     return {"name": model.name, "config": config, "weights": model.digest}
 
 
-def _describe(model: Model, state: InferenceState) -> dict[str, Any]:
+def _describe(state: InferenceState) -> dict[str, Any]:
     frames = state.frames
     path = frames.path if isinstance(frames, VideoFile | ImageFolder) else None
     return {
         "version": _VERSION,
-        "model": _describe_model(model),
+        "model": _describe_model(state.model),
         "video": {"path": path, "size": _size(frames)},
         "keep_frames": state.keep_frames,
     }
@@ -120,11 +124,11 @@ def _pack_entry(entry: Entry, put: Put) -> dict[str, Any]:
     return {
         "iou": entry.iou,
         "score": entry.score,
-        "mask": put(entry.mask),
-        "pointer": put(entry.pointer),
-        "memory": None if entry.kept_memory is None else put(entry.memory),
-        "verdict": entry.verdict,
-        "policy": [put(np.asarray(leaf)) for leaf in jax.tree.leaves(entry.policy)],
+        "mask": put(entry.mask.get()),
+        "pointer": put(entry.pointer.get()),
+        "memory": None if entry.memory is None else put(entry.memory.get()),
+        "retention": entry.retention,
+        "policy": [put(kept.get()) for kept in jax.tree.leaves(entry.policy)],
     }
 
 
@@ -140,13 +144,13 @@ def _unpack_entry(packed: dict[str, Any], model: Model, store: Store, get: Get) 
             [store.keep(get(i, leaf.shape[1:], leaf.dtype)) for i, leaf in pairs]
         )
     return Entry(
-        kept_mask=store.keep(get(packed["mask"], (config.mask_size,) * 2, np.float32)),
+        mask=store.keep(get(packed["mask"], (config.mask_size,) * 2, np.float32)),
         iou=float(packed["iou"]),
         score=float(packed["score"]),
-        kept_pointer=store.keep(get(packed["pointer"], (config.hidden_dim,), np.float32)),
-        kept_memory=None if memory is None else store.keep(get(memory, shape, config.memory_dtype)),
-        verdict=int(packed["verdict"]),
-        kept_policy=policy,
+        pointer=store.keep(get(packed["pointer"], (config.hidden_dim,), np.float32)),
+        memory=None if memory is None else store.keep(get(memory, shape, config.memory_dtype)),
+        retention=int(packed["retention"]),
+        policy=policy,
     )
 
 
@@ -165,7 +169,7 @@ def _pack_object(obj_id: int | str, history: ObjectHistory, put: Put) -> dict[st
             [t, _pack_entry(entry, put), is_conditioning]
             for t, (entry, is_conditioning) in history.pending.items()
         ],
-        "passes": list(history.passes.items()),
+        "directions": list(history.directions.items()),
     }
 
 
@@ -183,7 +187,7 @@ def _unpack_object(packed: dict[str, Any], model: Model, store: Store, get: Get)
         prompted={int(t): unpack(entry) for t, entry in packed["prompted"]},
         tracked={int(t): unpack(entry) for t, entry in packed["tracked"]},
         pending={int(t): (unpack(entry), bool(flag)) for t, entry, flag in packed["pending"]},
-        passes={int(t): int(direction) for t, direction in packed["passes"]},
+        directions={int(t): int(direction) for t, direction in packed["directions"]},
     )
 
 

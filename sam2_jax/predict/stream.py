@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from sam2_jax.build import Model, load_pretrained
-from sam2_jax.config import POSTPROCESSING_VIDEO
 from sam2_jax.data.videos import Frames, as_rgb
 from sam2_jax.predict import propagation
 from sam2_jax.predict.session import InferenceState
-from sam2_jax.predict.video import SAM2VideoPredictor
+from sam2_jax.predict.video import POSTPROCESSING, SAM2VideoPredictor
 
 _MAX_PROMPTED = 16  # prompted frames that an object remembers
 
@@ -25,7 +24,7 @@ class _Newest(Frames):
     """The newest frame of a stream that never ends."""
 
     def __init__(self):
-        self.index, self._frame = -1, None
+        self.newest, self._frame = -1, np.zeros((0, 0, 3), np.uint8)
 
     def __len__(self) -> int:
         raise TypeError("A stream has no length.")
@@ -36,12 +35,12 @@ class _Newest(Frames):
 
     def push(self, frame: np.ndarray) -> None:
         """Takes the next frame in place of the last one."""
-        index = self.index + 1
+        index = self.newest + 1
         frame = as_rgb(frame, index)
         if index == 0:
             self.height, self.width = frame.shape[:2]
         self._frame = self._check_size(frame, f"frame {index}")
-        self.index = index
+        self.newest = index
 
     def _read(self, index: int) -> np.ndarray:
         return self._frame
@@ -74,7 +73,7 @@ class SAM2StreamPredictor:
     @classmethod
     def from_pretrained(cls, model_id: str | os.PathLike, **kwargs: Any) -> "SAM2StreamPredictor":
         """Loads a released model by its hub name, or a local folder or file; see `load_pretrained`."""
-        return cls(load_pretrained(model_id, POSTPROCESSING_VIDEO, **kwargs))
+        return cls(load_pretrained(model_id, POSTPROCESSING, **kwargs))
 
     def reset_state(self) -> None:
         """Forgets all objects and frames: the next frame starts a new stream."""
@@ -91,7 +90,7 @@ class SAM2StreamPredictor:
     @property
     def frame_idx(self) -> int:
         """Index of the current frame; -1 before the first."""
-        return self._frames.index
+        return self._frames.newest
 
     def add_frame(
         self, frame: np.ndarray, return_logits: bool = True
@@ -115,13 +114,13 @@ class SAM2StreamPredictor:
             one = propagation.Propagation(
                 self._state, order, 1, 1, return_logits, reads_ahead=False
             )
-            self._results = propagation.run_one(self.model, one)
+            self._results = propagation.run_one(one)
         try:
             _, obj_ids, masks = next(self._results)
         except BaseException:
             self._results = None  # an interrupted pass cannot go on; the next frame starts another
             raise
-        self._state.forget_before(self.frame_idx, _MAX_PROMPTED)
+        self._state.drop_before(self.frame_idx, _MAX_PROMPTED)
         return obj_ids, masks
 
     track = add_frame

@@ -13,13 +13,14 @@ import jax
 import numpy as np
 
 from sam2_jax.build import Model, build_model, load_pretrained
-from sam2_jax.config import POSTPROCESSING_VIDEO
+from sam2_jax.config import POSTPROCESSING_SESSION, POSTPROCESSING_VIDEO
 from sam2_jax.data.results import MaskSink
 from sam2_jax.data.videos import Frames, open_frames
 from sam2_jax.predict import propagation, session_file
 from sam2_jax.predict.session import FrameMasks, InferenceState, Snapshot
 from sam2_jax.predict.store import DEFAULT_LIMIT, Store
 
+POSTPROCESSING = POSTPROCESSING_VIDEO | POSTPROCESSING_SESSION
 _CHUNK = 8  # frames per call of the compiled program, where calls wait for a device
 
 Video = str | os.PathLike | Sequence[np.ndarray] | np.ndarray | Iterable[np.ndarray] | Frames
@@ -47,7 +48,7 @@ class SAM2VideoPredictor:
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> "SAM2VideoPredictor":
         """Loads a released model by its hub name, or a local folder or file; see `load_pretrained`."""
-        return cls(load_pretrained(model_id, POSTPROCESSING_VIDEO, **kwargs))
+        return cls(load_pretrained(model_id, POSTPROCESSING, **kwargs))
 
     def init_state(
         self,
@@ -236,7 +237,7 @@ class SAM2VideoPredictor:
 
     def propagate_in_video_preflight(self, inference_state: InferenceState) -> None:
         """Encodes memories of the frames prompted since the last pass; `propagate_in_video` does it."""
-        inference_state.remember_prompts()
+        inference_state.encode_prompted()
 
     def propagate_in_video(
         self,
@@ -267,7 +268,7 @@ class SAM2VideoPredictor:
         one = self._propagation(
             inference_state, start_frame_idx, max_frame_num_to_track, reverse, return_logits
         )
-        return propagation.run_one(self.model, one)
+        return propagation.run_one(one)
 
     def propagate_in_videos(
         self,
@@ -306,7 +307,7 @@ class SAM2VideoPredictor:
             )
             for state in inference_states
         ]
-        return propagation.run_many(self.model, runs, jax.local_devices())
+        return propagation.run_many(runs, jax.local_devices())
 
     def _propagation(
         self,
@@ -344,7 +345,7 @@ class SAM2VideoPredictor:
         Raises:
           OSError: it cannot be written.
         """
-        session_file.save(self.model, inference_state, path)
+        session_file.save(inference_state, path)
 
     def load_state(
         self,
@@ -372,9 +373,7 @@ class SAM2VideoPredictor:
           ValueError: not a session, one of another model, or of a video of another size or length.
         """
         store = Store(memory_limit, spill_folder)
-        state = session_file.load(self.model, path, video_path, store)
-        state.results = results
-        return state
+        return session_file.load(self.model, path, video_path, store, results)
 
 
 def build_sam2_video_predictor(
@@ -389,5 +388,5 @@ def build_sam2_video_predictor(
     Post-processing fills holes up to 8 cells, chooses masks by stability, and binarises masks that answer
     prompts before they are remembered.
     """
-    postprocessing = POSTPROCESSING_VIDEO if apply_postprocessing else {}
+    postprocessing = POSTPROCESSING if apply_postprocessing else {}
     return SAM2VideoPredictor(build_model(model, checkpoint, postprocessing, **kwargs))

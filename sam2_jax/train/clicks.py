@@ -2,8 +2,9 @@
 
     draw_plan  ->  Plan;   first_click, next_click  ->  point and label;   jittered_box  ->  corners
 
-Everything is drawn inside of compiled functions (reference.md 3.4). Choices that decide what is computed at
-all are the same for all clips of a step, as in the original, so that a program can skip what is not needed.
+Everything is drawn inside of compiled functions (SAM 2 paper, appendix D.2.2). Choices that decide what is
+computed at all are the same for all clips of a step, as in the original, so that a program can skip what is not
+needed.
 """
 
 import jax
@@ -68,47 +69,47 @@ def _pixel_of(key, region):
     return jnp.where(total > 0, jnp.stack([x, y]), 0)
 
 
-def next_click(key: jax.Array, prediction: jax.Array, truth: jax.Array) -> tuple:
+def next_click(key: jax.Array, prediction: jax.Array, target: jax.Array) -> tuple:
     """Clicks somewhere into the error of a prediction; into the background if there is none.
 
     Args:
       key: random key.
       prediction: (H, W) bool.
-      truth: (H, W) bool.
+      target: (H, W) bool.
 
     Returns:
       (2,) float32 point (x, y) in pixels, and its () int32 label: 1 if it is missing from the prediction.
     """
-    truth = jnp.asarray(truth)
-    error = prediction ^ truth
-    x, y = _pixel_of(key, jnp.where(error.any(), error, ~truth))
-    return jnp.stack([x, y]).astype(jnp.float32), truth[y, x].astype(jnp.int32)
+    target = jnp.asarray(target)
+    error = prediction ^ target
+    x, y = _pixel_of(key, jnp.where(error.any(), error, ~target))
+    return jnp.stack([x, y]).astype(jnp.float32), target[y, x].astype(jnp.int32)
 
 
-def first_click(key: jax.Array, truth: jax.Array) -> tuple:
+def first_click(key: jax.Array, target: jax.Array) -> tuple:
     """Clicks somewhere on an object; on the background, with label 0, if the object is absent."""
-    return next_click(key, jnp.zeros_like(truth), truth)
+    return next_click(key, jnp.zeros_like(target), target)
 
 
-def jittered_box(key: jax.Array, truth: jax.Array) -> jax.Array:
+def jittered_box(key: jax.Array, target: jax.Array) -> jax.Array:
     """The tight box of an object with every side moved by up to a tenth of it, at most 20 pixels.
 
     Args:
       key: random key.
-      truth: (H, W) bool.
+      target: (H, W) bool.
 
     Returns:
       (2, 2) float32 top-left and bottom-right corner (x, y), inclusive pixels; the whole image turned inside
       out if the object is absent, as in the original.
     """
-    h, w = truth.shape
+    h, w = target.shape
 
     def span(inside, size):
         at = jnp.arange(size)
         low, high = jnp.where(inside, at, size).min(), jnp.where(inside, at, -1).max()
         return low.astype(jnp.float32), high.astype(jnp.float32)
 
-    (left, right), (top, bottom) = span(truth.any(0), w), span(truth.any(1), h)
+    (left, right), (top, bottom) = span(target.any(0), w), span(target.any(1), h)
     box = jnp.array([[left, top], [right, bottom]])
     room = jnp.minimum(0.1 * (box[1] - box[0]), _MAX_JITTER)
     box = box + room * jax.random.uniform(key, (2, 2), minval=-1.0, maxval=1.0)

@@ -1,13 +1,19 @@
-"""Losses of one prediction (paper, appendix D.2.2; reference.md 3.5), per object, before any averaging.
+"""Losses of one prediction (SAM 2 paper, appendix D.2.2), per object, before any averaging.
 
 focal + dice on the best candidate mask, L1 on the predicted IoU, cross-entropy on the presence of the object
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sam2_jax.experiment import LossWeights
 
+# (logits (M, S, S), predicted IoUs (M,), presence (), target (S, S)) -> () float32 each, `loss` among them: as
+# `prediction_losses`, in whose place another may be trained with.
+LossFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], dict[str, jax.Array]]
 _ALPHA = 0.25  # of the focal loss; its gamma is 2
 
 
@@ -17,22 +23,22 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def mask_losses(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Compares masks with the truth.
+    """Compares masks with the target.
 
     Args:
       logits: (M, S, S) float32.
       target: (S, S) bool.
 
     Returns:
-      (M,) focal loss, mean over pixels; (M,) dice loss; (M,) IoU of the mask with the truth.
+      (M,) focal loss, mean over pixels; (M,) dice loss; (M,) IoU of the mask with the target.
     """
-    truth = target.astype(jnp.float32)
+    wanted = target.astype(jnp.float32)
     p = jax.nn.sigmoid(logits)
-    miss = p + truth - 2 * p * truth  # 1 - probability of what is true
-    weight = (1 - _ALPHA) + (2 * _ALPHA - 1) * truth
-    focal = (weight * jnp.square(miss) * binary_cross_entropy(logits, truth)).mean((1, 2))
-    overlap = (p * truth).sum((1, 2))
-    dice = 1 - (2 * overlap + 1) / (p.sum((1, 2)) + truth.sum() + 1)
+    miss = p + wanted - 2 * p * wanted  # 1 - probability of the target
+    weight = (1 - _ALPHA) + (2 * _ALPHA - 1) * wanted
+    focal = (weight * jnp.square(miss) * binary_cross_entropy(logits, wanted)).mean((1, 2))
+    overlap = (p * wanted).sum((1, 2))
+    dice = 1 - (2 * overlap + 1) / (p.sum((1, 2)) + wanted.sum() + 1)
     inside = logits > 0
     union = (inside | target).sum((1, 2))
     return focal, dice, (inside & target).sum((1, 2)) / jnp.maximum(union, 1)
@@ -71,5 +77,5 @@ def prediction_losses(
         "iou": is_there * iou,
         "presence": binary_cross_entropy(score, is_there),
     }
-    total = sum(getattr(weights, name) * value for name, value in losses.items())
+    total: Any = sum(getattr(weights, name) * value for name, value in losses.items())
     return losses | {"loss": total}

@@ -11,7 +11,6 @@ import resource
 import secrets
 import sys
 import time
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import jax
 from sam2_jax.files import write_file
 
 METRICS_FILE = "metrics.jsonl"
+_WANDB_ID = "wandb_id"  # the same folder is the same run
 _EVENTS_FLUSHED_EVERY = 10.0  # seconds
 
 # Dense bfloat16 FLOP/s of a device, by what its kind begins with.
@@ -167,12 +167,13 @@ def _start_wandb(project: str, folder: Path, settings: Mapping[str, Any] | None)
             f"wandb_project is {project!r}, but the package wandb is not installed: pip install wandb, or "
             "leave wandb_project empty."
         ) from error
-    # The same folder is the same run.
-    identity = f"{zlib.crc32(str(folder).encode()):08x}"
+    identity = folder / _WANDB_ID
+    if not identity.exists():
+        write_file(identity, secrets.token_hex(8).encode())
     return wandb.init(
         project=project,
         name=folder.name,
-        id=identity,
+        id=identity.read_text(),
         dir=str(folder),
         config=dict(settings or {}),
         resume="allow",

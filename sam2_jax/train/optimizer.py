@@ -4,7 +4,7 @@ The rate of a parameter is the product of its own peak (`learning_rates`) and a 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -50,7 +50,7 @@ def weight_decays(paths: Mapping[str, Any], config: Optimizer) -> dict[str, floa
     return {path: 0.0 if _NO_DECAY.search(path) else config.weight_decay for path in paths}
 
 
-def schedule(config: Optimizer, num_steps: int) -> Callable[[jax.Array], jax.Array]:
+def schedule(config: Optimizer, num_steps: int) -> optax.Schedule:
     """Returns the share of the peak learning rate as a function of the step."""
 
     def shape(step):

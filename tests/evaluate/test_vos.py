@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam2_jax.config import SessionOptions
 from sam2_jax.data.annotated import Video
 from sam2_jax.data.masks import davis_palette, read_object_mask, write_palette_png
 from sam2_jax.evaluate import vos
@@ -31,9 +32,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def predictor(model):
-    """One whose objects do not overlap, which the compiled programs need not know."""
-    other = dataclasses.replace(model, config=model.config.replace(non_overlap_masks=True))
-    vars(other)["module"] = model.module
+    """One whose objects do not overlap."""
+    other = dataclasses.replace(model, session=SessionOptions(non_overlap_masks=True))
     return SAM2VideoPredictor(other, CHUNK)
 
 

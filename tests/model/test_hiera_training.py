@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam2_jax.config import REMAT, HieraConfig
+from sam2_jax.config import HieraConfig
+from sam2_jax.experiment import REMAT
 from sam2_jax.model.hiera import Block, Hiera, drop_path
 from tests import toy
 
@@ -78,14 +79,13 @@ def test_the_mean_of_drop_path_is_to_keep_all():
 
 
 def test_samples_and_keys_differ_in_what_they_drop():
-    config = HieraConfig(**(NARROW.__dict__ | {"drop_path_rate": 0.5}))
     _, variables = images_and_variables(NARROW)
     image = np.random.default_rng(2).standard_normal((1, 64, 64, 3)).astype(np.float32)
 
     @jax.jit
     def run(key):
         images = jnp.repeat(image, 4, 0)
-        apply = functools.partial(Hiera(config).apply, is_training=True)
+        apply = functools.partial(Hiera(NARROW, drop_path_rate=0.5).apply, is_training=True)
         return apply(variables, images, rngs={"dropout": key})[-1]
 
     first, again, other = (np.asarray(run(jax.random.key(i))) for i in (0, 0, 1))

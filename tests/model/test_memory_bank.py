@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from sam2_jax.model import memory_bank, memory_policy
-from sam2_jax.model.memory_policy import ANCHOR, NEVER, ONCE, RECENT
+from sam2_jax.model.retention import ANCHOR, NEVER, ONCE, RECENT
 from sam2_jax.predict.history import Entry, ObjectHistory, load_bank
 from sam2_jax.predict.store import Store
 from sam2_jax.structs import Frame
@@ -187,19 +187,19 @@ def test_a_prompted_frame_is_never_written_as_a_tracked_one():
     assert found(config, after, 6)[0] == {(5, 6)}
 
 
-def chosen_read(config, prompted, verdicts, now, direction, num_frames):
+def chosen_read(config, prompted, retention, now, direction, num_frames):
     """What SAMURAI, SAM 3 or DAM4SAM attend to, from a list of every frame there ever was."""
     selected = published_selection(prompted, now, config.max_cond_frames_in_attn)
-    past = [t for t in verdicts if (now - t) * direction > 0 and verdicts[t] != NEVER]
+    past = [t for t in retention if (now - t) * direction > 0 and retention[t] != NEVER]
     past = sorted(past, key=lambda t: abs(now - t))
     before = now - direction
-    recent = [t for t in past if verdicts[t] == RECENT]
-    anchors = [t for t in past if verdicts[t] == ANCHOR][:3]
+    recent = [t for t in past if retention[t] == RECENT]
+    anchors = [t for t in past if retention[t] == ANCHOR][:3]
     if config.memory_policy == "distractor":
         in_time = [
             t
             for t in past
-            if t in recent or (t == past[0] and (verdicts[t] == ONCE or t == before))
+            if t in recent or (t == past[0] and (retention[t] == ONCE or t == before))
         ]
         line = ([before] if before in prompted else []) + in_time
     else:
@@ -228,11 +228,11 @@ _write = jax.jit(memory_bank.write, static_argnums=0)
 _read = jax.jit(memory_bank.read, static_argnums=0)
 
 
-def put(config, bank, t, verdict):
+def put(config, bank, t, kept):
     """Writes a frame; None stands for a prompted one."""
-    true, flag = np.ones(1, bool), np.array([verdict is None])
-    verdicts = np.array([RECENT if verdict is None else verdict], np.int32)
-    return _write(config, bank, np.int32(t), *filled(config, t), true, flag, verdicts)
+    true, flag = np.ones(1, bool), np.array([kept is None])
+    retention = np.array([RECENT if kept is None else kept], np.int32)
+    return _write(config, bank, np.int32(t), *filled(config, t), true, flag, retention)
 
 
 def what_is_read(config, bank, now):
@@ -246,14 +246,14 @@ def what_is_read(config, bank, now):
     return memories, pointers
 
 
-VERDICTS = {
+RETENTION = {
     "quality": [ONCE, RECENT],
     "motion": [ONCE, RECENT],
     "distractor": [NEVER, ONCE, RECENT, ANCHOR],
 }
 
 
-@pytest.mark.parametrize("name", VERDICTS)
+@pytest.mark.parametrize("name", RETENTION)
 @hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
 @hypothesis.given(st.data())
 def test_chosen_frames_are_those_of_the_papers_and_of_a_bank_from_the_store(name, data):
@@ -261,7 +261,7 @@ def test_chosen_frames_are_those_of_the_papers_and_of_a_bank_from_the_store(name
     num_frames = data.draw(st.sampled_from([9, 100]))
     direction = data.draw(st.sampled_from([1, -1]))
     config = toy.config(memory_policy=name, max_cond_frames_in_attn=limit, memory_dtype="float32")
-    items = data.draw(st.lists(st.sampled_from(VERDICTS[name]), min_size=1, max_size=45))
+    items = data.draw(st.lists(st.sampled_from(RETENTION[name]), min_size=1, max_size=45))
     prompted = data.draw(st.sets(st.integers(0, len(items)), max_size=3))
     items = [None if i in prompted else item for i, item in enumerate([None, *items])]
     frames = [50 + direction * i for i in range(len(items))]
@@ -271,17 +271,17 @@ def test_chosen_frames_are_those_of_the_papers_and_of_a_bank_from_the_store(name
     for t, item in zip(frames, items, strict=True):
         bank = put(config, bank, t, item)
     prompted = [t for t, item in zip(frames, items, strict=True) if item is None]
-    verdicts = {t: item for t, item in zip(frames, items, strict=True) if item is not None}
-    expected = chosen_read(config, prompted, verdicts, now, direction, num_frames)
+    retention = {t: item for t, item in zip(frames, items, strict=True) if item is not None}
+    expected = chosen_read(config, prompted, retention, now, direction, num_frames)
     assert found(config, bank, now) == expected
 
-    def entry(t, verdict):
+    def entry(t, kept):
         memory, pointer = filled(config, t)
-        return Entry(None, 1.0, 1.0, STORE.keep(pointer[0]), STORE.keep(memory[0]), verdict)
+        return Entry(None, 1.0, 1.0, STORE.keep(pointer[0]), STORE.keep(memory[0]), kept)
 
     store = ObjectHistory(
         prompted={t: entry(t, RECENT) for t in prompted},
-        tracked={t: entry(t, verdict) for t, verdict in verdicts.items()},
+        tracked={t: entry(t, kept) for t, kept in retention.items()},
     )
     # What lies ahead is of another pass.
     store.tracked |= {t: entry(t, RECENT) for t in (now, now + direction)}
@@ -292,8 +292,8 @@ def test_chosen_frames_are_those_of_the_papers_and_of_a_bank_from_the_store(name
 def test_anchors_outlast_any_number_of_recent_frames():
     config = toy.config(memory_policy="distractor", memory_dtype="float32")
     bank = memory_bank.empty(config, 1, 1, 100)
-    for t, verdict in enumerate([None, ANCHOR, RECENT, ANCHOR, *[RECENT] * 40]):
-        bank = put(config, bank, t, verdict)
+    for t, kept in enumerate([None, ANCHOR, RECENT, ANCHOR, *[RECENT] * 40]):
+        bank = put(config, bank, t, kept)
     memories, _ = found(config, bank, 44)
     assert memories == {(0, 6), (1, 6), (3, 6), (43, 0), (42, 1), (41, 2), (40, 3)}
     for t in (44, 45):
@@ -301,12 +301,12 @@ def test_anchors_outlast_any_number_of_recent_frames():
     assert {t for t, code in found(config, bank, 60)[0] if code == 6} == {0, 3, 44, 45}
 
 
-@pytest.mark.parametrize("name", VERDICTS)
+@pytest.mark.parametrize("name", RETENTION)
 def test_a_frame_that_is_tracked_again_or_becomes_prompted_is_there_once(name):
     config = toy.config(memory_policy=name, memory_dtype="float32")
     bank = memory_bank.empty(config, 1, 2, 100)
-    for t, verdict in enumerate([None, RECENT, RECENT, ONCE]):
-        bank = put(config, bank, t, verdict)
+    for t, kept in enumerate([None, RECENT, RECENT, ONCE]):
+        bank = put(config, bank, t, kept)
     again = put(config, bank, 3, RECENT)
     assert found(config, again, 4)[0] == {(0, 6), (3, 0), (2, 1), (1, 2)}
     prompted = put(config, again, 3, None)
@@ -331,7 +331,7 @@ NUM_FRAMES, PART = 22, 7
 
 @pytest.fixture
 def eager_policies(monkeypatch):
-    """Thresholds at which the toy model's frames get different verdicts."""
+    """Thresholds at which the toy model's frames get different retention."""
     thresholds = {"MIN_IOU": 0.627, "MIN_ANCHOR_IOU": 0.36, "STABLE_FRAMES": 4}
     for name, value in (thresholds | {"MAX_ANCHOR_OVERLAP": 1.0}).items():
         monkeypatch.setattr(memory_policy, name, value)
@@ -340,7 +340,7 @@ def eager_policies(monkeypatch):
 def _entry(answer, n):
     keep = lambda x: STORE.keep(x[n])
     pointer, memory, policy = jax.tree.map(keep, (answer.pointers, answer.memories, answer.policy))
-    return Entry(None, 1.0, 1.0, pointer, memory, int(answer.verdicts[n]), policy)
+    return Entry(None, 1.0, 1.0, pointer, memory, int(answer.retention[n]), policy)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def prompted_frame():
     return jax.device_get(run(model.params, empty_bank(model.module, 2), first, toy.clicks(2))[1])
 
 
-@pytest.mark.parametrize("name", VERDICTS)
+@pytest.mark.parametrize("name", RETENTION)
 @pytest.mark.usefixtures("eager_policies")
 def test_a_reloaded_bank_goes_on_as_if_never_interrupted(name, prompted_frame):
     """Parts of a video, in both directions: bit for bit from the carried bank and from the store's."""
@@ -362,7 +362,7 @@ def test_a_reloaded_bank_goes_on_as_if_never_interrupted(name, prompted_frame):
     for direction in (1, -1):
         order = list(range(NUM_FRAMES))[::direction]
         stores = [ObjectHistory(prompted={order[0]: _entry(prompted_frame, n)}) for n in range(2)]
-        bank, verdicts = None, set()
+        bank, retention = None, set()
         for i in range(1, NUM_FRAMES, PART):
             now, frames = order[i], order[i : i + PART]
             loaded = load_bank(config, stores, now, direction, NUM_FRAMES)
@@ -377,7 +377,7 @@ def test_a_reloaded_bank_goes_on_as_if_never_interrupted(name, prompted_frame):
             chex.assert_trees_all_equal(jax.device_get(again), answers)
             for k, t in enumerate(frames):
                 answer = jax.tree.map(lambda x, k=k: x[k], answers)
-                verdicts |= set(answer.verdicts.tolist())
+                retention |= set(answer.retention.tolist())
                 for n, store in enumerate(stores):
                     store.tracked[t] = _entry(answer, n)
-        assert len(verdicts) > 1
+        assert len(retention) > 1

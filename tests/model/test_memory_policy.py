@@ -9,12 +9,12 @@ import scipy.ndimage
 
 from sam2_jax.config import MEMORY_POLICIES
 from sam2_jax.model import memory_policy
-from sam2_jax.model.memory_policy import ANCHOR, NEVER, ONCE, RECENT
+from sam2_jax.model.retention import ANCHOR, NEVER, ONCE, RECENT
 from sam2_jax.structs import Segmentation
 from tests import toy
 
 SIDE = 40
-judge = jax.jit(memory_policy.judge, static_argnums=0)
+update = jax.jit(memory_policy.update, static_argnums=0)
 
 
 def box(x, y, width=8, height=12):
@@ -45,16 +45,16 @@ def answer(masks, ious=0.9, scores=5.0, others=None):
 
 
 def run(name, answers, frames=None):
-    """The verdicts (T, N) and states of a sequence of answers."""
+    """The retention (T, N) and states of a sequence of answers."""
     config = toy.config(memory_policy=name)
     state = memory_policy.init(config, answers[0].ious.shape[0])
     where = np.ones(answers[0].ious.shape[0], bool)
-    verdicts, states = [], []
+    retention, states = [], []
     for t, given in zip(range(len(answers)) if frames is None else frames, answers, strict=True):
-        state, verdict = judge(config, state, np.int32(t), given, where)
-        verdicts.append(np.asarray(verdict))
+        state, kept = update(config, state, np.int32(t), given, where)
+        retention.append(np.asarray(kept))
         states.append(jax.device_get(state))
-    return np.stack(verdicts), states
+    return np.stack(retention), states
 
 
 def moving(count, step=1):
@@ -68,11 +68,11 @@ def test_recent_remembers_everything():
 
 @pytest.mark.parametrize("name", ["quality", "motion"])
 @pytest.mark.parametrize(
-    ("iou", "score", "verdict"),
+    ("iou", "score", "kept"),
     [(0.9, 3.0, RECENT), (0.51, 0.1, RECENT), (0.4, 3.0, ONCE), (0.9, -0.1, ONCE)],
 )
-def test_a_good_frame_is_visible_and_has_a_good_iou(name, iou, score, verdict):
-    assert run(name, [answer([box(3, 3)], iou, score)])[0].tolist() == [[verdict]]
+def test_a_good_frame_is_visible_and_has_a_good_iou(name, iou, score, kept):
+    assert run(name, [answer([box(3, 3)], iou, score)])[0].tolist() == [[kept]]
 
 
 def plain_kalman(boxes, dt):
@@ -123,15 +123,15 @@ def test_a_filter_that_turns_round_expects_the_object_where_it_came_from():
     back = jax.jit(memory_policy._predict)(state, jnp.int32(9))
     assert abs(float(back.position[0, 0]) - (2 + 9 + 4)) < 1
     one = np.ones(1, bool)
-    verdicts = [judge(config, state, np.int32(18), answer([box(x, 10)]), one)[1] for x in (20, 1)]
-    assert [int(v[0]) for v in verdicts] == [RECENT, ONCE]
+    retention = [update(config, state, np.int32(18), answer([box(x, 10)]), one)[1] for x in (20, 1)]
+    assert [int(v[0]) for v in retention] == [RECENT, ONCE]
 
 
-@pytest.mark.parametrize(("count", "verdict"), [(15, ONCE), (14, RECENT)])
-def test_a_jump_is_gated_once_the_filter_is_stable(count, verdict):
-    verdicts, _ = run("motion", [*moving(count), answer([box(30, 26)])])
-    assert (verdicts[:-1] == RECENT).all()
-    assert verdicts[-1] == verdict
+@pytest.mark.parametrize(("count", "kept"), [(15, ONCE), (14, RECENT)])
+def test_a_jump_is_gated_once_the_filter_is_stable(count, kept):
+    retention, _ = run("motion", [*moving(count), answer([box(30, 26)])])
+    assert (retention[:-1] == RECENT).all()
+    assert retention[-1] == kept
     assert (run("quality", [*moving(count), answer([box(30, 26)])])[0] == RECENT).all()
 
 
@@ -140,8 +140,8 @@ def test_a_jump_is_gated_once_the_filter_is_stable(count, verdict):
 )
 def test_a_lost_object_restarts_the_filter(bad):
     """What comes back elsewhere is not gated, and starts a filter of its own."""
-    verdicts, states = run("motion", [*moving(18), bad, answer([box(30, 26)])])
-    assert verdicts[-2:].tolist() == [[ONCE], [RECENT]]
+    retention, states = run("motion", [*moving(18), bad, answer([box(30, 26)])])
+    assert retention[-2:].tolist() == [[ONCE], [RECENT]]
     assert [int(s.num_stable[0]) for s in states[-3:]] == [18, 0, 1]
     np.testing.assert_allclose(states[-1].position, [[34, 32, 8 / 12, 12]], rtol=1e-6)
     assert np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(states)])).all()
@@ -155,8 +155,8 @@ def distracted(x=25, y=10):
 def test_an_anchor_needs_candidates_that_disagree():
     same = answer([box(2, 10)])
     assert run("distractor", [same] * 4)[0].ravel().tolist() == [RECENT, ONCE, ONCE, ONCE]
-    verdicts = run("distractor", [same, same, distracted(), same])[0]
-    assert verdicts.ravel().tolist() == [RECENT, ONCE, ANCHOR, ONCE]
+    retention = run("distractor", [same, same, distracted(), same])[0]
+    assert retention.ravel().tolist() == [RECENT, ONCE, ANCHOR, ONCE]
 
 
 def test_a_candidate_that_only_grows_a_little_makes_no_anchor():
@@ -173,8 +173,8 @@ def test_specks_beside_a_larger_piece_are_ignored():
 
 
 def test_anchors_keep_their_distance():
-    verdicts = run("distractor", [distracted()] * 15)[0].ravel()
-    assert np.flatnonzero(verdicts == ANCHOR).tolist() == [1, 7, 13]
+    retention = run("distractor", [distracted()] * 15)[0].ravel()
+    assert np.flatnonzero(retention == ANCHOR).tolist() == [1, 7, 13]
     backwards = run("distractor", [distracted()] * 15, range(20, 5, -1))[0].ravel()
     assert np.flatnonzero(backwards == ANCHOR).tolist() == [1, 7, 13]
 
@@ -194,8 +194,8 @@ def test_an_anchor_needs_a_sure_mask_of_the_usual_size(unsure):
 
 def test_a_frame_without_the_object_is_never_read_and_changes_no_area():
     same, absent = answer([box(2, 10)]), answer([NOTHING], scores=-3.0)
-    verdicts, states = run("distractor", [same, same, absent, absent, same, absent])
-    assert verdicts.ravel().tolist() == [RECENT, ONCE, NEVER, NEVER, ONCE, NEVER]
+    retention, states = run("distractor", [same, same, absent, absent, same, absent])
+    assert retention.ravel().tolist() == [RECENT, ONCE, NEVER, NEVER, ONCE, NEVER]
     assert states[-1].areas[0, -3:].tolist() == [96, 96, 96]
     assert (states[-1].areas[0, :-3] == 0).all()
 
@@ -235,26 +235,26 @@ def drawn_answers(count, num_objects):
 def test_a_scan_equals_single_steps_and_objects_do_not_see_each_other(name):
     config = toy.config(memory_policy=name)
     answers = drawn_answers(25, 3)
-    verdicts, states = run(name, answers)
+    retention, states = run(name, answers)
     if name != "recent":
-        assert len(np.unique(verdicts)) > 1
+        assert len(np.unique(retention)) > 1
     stacked = jax.tree.map(lambda *x: np.stack(x), *answers)
     where = np.ones(3, bool)
 
     @jax.jit
     def scanned(state, answers):
-        step = lambda state, xs: memory_policy.judge(config, state, *xs, where)
+        step = lambda state, xs: memory_policy.update(config, state, *xs, where)
         return jax.lax.scan(step, state, (jnp.arange(25), answers))
 
     start = jax.tree.map(jnp.asarray, memory_policy.init(config, 3))
     last, again = scanned(start, stacked)
-    np.testing.assert_array_equal(again, verdicts)
+    np.testing.assert_array_equal(again, retention)
     chex.assert_trees_all_close(jax.device_get(last), states[-1], rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_equal_shapes_and_dtypes(last, start)
     for n in range(3):
         pick = lambda tree, n=n: jax.tree.map(lambda x: x[n : n + 1], tree)
         alone, alone_states = run(name, [pick(a) for a in answers])
-        np.testing.assert_array_equal(alone, verdicts[:, n : n + 1])
+        np.testing.assert_array_equal(alone, retention[:, n : n + 1])
         chex.assert_trees_all_close(alone_states[-1], pick(states[-1]), rtol=1e-5, atol=1e-5)
 
 
@@ -264,7 +264,7 @@ def test_objects_that_are_not_tracked_keep_their_state(name):
     start = memory_policy.init(config, 2)
     where = np.array([True, False])
     given = answer([box(2, 10), box(2, 10)])
-    state, _ = judge(config, start, np.int32(3), given, where)
+    state, _ = update(config, start, np.int32(3), given, where)
     second = lambda tree: jax.tree.map(lambda x: np.asarray(x)[1], tree)
     chex.assert_trees_all_equal(second(state), second(start))
     first = [

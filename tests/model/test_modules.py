@@ -13,7 +13,7 @@ from sam2_jax.config import get_config
 from sam2_jax.model import encodings
 from sam2_jax.model.image_encoder import ImageEncoder
 from sam2_jax.model.layers import Conv, Dense, DepthwiseConv, Upsample2x2
-from sam2_jax.model.memory_bank import num_recent
+from sam2_jax.model.retention import rules
 from sam2_jax.model.sam2 import init_params, param_shapes
 from sam2_jax.track import track
 from tests import toy
@@ -89,7 +89,7 @@ def test_every_flag_gives_a_model_that_tracks(flags, gone, model):
     size = toy.SIZE // 4
     assert answer.masks.shape == (3, 2, size, size)
     assert answer.pointers.shape == (3, 2, 32)
-    assert bank.recent_frames.shape == (2, num_recent(other))
+    assert bank.recent_frames.shape == (2, rules(other).memories.num_slots)
     memory = jnp.dtype(flags.get("memory_dtype", "bfloat16"))
     assert bank.recent_memories.dtype == answer.memories.dtype == memory
 

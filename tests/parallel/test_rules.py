@@ -12,9 +12,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sam2_jax import experiment
 from sam2_jax.config import RELEASED
+from sam2_jax.experiment import SHARDING, Experiment, from_config_dict, to_config_dict
 from sam2_jax.model.sam2 import param_shapes
 from sam2_jax.parallel.mesh import make_mesh
-from sam2_jax.parallel.rules import RULES, SMALLEST, shardings, spec
+from sam2_jax.parallel.rules import SMALLEST, shardings, spec
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def paths(tree):
     ],
 )  # fmt: skip
 def test_axes_of_known_parameters(mesh, path, shape, axes):
-    assert spec(mesh, path, shape) == PartitionSpec(*axes)
+    assert spec(mesh, SHARDING, path, shape) == PartitionSpec(*axes)
 
 
 @functools.cache
@@ -62,7 +63,7 @@ def shapes_of(size):
 @pytest.mark.parametrize("size", ["tiny", "base_plus"])
 def test_every_parameter_has_a_rule_and_large_ones_are_cut(mesh, size):
     params = paths(shapes_of(size))
-    cut = paths(shardings(mesh, shapes_of(size)))
+    cut = paths(shardings(mesh, SHARDING, shapes_of(size)))
     for path, leaf in params.items():
         parts = leaf.size // np.prod(cut[path].shard_shape(leaf.shape))
         assert parts > 1 or leaf.size < SMALLEST, f"{path} {leaf.shape} is whole"
@@ -74,25 +75,33 @@ def test_every_parameter_has_a_rule_and_large_ones_are_cut(mesh, size):
 
 def test_every_rule_is_of_use():
     """Each is the first that matches some part of a train state."""
-    first = lambda path: next(i for i, (rule, _) in enumerate(RULES) if re.search(rule, path))
+    first = lambda path: next(i for i, (rule, _) in enumerate(SHARDING) if re.search(rule, path))
     others = ["lora/trunk/blocks_0/attn/qkv/kernel/a", "key", "muon/inner_state/0/ns_coeffs"]
     state = [*paths(shapes_of("tiny")), *others]
     used = {first(path) for path in state}
-    assert used == set(range(len(RULES)))
+    assert used == set(range(len(SHARDING)))
 
 
 def test_an_axis_that_does_not_divide_is_left_alone():
     mesh = make_mesh(experiment.Mesh(1, 2, 4))
-    assert spec(mesh, "mlp/layers_0/kernel", (64, 90)) == PartitionSpec(None, "fsdp")
-    assert spec(mesh, "mlp/layers_0/kernel", (64, 81)) == PartitionSpec("fsdp", None)
-    assert spec(mesh, "mlp/layers_1/kernel", (45, 81)) == PartitionSpec(None, None)
+    assert spec(mesh, SHARDING, "mlp/layers_0/kernel", (64, 90)) == PartitionSpec(None, "fsdp")
+    assert spec(mesh, SHARDING, "mlp/layers_0/kernel", (64, 81)) == PartitionSpec("fsdp", None)
+    assert spec(mesh, SHARDING, "mlp/layers_1/kernel", (45, 81)) == PartitionSpec(None, None)
 
 
 def test_a_path_without_a_rule_is_an_error(mesh):
     with pytest.raises(ValueError, match=r"no sharding rule matches 'trunk/blocks_0/mystery'"):
-        shardings(
-            mesh, {"trunk": {"blocks_0": {"mystery": jax.ShapeDtypeStruct((8,), jnp.float32)}}}
-        )
+        shardings(mesh, SHARDING, {"trunk": {"blocks_0": {"mystery": np.zeros(8)}}})
+
+
+def test_an_experiment_may_have_rules_of_its_own(mesh):
+    own = ((r"mystery$", "rows"), *SHARDING)
+    assert spec(mesh, own, "trunk/blocks_0/mystery", (8, 3)) == PartitionSpec("model", None)
+    assert from_config_dict(to_config_dict(Experiment(sharding=own))).sharding == own
+    with pytest.raises(
+        ValueError, match=r"sharding 'mystery\$' is 'diagonal'.*columns, rows, whole"
+    ):
+        Experiment(sharding=((r"mystery$", "diagonal"),))
 
 
 def test_moments_go_with_their_parameters(mesh):
@@ -103,7 +112,7 @@ def test_moments_go_with_their_parameters(mesh):
     labels = {"trunk": "slow", "norm": "fast"}
     transform = optax.multi_transform({n: optax.adamw(1e-3) for n in ("slow", "fast")}, labels)
     state = {"params": params, "opt_state": jax.eval_shape(transform.init, params)}
-    cut = paths(shardings(mesh, state))
+    cut = paths(shardings(mesh, SHARDING, state))
     expected = {
         path.removeprefix("params/"): s.spec for path, s in cut.items() if path.startswith("params")
     }
@@ -123,7 +132,7 @@ def test_states_are_made_and_multiplied_in_their_parts(mesh):
     params = {
         "mlp": {"layers_0": {"kernel": normal(16, 64)}, "layers_1": {"kernel": normal(64, 16)}}
     }
-    cut = shardings(mesh, params)
+    cut = shardings(mesh, SHARDING, params)
     placed = jax.device_put(params, cut)
     kernel = placed["mlp"]["layers_0"]["kernel"]
     assert isinstance(kernel.sharding, NamedSharding)

@@ -17,7 +17,7 @@ import numpy as np
 
 from sam2_jax.build import Model
 from sam2_jax.checkpoint.names import to_params
-from sam2_jax.config import POSTPROCESSING_IMAGE, POSTPROCESSING_VIDEO, get_config
+from sam2_jax.config import POSTPROCESSING_IMAGE, SessionOptions, get_config, sort_overrides
 from sam2_jax.model.hiera import Hiera
 from sam2_jax.model.image_encoder import FpnNeck
 from sam2_jax.model.memory_attention import MemoryAttention
@@ -25,7 +25,7 @@ from sam2_jax.model.memory_encoder import MemoryEncoder
 from sam2_jax.model.sam2 import param_shapes
 from sam2_jax.predict import preprocessing
 from sam2_jax.predict.image import SAM2ImagePredictor
-from sam2_jax.predict.video import SAM2VideoPredictor
+from sam2_jax.predict.video import POSTPROCESSING, SAM2VideoPredictor
 from tests.parity.reference_scene import scene, scene_masks
 from tests.parity.reference_weights import reference_weights
 
@@ -63,9 +63,10 @@ def weights(model: str, presence_bias: float) -> dict[str, np.ndarray]:
 
 def reference_model(model: str, presence_bias: float, **overrides) -> Model:
     """A model with reference weights."""
-    config = get_config(model, **overrides)
+    changes = sort_overrides(overrides)
+    config = get_config(model, **changes.model)
     params = to_params(weights(model, presence_bias), param_shapes(config))
-    return Model(model, config, jax.device_put(params))
+    return Model(model, config, jax.device_put(params), SessionOptions(**changes.session))
 
 
 def _relative(ours, theirs) -> float:
@@ -216,7 +217,7 @@ class Comparison:
         if not self._has("track"):
             return
 
-        predictor = SAM2VideoPredictor(self._build(**POSTPROCESSING_VIDEO))
+        predictor = SAM2VideoPredictor(self._build(**POSTPROCESSING))
         state = predictor.init_state(self.frames)
         click = self.golden["click"]
         _, _, logits = predictor.add_new_points_or_box(state, 0, 1, click[None], np.array([1]))
@@ -254,10 +255,10 @@ class Comparison:
             if kind == "area":
                 yield Row(key, "pixels", _area(areas[frame], theirs), _AREA)
                 continue
-            entry = state.objects[int(where[1])].answer(frame)
+            entry = state.objects[int(where[1])].latest(frame)
             if kind == "low":
                 thin = slice(None, None, 2 if self.is_large else 1)
-                ours = entry.mask[thin, thin]
+                ours = entry.mask.get()[thin, thin]
                 union = ((ours > 0) | (theirs > 0)).sum()
                 both = ((ours > 0) & (theirs > 0)).sum()
                 yield Row(key, "1 - IoU", float(1 - both / union) if union else 0.0, _IOU)
@@ -266,9 +267,9 @@ class Comparison:
             elif kind == "score":
                 yield Row(key, "absolute", abs(entry.score - float(theirs[0])), _SCORE)
             elif kind == "pointer":
-                yield Row(key, "max", _relative(entry.pointer[::8], theirs), _POINTER)
+                yield Row(key, "max", _relative(entry.pointer.get()[::8], theirs), _POINTER)
             elif kind == "memory":
-                memory = _nchw(entry.memory.astype(np.float32))[::8]
+                memory = _nchw(entry.encoded().astype(np.float32))[::8]
                 yield Row(key, "max", _relative(memory, theirs), _MEMORY)
             else:
                 raise AssertionError(f"unknown key {key}")

@@ -156,9 +156,9 @@ def test_other_image_sizes(size):
     ids=["sam2.1", "sam2", "sam2.1-absent"],
 )
 def test_video(model, presence_bias):
-    # transformers fills holes outside of its model.
-    flags = POSTPROCESSING_VIDEO | {"fill_hole_area": 0}
-    predictor = SAM2VideoPredictor(reference_model(model, presence_bias, image_size=SIZE, **flags))
+    # transformers fills holes outside of its model, so none are filled here.
+    flags = {"image_size": SIZE, **POSTPROCESSING_VIDEO}
+    predictor = SAM2VideoPredictor(reference_model(model, presence_bias, **flags))
     # transformers remembers a mask prompt as it was given, the original after a round trip through
     # the low-resolution logits. Straight edges between two cells survive that; corners would not.
     mask = np.zeros((SIZE, SIZE), np.float32)

@@ -41,7 +41,12 @@ PREDICTOR = SAM2VideoPredictor(MODEL, 2)
 
 def contents(state):
     """All that a session holds, for comparison."""
-    entry = lambda e: (e.mask.tobytes(), e.iou, e.score, e.kept_memory and e.memory.tobytes())
+    entry = lambda e: (
+        e.mask.get().tobytes(),
+        e.iou,
+        e.score,
+        e.memory and e.memory.get().tobytes(),
+    )
     return [
         (
             obj,
@@ -50,7 +55,7 @@ def contents(state):
             {t: entry(e) for t, e in store.prompted.items()},
             {t: entry(e) for t, e in store.tracked.items()},
             {t: (entry(e), flag) for t, (e, flag) in store.pending.items()},
-            store.passes,
+            store.directions,
         )
         for obj, store in state.objects.items()
     ]
@@ -159,8 +164,8 @@ class Session(RuleBasedStateMachine):
         for store in self.state.objects.values():
             assert not set(store.prompted) & set(store.tracked)
             for entry in (*store.prompted.values(), *store.tracked.values()):
-                assert np.isfinite(entry.mask).all()
-                assert np.isfinite(np.float32(entry.memory)).all()
+                assert np.isfinite(entry.mask.get()).all()
+                assert np.isfinite(np.float32(entry.memory.get())).all()
 
     def teardown(self):
         """Every object that is left can be tracked over the whole video."""

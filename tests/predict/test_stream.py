@@ -158,7 +158,7 @@ def test_what_is_kept_does_not_grow(model, monkeypatch):
         stream.track(FRAMES[t % 24])
         store = stream._state.objects[1]
         kept = (store.points, store.masks, store.prompted, store.tracked, store.pending)
-        sizes.append((stream._state.store.num_bytes, *map(len, (*kept, store.passes))))
+        sizes.append((stream._state.store.num_bytes, *map(len, (*kept, store.directions))))
     assert max(sizes[24:]) == max(sizes[20:28])
     assert max(len(store.prompted) for store in stream._state.objects.values()) <= 2
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from sam2_jax import SAM2VideoPredictor
+from sam2_jax import SAM2VideoPredictor, SessionOptions
 from sam2_jax.data import videos
 from sam2_jax.data.masks import decode_rle, read_mask_png
 from sam2_jax.data.results import PaletteFolder, RleResults
@@ -45,9 +45,8 @@ def predictor(model):
 
 
 def switched(model, **switches):
-    """A predictor with other host-side switches, which the compiled programs need not know."""
-    other = dataclasses.replace(model, config=model.config.replace(**switches))
-    vars(other)["module"] = model.module
+    """A predictor with other host-side switches, of which the compiled programs know nothing."""
+    other = dataclasses.replace(model, session=SessionOptions(**switches))
     return SAM2VideoPredictor(other, CHUNK)
 
 
@@ -290,9 +289,9 @@ def test_an_empty_mask_means_that_the_object_is_absent(predictor, model):
     click(predictor, state, 2)
     _, _, answer = predictor.add_new_mask(state, 0, 1, np.zeros((HEIGHT, WIDTH), bool))
     np.testing.assert_allclose(answer, -10, rtol=1e-5)
-    entry = state.objects[1].answer(0)
+    entry = state.objects[1].latest(0)
     assert entry.score == -10
-    np.testing.assert_array_equal(entry.pointer, np.asarray(model.params["no_obj_ptr"][0]))
+    np.testing.assert_array_equal(entry.pointer.get(), np.asarray(model.params["no_obj_ptr"][0]))
     masks = run(predictor, state)
     np.testing.assert_array_equal(masks[0], answer)
     assert np.isfinite(stack(masks)).all()
@@ -492,7 +491,7 @@ def test_a_cleared_frame_is_tracked_again(predictor, one_pass):
     _, _, kept = predictor.clear_all_prompts_in_frame(state, 3, 1)
     np.testing.assert_array_equal(kept, corrected)  # until the next pass
     assert sorted(state.objects[1].prompted) == [0]
-    assert 3 not in state.objects[1].passes
+    assert 3 not in state.objects[1].directions
     np.testing.assert_array_equal(stack(run(predictor, state)), stack(one_pass))
 
 
@@ -730,6 +729,24 @@ def test_videos_go_their_own_ways_when_one_is_clicked_on(predictor):
         predictor.propagate_in_videos([states[0]] * 2)
 
 
+@pytest.mark.parametrize("policy", ["motion", "distractor"])
+def test_videos_with_different_numbers_of_objects_share_a_policy_with_state(policy):
+    """One object beside three: the banks, and the policy's state in them, have the same shapes."""
+    each = SAM2VideoPredictor(toy.model(memory_policy=policy), CHUNK)
+
+    def opened(v):
+        state = each.init_state(FRAMES[:5])
+        for n in range(1 + 2 * v):
+            click(each, state, 0, n, at=n)
+        return state
+
+    found = [{}, {}]
+    for v, t, _, masks in each.propagate_in_videos([opened(0), opened(1)]):
+        found[v][t] = masks
+    for v in range(2):
+        close(stack(found[v]), stack(run(each, opened(v))), 1e-5)
+
+
 @pytest.mark.parametrize("policy", ["quality", "motion", "distractor"])
 def test_a_session_follows_its_memory_policy(policy, tmp_path):
     """Loaded anew, thinned out, or taken up from a file, the bank is the one that tracking carries along."""
@@ -872,6 +889,6 @@ def test_what_is_not_a_number_is_said(model):
     each = SAM2VideoPredictor(dataclasses.replace(model, params=params), 2)
     state = each.init_state(SHORT)
     click(each, state)
-    with pytest.warns(RuntimeWarning, match="Frame 1: what the model answers is not a number"):
+    with pytest.warns(RuntimeWarning, match="Frame 1: the model.s output is not a number"):
         run(each, state, None, 1, return_logits=False)
     assert np.isnan(each.get_scores(state, 1)).all()

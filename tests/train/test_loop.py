@@ -1,11 +1,13 @@
 """The run in this process, around the toy learner; `test_never_lost` has it in processes of its own."""
 
+import functools
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -15,11 +17,12 @@ import pytest
 from sam2_jax.checkpoint import folder, run_folder
 from sam2_jax.commands import train as command
 from sam2_jax.data.media import read_image
-from sam2_jax.experiment import Dataset, Optimizer, Validation
+from sam2_jax.experiment import Dataset, Interaction, Optimizer, Validation
 from sam2_jax.parallel.mesh import make_mesh
-from sam2_jax.train import describe, loop
+from sam2_jax.train import dry_run, loop
 from sam2_jax.train.loop import train
 from sam2_jax.train.metrics import read_metrics
+from sam2_jax.train.recipe import Batch
 from tests.train import toy_run
 
 # ml_collections loads files in an old way.
@@ -27,9 +30,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 
 @pytest.fixture(autouse=True)
-def _toy_learner_on_one_device(monkeypatch):
-    toy_run.use_toy_learner(monkeypatch.setattr)
-    for module in (loop, describe):
+def _toy_recipe_on_one_device(monkeypatch):
+    toy_run.use_toy_recipe(monkeypatch.setattr)
+    for module in (loop, dry_run):
         monkeypatch.setattr(
             module, "make_mesh", lambda mesh, *_: make_mesh(mesh, jax.devices()[:1])
         )
@@ -38,17 +41,17 @@ def _toy_learner_on_one_device(monkeypatch):
 @pytest.fixture(scope="module", autouse=True)
 def _shared_programs():
     """Runs with the same step share its program, which takes longer to compile than to run."""
-    compile_step, programs = loop._Run._compile, {}
+    compile_step, programs = loop.compile_step, {}
 
-    def compile_once(run, batch):
-        experiment = run.experiment
-        key = (type(run.learner), experiment.optimizer, experiment.num_steps, batch.masks.shape)
+    def compile_once(recipe, mesh, state, batch, counts_flops):
+        experiment = recipe.experiment
+        key = (recipe.objective, experiment.optimizer, experiment.num_steps, batch.masks.shape)
         if key not in programs:
-            programs[key] = compile_step(run, batch)
+            programs[key] = compile_step(recipe, mesh, state, batch, counts_flops)
         return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "_compile", compile_once)
+        patch.setattr(loop, "compile_step", compile_once)
         yield
 
 
@@ -225,23 +228,25 @@ def test_a_second_ctrl_c_is_met_at_once(tmp_path, at_step):
     assert checkpoint_steps(tmp_path) == [3]
 
 
-class Diverging(toy_run.ToyLearner):
+def diverging(params, batch, plan, keys):
     """Has no finite loss on batches whose first pixel is marked."""
+    is_marked = (batch.images[:, 0, :2, :2] == 255).all()
+    sums = toy_run.objective(params, batch, plan, keys)
+    return {name: value / (1 - is_marked) for name, value in sums.items()}
 
-    def loss(self, params, batch, plan, keys):
-        is_marked = (batch.images[:, 0, :2, :2] == 255).all()
-        sums = super().loss(params, batch, plan, keys)
-        return {name: value / (1 - is_marked) for name, value in sums.items()}
+
+@pytest.fixture
+def _diverges(monkeypatch):
+    make = functools.partial(toy_run.make_recipe, objective=diverging)
+    monkeypatch.setattr(loop, "make_recipe", make)
 
 
 def mark(batch):
     batch["images"][:, 0, :2, :2] = 255
 
 
-def test_a_step_without_a_finite_loss_is_skipped_and_counted(
-    tmp_path, at_step, monkeypatch, caplog
-):
-    monkeypatch.setattr(loop, "Learner", Diverging)
+@pytest.mark.usefixtures("_diverges")
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(tmp_path, at_step, caplog):
     at_step(2, mark)
     train(toy(num_steps=4), tmp_path)
     assert losses(tmp_path)[2] is None
@@ -249,8 +254,8 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(
     assert "Step 2 is skipped, its loss is not finite: drawn/" in caplog.text
 
 
-def test_too_many_skipped_steps_end_the_run_and_the_batch_is_saved(tmp_path, at_step, monkeypatch):
-    monkeypatch.setattr(loop, "Learner", Diverging)
+@pytest.mark.usefixtures("_diverges")
+def test_too_many_skipped_steps_end_the_run_and_the_batch_is_saved(tmp_path, at_step):
     for step in (4, 5, 6):
         at_step(step, mark)
     with pytest.raises(ValueError, match=r"3 steps in a row had no finite loss .* drawn/"):
@@ -261,6 +266,15 @@ def test_too_many_skipped_steps_end_the_run_and_the_batch_is_saved(tmp_path, at_
     assert (saved["images"][:, 0, :2, :2] == 255).all()
     assert len(saved["names"]) == 2
     assert checkpoint_steps(tmp_path) == [3]
+
+
+def test_between_two_steps_nothing_moves_unasked(tmp_path, monkeypatch):
+    """A batch that was not put on the devices would be on every step's way."""
+    monkeypatch.setattr(
+        loop, "put_batch", lambda _, batch: Batch(*(batch[name] for name in FIELDS))
+    )
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(toy(), tmp_path)
 
 
 def test_replaced_samples_are_counted_also_across_a_restart(tmp_path, at_step):
@@ -281,16 +295,17 @@ def drawn_scores(monkeypatch):
         return masks
 
     width = [0]
-    validate = loop._Run._validate
+    validate = loop.validate
 
-    def next_width(run, params):
+    def next_width(*args):
         width[0] = next(widths)
-        return validate(run, params)
+        return validate(*args)
 
     monkeypatch.setattr(loop, "predict_masks", predict)
-    monkeypatch.setattr(loop._Run, "_validate", next_width)
+    monkeypatch.setattr(loop, "validate", next_width)
 
 
+FIELDS = ("images", "masks", "is_object")
 VALIDATION = Validation(
     every=2, dataset=Dataset(num_frames=2, max_objects=2, count=2, seed=1, batch_size=1)
 )
@@ -334,11 +349,58 @@ def test_the_command_trains_in_a_folder_named_after_the_config(tmp_path, monkeyp
     assert list(losses(tmp_path / "runs" / "toy")) == [1, 2]
 
 
+def test_another_argument_of_a_config_is_another_run(tmp_path, monkeypatch):
+    config = toy_run.write_config(tmp_path, num_steps=1)
+    text = config.read_text().replace("get_config()", "get_config(stage='start')")
+    config.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    for argument in ("small", "start"):
+        assert run_command(f"--config={config}:{argument}") == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["toy_small", "toy_start"]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--config=smoke"], ["--config", "smoke"], ["--config=nano:small"]]
+)
+def test_experiments_that_are_installed_are_known_by_name(tmp_path, monkeypatch, capsys, flags):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        dry_run, "dry_run", lambda experiment, workdir: f"{experiment.model} {workdir}"
+    )
+    assert run_command(*flags, "--config.dry_run") == 0
+    name = flags[-1].removeprefix("--config=").replace(":", "_")
+    assert capsys.readouterr().out == f"sam2_nano runs/{name}\n"
+
+
+def test_a_field_by_its_earlier_name_is_taken_with_a_hint(tmp_path, monkeypatch, capsys):
+    config = toy_run.write_config(tmp_path)
+    given = []
+    monkeypatch.setattr(loop, "train", lambda experiment, _: given.append(experiment.interaction))
+    assert run_command(f"--config={config}", "--config.interaction.truth_probability=0.3") == 0
+    assert given == [Interaction(target_probability=0.3)]
+    assert "truth_probability is called --config.interaction.target_prob" in capsys.readouterr().err
+
+
+def test_the_command_leaves_loggers_and_hooks_as_they_were(tmp_path):
+    config = toy_run.write_config(tmp_path, num_steps=1)
+    watched = [logging.getLogger(name) for name in (None, "sam2_jax", "absl", "asyncio")]
+    state = lambda: (
+        sys.unraisablehook,
+        warnings.filters[:],
+        [(x.level, x.handlers[:]) for x in watched],
+        [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)],
+    )
+    before = state()
+    assert run_command(f"--config={config}", f"--workdir={tmp_path / 'run'}") == 0
+    assert state() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--config is missing"),
         (["--config=nowhere.py"], "nowhere.py"),
+        (["--config=nowhere"], "no experiment 'nowhere'; known are finetune_decoder_lora, "),
         (["--config={}", "--config.num_stepz=2"], 'Did you mean "num_steps"'),
         (["--config={}", "--config.batch_size=2"], "has no field 'batch_size'"),
         (["--config={}", "--config.num_steps=x"], "config.num_steps=x"),

@@ -127,6 +127,10 @@ def test_wandb_gets_the_values_and_the_same_run_after_a_restart(tmp_path, monkey
     assert calls[0][0] == "mine"
     assert calls[0][2:] == ("allow", {"seed": 1})
     assert calls[1:3] == [(1, 0.5), "finish"]
+    for path in tmp_path.iterdir():
+        path.unlink()
+    write(tmp_path, range(1, 2), wandb_project="mine")
+    assert calls[6][1] != calls[0][1], "the same path on another machine is another run"
 
 
 def test_flops_of_a_scan_count_every_time():

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from sam2_jax.experiment import Dataset, Experiment, Interaction, Mesh, Optimizer
-from sam2_jax.model.sam2 import init_params
+from sam2_jax.experiment import SHARDING, Dataset, Experiment, Interaction, Mesh, Optimizer
 from sam2_jax.parallel.mesh import batch_sharding, make_mesh
 from sam2_jax.parallel.rules import shardings
-from sam2_jax.train.step import Learner
+from sam2_jax.train.params import partition
+from sam2_jax.train.recipe import Recipe, make_recipe, training_module
+from sam2_jax.train.state import abstract_state, export_params, init_state, put_batch
+from sam2_jax.train.step import compiled_step, value_and_grad
 from tests.parity.reference_scene import scene, scene_masks
 
 SIZE = 64
@@ -35,7 +37,7 @@ CLICKS = Interaction(
 )
 
 
-def learner(**changes) -> Learner:
+def recipe(**changes) -> Recipe:
     settings = {
         "model_overrides": TOY,
         "interaction": FEW,
@@ -44,7 +46,7 @@ def learner(**changes) -> Learner:
             learning_rate=1e-3, encoder_learning_rate=1e-3, schedule="constant", gradient_clip=1.0
         ),
     }
-    return Learner(Experiment(**(settings | changes)))
+    return make_recipe(Experiment(**(settings | changes)))
 
 
 def clips(num_frames: int, count: int) -> dict[str, np.ndarray]:
@@ -63,27 +65,32 @@ def images() -> dict[str, np.ndarray]:
     return clips(num_frames=1, count=8)
 
 
-def start(learner: Learner, mesh: jax.sharding.Mesh):
+def start(recipe: Recipe, mesh: jax.sharding.Mesh):
     """The first state, of a model that sees all objects: masks of absent ones would teach nothing."""
-    params = init_params(learner.sam2.config, jax.random.key(0))
+    params = recipe.draw()
     params["mask_decoder"]["pred_obj_score_head"]["layers_2"]["bias"][:] = 5.0
-    return learner.init(mesh, params)
+    return init_state(recipe, mesh, params)
+
+
+def trained(recipe: Recipe) -> dict:
+    """Shapes of what is trained, by path."""
+    return flatten_dict(partition(recipe.shapes, recipe.is_trained)[0], sep="/")
 
 
 def one_device() -> jax.sharding.Mesh:
     return make_mesh(Mesh(), jax.devices()[:1])
 
 
-def gradient_on(learner: Learner, mesh: jax.sharding.Mesh, batch: dict):
-    params = start(learner, mesh).params
-    cut = shardings(mesh, learner.trained(params))
+def gradient_on(recipe: Recipe, mesh: jax.sharding.Mesh, batch: dict):
+    parts = partition(start(recipe, mesh).params, recipe.is_trained)
+    cut, whole = shardings(mesh, SHARDING, parts)
     function = jax.jit(
-        functools.partial(learner.gradient, mesh),
-        in_shardings=(shardings(mesh, params), batch_sharding(mesh), None),
-        out_shardings=(cut, None),
+        functools.partial(value_and_grad, recipe, mesh),
+        in_shardings=(cut, whole, batch_sharding(mesh), None),
+        out_shardings=(None, cut),
     )
-    arguments = (params, learner.put_batch(mesh, batch), jax.random.key(3))
-    gradient, metrics = function.lower(*arguments).compile()(*arguments)
+    arguments = (*parts, put_batch(mesh, batch), jax.random.key(3))
+    metrics, gradient = function.lower(*arguments).compile()(*arguments)
     for x, sharding in zip(jax.tree.leaves(gradient), jax.tree.leaves(cut), strict=True):
         assert x.sharding.is_equivalent_to(sharding, x.ndim)
     return jax.device_get((gradient, metrics))
@@ -99,7 +106,7 @@ def assert_same(ours, theirs, tolerance=1e-4):
 
 @pytest.fixture(scope="module")
 def alone():
-    return gradient_on(learner(), one_device(), clips(num_frames=3, count=4))
+    return gradient_on(recipe(), one_device(), clips(num_frames=3, count=4))
 
 
 def test_the_gradient_reaches_every_trained_part(alone):
@@ -115,7 +122,7 @@ def test_the_gradient_reaches_every_trained_part(alone):
 
 def test_loss_and_gradient_of_clips_are_those_of_one_device(alone):
     gradient, metrics = gradient_on(
-        learner(), make_mesh(Mesh(2, 2, 2)), clips(num_frames=3, count=4)
+        recipe(), make_mesh(Mesh(2, 2, 2)), clips(num_frames=3, count=4)
     )
     assert metrics["loss"] == pytest.approx(alone[1]["loss"], rel=1e-4)
     assert_same(gradient, alone[0])
@@ -123,7 +130,7 @@ def test_loss_and_gradient_of_clips_are_those_of_one_device(alone):
 
 def gradient_of_images(mesh: jax.sharding.Mesh, accumulate: int = 1):
     optimizer = Optimizer(accumulate=accumulate)
-    return gradient_on(learner(interaction=CLICKS, optimizer=optimizer), mesh, images())
+    return gradient_on(recipe(interaction=CLICKS, optimizer=optimizer), mesh, images())
 
 
 @pytest.fixture(scope="module")
@@ -148,20 +155,16 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(whole):
 def test_images_leave_alone_what_they_do_not_reach():
     """Weight decay would wear it down."""
     only_images = {"images": Dataset(num_frames=1)}
-    trained, of_images = (
-        flatten_dict(x.trained(x._shapes), sep="/")
-        for x in (learner(), learner(datasets=only_images))
-    )
-    left = {path.split("/")[0] for path in trained.keys() - of_images.keys()}
+    of_all, of_images = trained(recipe()), trained(recipe(datasets=only_images))
+    left = {path.split("/")[0] for path in of_all.keys() - of_images.keys()}
     assert {"memory_attention", "memory_encoder", "maskmem_tpos_enc", "obj_ptr_proj"} < left
     assert not left & {"image_encoder", "prompt_encoder", "mask_decoder", "no_mem_embed"}
 
 
 def test_the_state_of_muon_is_cut_like_its_parameters():
-    muon = learner(optimizer=Optimizer(kind="muon"))
     mesh = make_mesh(Mesh(1, 8, 1))
-    state = muon.abstract_state(mesh)
-    kernel = muon.trained(state.params)["memory_encoder"]["fuser_0"]["pwconv1"]["kernel"]
+    state = abstract_state(recipe(optimizer=Optimizer(kind="muon")), mesh)
+    kernel = state.params["memory_encoder"]["fuser_0"]["pwconv1"]["kernel"]
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape]
     assert moments
     assert not kernel.sharding.is_fully_replicated
@@ -171,14 +174,14 @@ def test_the_state_of_muon_is_cut_like_its_parameters():
 class Program:
     """A compiled step on one device."""
 
-    def __init__(self, learner: Learner):
-        self.learner, self.mesh = learner, one_device()
-        self.batch = learner.put_batch(self.mesh, images())
-        step = learner.step(self.mesh).lower(learner.abstract_state(self.mesh), self.batch)
-        self.step = step.compile()
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.mesh = recipe, one_device()
+        self.batch = put_batch(self.mesh, images())
+        step = compiled_step(recipe, self.mesh)
+        self.step = step.lower(abstract_state(recipe, self.mesh), self.batch).compile()
 
     def run(self, num_steps: int, state=None):
-        state = start(self.learner, self.mesh) if state is None else state
+        state = start(self.recipe, self.mesh) if state is None else state
         metrics = []
         for _ in range(num_steps):
             state, values = self.step(state, self.batch)
@@ -188,7 +191,7 @@ class Program:
 
 @pytest.fixture(scope="module")
 def program():
-    return Program(learner(interaction=CLICKS, ema_decay=0.5))
+    return Program(recipe(interaction=CLICKS, ema_decay=0.5))
 
 
 def test_steps_learn(program):
@@ -203,14 +206,14 @@ def test_the_same_steps_give_the_same_bits(program):
 
 
 def test_the_state_is_given_up(program):
-    state = start(program.learner, program.mesh)
+    state = start(program.recipe, program.mesh)
     kernel = state.params["mask_decoder"]["conv_s0"]["kernel"]
     program.step(state, program.batch)
     assert kernel.is_deleted()
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(program):
-    state = start(program.learner, program.mesh)
+    state = start(program.recipe, program.mesh)
     broken = jax.tree.map(jnp.copy, state)
     nan = jnp.full_like(broken.params["mask_decoder"]["iou_token"], jnp.nan)
     broken.params["mask_decoder"]["iou_token"] = nan
@@ -226,18 +229,18 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(program):
 
 
 def test_the_average_follows_the_parameters_and_is_exported(program):
-    before = jax.device_get(start(program.learner, program.mesh).params)
+    before = jax.device_get(start(program.recipe, program.mesh).params)
     state, _ = program.run(1)
     old, new = (
         p["mask_decoder"]["conv_s0"]["kernel"] for p in (before, jax.device_get(state.params))
     )
-    average = program.learner.export_params(state)["mask_decoder"]["conv_s0"]["kernel"]
+    average = export_params(state)["mask_decoder"]["conv_s0"]["kernel"]
     np.testing.assert_allclose(average, 0.5 * (old + new), atol=1e-7)
 
 
 def test_what_is_frozen_stays_and_low_rank_updates_are_merged():
-    program = Program(learner(interaction=CLICKS, trainable="decoder", lora_rank=2))
-    before = jax.device_get(start(program.learner, program.mesh).params)
+    program = Program(recipe(interaction=CLICKS, trainable="decoder", lora_rank=2))
+    before = jax.device_get(start(program.recipe, program.mesh).params)
     state, metrics = program.run(3)
     assert all(np.isfinite(x["loss"]) for x in metrics)
     end = flatten_dict(jax.device_get(state.params), sep="/")
@@ -246,7 +249,7 @@ def test_what_is_frozen_stays_and_low_rank_updates_are_merged():
     assert all(path.startswith(("mask_decoder/", "lora/")) for path in moved)
     # The decoder's own projections are trained, so they have no updates.
     assert not any(path.startswith("lora/mask_decoder") for path in end)
-    exported = flatten_dict(program.learner.export_params(state), sep="/")
+    exported = flatten_dict(export_params(state), sep="/")
     qkv = "image_encoder/trunk/blocks_0/attn/qkv/kernel"
     update = end[f"lora/{qkv}/a"] @ end[f"lora/{qkv}/b"]
     np.testing.assert_allclose(exported[qkv], end[qkv] + update, atol=1e-6)
@@ -264,12 +267,31 @@ def test_what_is_frozen_stays_and_low_rank_updates_are_merged():
     ],
 )
 def test_parts_are_trained_by_name(trainable, inside, outside):
-    subject = learner(trainable=trainable)
-    paths = flatten_dict(subject.trained(subject._shapes), sep="/")
+    paths = trained(recipe(trainable=trainable))
     assert inside in paths
     assert outside not in paths
 
 
 def test_unknown_fields_of_the_trunk_are_named():
-    with pytest.raises(ValueError, match="HieraConfig has no field 'depth'"):
-        learner(model_overrides={"hiera": {"depth": 3}})
+    with pytest.raises(ValueError, match="no field 'depth' in HieraConfig"):
+        recipe(model_overrides={"hiera": {"depth": 3}})
+
+
+def test_rates_of_earlier_experiments_are_found_among_the_overrides():
+    rate = lambda **changes: training_module(recipe(**changes).experiment).memory_attention_dropout
+    assert rate(memory_attention_dropout=0.3) == 0.3
+    assert rate(model_overrides=TOY | {"memory_attention_dropout": 0.2}) == 0.2
+
+
+def test_another_loss_takes_the_place_of_the_published_one():
+    """Here the predicted presence alone: a gradient that is known."""
+
+    def loss_fn(logits, ious, score, target):
+        return {"loss": 2.0 * score, "candidates": jnp.float32(len(ious))}
+
+    subject = make_recipe(recipe(interaction=CLICKS).experiment, loss_fn)
+    gradient, metrics = gradient_on(subject, one_device(), images())
+    head = gradient["mask_decoder"]["pred_obj_score_head"]["layers_2"]
+    assert head["bias"] == pytest.approx(2.0)
+    assert metrics.keys() == {"loss", "candidates", "true_iou"}
+    assert metrics["candidates"] == 3

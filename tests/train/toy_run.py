@@ -1,4 +1,4 @@
-"""The real run around a learner that compiles in a second; as a script, the real command.
+"""The real run around a recipe that compiles in a second; as a script, the real command.
 
     python -m tests.train.toy_run --config=... --workdir=...
 
@@ -18,46 +18,40 @@ import optax
 
 from sam2_jax.commands import train as command
 from sam2_jax.experiment import Dataset, Experiment, Optimizer
-from sam2_jax.train import describe, loop
+from sam2_jax.train import dry_run, loop
 from sam2_jax.train.optimizer import make_optimizer
-from sam2_jax.train.rollout import LOSSES
-from sam2_jax.train.step import Learner
+from sam2_jax.train.recipe import Recipe
 from tests import flags, toy
 
 ROOT = Path(__file__).parents[2]
 HIDDEN = 2048
 
 
-class ToyLearner(Learner):
-    """Learns the colours of objects: a perceptron on noisy pixels."""
+def objective(params, batch, plan, keys):
+    """How well a perceptron on noisy pixels learns the colours of objects."""
+    decoder = params["mask_decoder"]
+    noise = jax.vmap(lambda key: jax.random.normal(key, (1, 1, 1, 3)))(keys)
+    x = batch.images[:, :, ::8, ::8] / 255 + 0.1 * noise
+    x = jnp.tanh(x @ decoder["hidden"]["kernel"] + decoder["hidden"]["bias"])
+    logits = (x @ decoder["out"]["kernel"] + decoder["out"]["bias"])[..., 0]
+    target = batch.masks[..., ::8, ::8].astype(jnp.float32)
+    loss = optax.sigmoid_binary_cross_entropy(logits[:, :, None], target).mean((1, 3, 4))
+    names = ("loss", "mask", "dice", "iou", "presence", "true_iou", "present")
+    return {name: (loss * batch.is_object).sum() for name in names}
 
-    def __init__(self, experiment: Experiment):
-        self.experiment = experiment
-        self.config = toy.config()
-        rng = np.random.default_rng(experiment.seed)
-        kernel = lambda *shape: rng.standard_normal(shape).astype(np.float32) / shape[0]
-        self._host = {
-            "mask_decoder": {
-                "hidden": {"kernel": kernel(3, HIDDEN), "bias": np.zeros(HIDDEN, np.float32)},
-                "out": {"kernel": kernel(HIDDEN, 1), "bias": np.zeros(1, np.float32)},
-            }
+
+def make_recipe(experiment: Experiment, loss_fn=None, objective=objective) -> Recipe:
+    rng = np.random.default_rng(experiment.seed)
+    kernel = lambda *shape: rng.standard_normal(shape).astype(np.float32) / shape[0]
+    params = {
+        "mask_decoder": {
+            "hidden": {"kernel": kernel(3, HIDDEN), "bias": np.zeros(HIDDEN, np.float32)},
+            "out": {"kernel": kernel(HIDDEN, 1), "bias": np.zeros(1, np.float32)},
         }
-        self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._host)
-        self.optimizer = make_optimizer(self._shapes, 1, experiment.optimizer, experiment.num_steps)
-
-    def init(self, mesh, params=None):
-        return super().init(mesh, self._host if params is None else params)
-
-    def loss(self, params, batch, plan, keys):
-        decoder = params["mask_decoder"]
-        noise = jax.vmap(lambda key: jax.random.normal(key, (1, 1, 1, 3)))(keys)
-        x = batch.images[:, :, ::8, ::8] / 255 + 0.1 * noise
-        x = jnp.tanh(x @ decoder["hidden"]["kernel"] + decoder["hidden"]["bias"])
-        logits = (x @ decoder["out"]["kernel"] + decoder["out"]["bias"])[..., 0]
-        truth = batch.masks[..., ::8, ::8].astype(jnp.float32)
-        loss = optax.sigmoid_binary_cross_entropy(logits[:, :, None], truth).mean((1, 3, 4))
-        names = (*LOSSES, "true_iou", "present")
-        return {name: (loss * batch.is_object).sum() for name in names}
+    }
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    optimizer = make_optimizer(shapes, 1, experiment.optimizer, experiment.num_steps)
+    return Recipe(experiment, toy.config(), shapes, lambda: params, objective, optimizer)
 
 
 def experiment(**changes) -> Experiment:
@@ -72,17 +66,17 @@ def experiment(**changes) -> Experiment:
     return Experiment(**(settings | changes))
 
 
-def use_toy_learner(patch=setattr) -> None:
-    """Puts the toy in the place of the real learner."""
-    patch(loop, "Learner", ToyLearner)
-    patch(describe, "Learner", ToyLearner)
+def use_toy_recipe(patch=setattr) -> None:
+    """Puts the toy in the place of the real recipe."""
+    patch(loop, "make_recipe", make_recipe)
+    patch(dry_run, "make_recipe", make_recipe)
 
 
 def write_config(folder: Path, **changes) -> Path:
     """Writes a file for `--config`."""
     path = folder / "toy.py"
     path.write_text(
-        "from sam2_jax.experiment import *\n"
+        "from sam2_jax.data.datasets import *\nfrom sam2_jax.experiment import *\n"
         f"def get_config():\n    return to_config_dict({experiment(**changes)!r})\n"
     )
     return path
@@ -117,5 +111,5 @@ def start(
 
 
 if __name__ == "__main__":
-    use_toy_learner()
+    use_toy_recipe()
     sys.exit(command.main(sys.argv[1:]))

@@ -16,12 +16,13 @@ from sam2_jax.experiment import Experiment
 from sam2_jax.files import write_file
 from sam2_jax.parallel.mesh import batch_share, make_mesh
 from sam2_jax.train.optimizer import learning_rates, weight_decays
-from sam2_jax.train.step import Learner, is_trained
+from sam2_jax.train.recipe import Recipe, make_recipe
+from sam2_jax.train.state import abstract_state
 
 FIRST_BATCH = "first_batch.png"
 
 
-def describe(experiment: Experiment, folder: str | os.PathLike) -> str:
+def dry_run(experiment: Experiment, folder: str | os.PathLike) -> str:
     """Tells what a run would train, and on what, without compiling or training anything.
 
     Args:
@@ -35,11 +36,11 @@ def describe(experiment: Experiment, folder: str | os.PathLike) -> str:
       ValueError: a setting does not fit.
       FileNotFoundError: data are missing.
     """
-    learner, mesh = Learner(experiment), make_mesh(experiment.mesh)
+    recipe, mesh = make_recipe(experiment), make_mesh(experiment.mesh)
     check_batch_sizes(experiment, mesh)
     loader = make_loader(
         experiment.datasets,
-        learner.config.image_size,
+        recipe.config.image_size,
         experiment.seed,
         experiment.num_workers,
         *batch_share(mesh),
@@ -49,7 +50,7 @@ def describe(experiment: Experiment, folder: str | os.PathLike) -> str:
     path = Path(folder).absolute() / FIRST_BATCH
     write_png(path, draw_batch(batch))
     lines = [
-        *parameter_table(learner, mesh),
+        *parameter_table(recipe, mesh),
         "",
         f"mesh: {', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())}",
         *(_describe_dataset(experiment, name) for name in experiment.datasets),
@@ -77,12 +78,12 @@ def check_batch_sizes(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
             )
 
 
-def parameter_table(learner: Learner, mesh: jax.sharding.Mesh) -> list[str]:
+def parameter_table(recipe: Recipe, mesh: jax.sharding.Mesh) -> list[str]:
     """Returns one line a parameter: path, shape, how it is cut, peak learning rate, weight decay."""
-    params = flatten_dict(learner.abstract_state(mesh).params, sep="/")
-    optimizer, depth = learner.experiment.optimizer, sum(learner.config.hiera.stages)
+    params: dict[str, Any] = flatten_dict(abstract_state(recipe, mesh).params, sep="/")
+    optimizer, depth = recipe.experiment.optimizer, sum(recipe.config.hiera.stages)
     rates, decays = learning_rates(params, depth, optimizer), weight_decays(params, optimizer)
-    is_learned = {path: is_trained(learner.experiment, path) for path in params}
+    is_learned = {path: recipe.is_trained(path) for path in params}
     width = max(map(len, params))
     row = f"{{:<{width}}}  {{:<20}}  {{:<26}}  {{:>13}}  {{:>12}}"
     lines = [row.format("parameter", "shape", "sharding", "learning rate", "weight decay")]

@@ -1,4 +1,4 @@
-"""Gradients of clips that are spread over devices."""
+"""Data parallelism: gradients of clips that are spread over devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,12 @@ import jax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
+from sam2_jax.experiment import Rules
 from sam2_jax.parallel.mesh import BATCH_AXES
 from sam2_jax.parallel.rules import shardings
 
 
-def over_clips(mesh: Mesh, gradient: Callable) -> Callable:
+def over_clips(mesh: Mesh, rules: Rules, gradient: Callable) -> Callable:
     """Has every device compute the gradient of its own clips, and adds them up once, at the end.
 
     Left to itself, the compiler may cut activations the way kernels are cut, and adds up gradients wherever
@@ -19,6 +20,7 @@ def over_clips(mesh: Mesh, gradient: Callable) -> Callable:
 
     Args:
       mesh: from `sam2_jax.parallel.mesh.make_mesh`. Inside, the axis `model` is still the compiler's.
+      rules: how parameters are cut; see `Experiment.sharding`.
       gradient: maps (trained, frozen, clips, shared) to (gradient, sums). It sees parameters and `shared`
         whole, and of `clips` what this device has along the leading axis. Its results are sums over those:
         a gradient like `trained`, and arrays that become equal everywhere.
@@ -31,7 +33,7 @@ def over_clips(mesh: Mesh, gradient: Callable) -> Callable:
         return gradient
 
     def total(trained, frozen, clips, shared):
-        axes = _cut_axes(mesh, trained), _cut_axes(mesh, frozen)
+        axes = _cut_axes(mesh, rules, trained), _cut_axes(mesh, rules, frozen)
 
         def of_this_device(trained, frozen, clips, shared):
             whole = jax.tree.map(_gather, (trained, frozen), axes)
@@ -51,11 +53,11 @@ def over_clips(mesh: Mesh, gradient: Callable) -> Callable:
     return total
 
 
-def _cut_axes(mesh: Mesh, params: Any) -> Any:
+def _cut_axes(mesh: Mesh, rules: Rules, params: Any) -> Any:
     """The axis of every parameter that is cut over `fsdp`, -1 where none is."""
     is_cut = mesh.shape["fsdp"] > 1
     find = lambda spec: spec.index("fsdp") if is_cut and "fsdp" in spec else -1
-    return jax.tree.map(lambda sharding: find(tuple(sharding.spec)), shardings(mesh, params))
+    return jax.tree.map(lambda sharding: find(tuple(sharding.spec)), shardings(mesh, rules, params))
 
 
 def _spec(axis: int) -> PartitionSpec:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from sam2_jax.parallel import hlo
+from sam2_jax.train.metrics import count_flops
 
 _GIB = 2**30
 # Else libtpu asks a cloud's metadata server who it is, and lets one process on a machine compile.
@@ -64,7 +65,8 @@ class Report:
       outputs: those that do not take the place of an argument.
       temporaries: everything in between, at the worst moment.
       program: the machine code.
-      cost: kernels, loops, products and communication of one run.
+      flops: of matrix products and convolutions, the whole program's shared out evenly.
+      cost: kernels, loops and communication of one run.
       lower_seconds: of tracing and lowering.
       compile_seconds: of the TPU compiler.
     """
@@ -74,6 +76,7 @@ class Report:
     outputs: int
     temporaries: int
     program: int
+    flops: float
     cost: hlo.Cost
     lower_seconds: float
     compile_seconds: float
@@ -94,7 +97,7 @@ class Report:
             rows.append(("cycles, the compiler's estimate", f"{self.cost.cycles:,}"))
         for target, count in sorted(self.cost.custom_calls.items()):
             rows.append((f"calls of {target}", str(count)))
-        rows.append(("products, TFLOP a chip", f"{self.cost.flops / 1e12:.2f}"))
+        rows.append(("products, TFLOP a chip", f"{self.flops / 1e12:.2f}"))
         for kind, (count, size) in sorted(self.cost.collectives.items()):
             rows.append((f"{kind}, times and GiB a chip", f"{count}, {size / _GIB:.3f}"))
         rows.append(("lowering, s", f"{self.lower_seconds:.0f}"))
@@ -195,7 +198,8 @@ def compile_ahead(
       MemoryError: when the program does not fit the memory of a chip; the message tells by how much.
     """
     start = time.perf_counter()
-    lowered = function.lower(*arguments)
+    traced = function.trace(*arguments)
+    lowered = traced.lower()
     middle = time.perf_counter()
     with _optimisation("O0" if is_quick else None):
         compiled = _compile(lowered, devices[0].platform)
@@ -207,6 +211,7 @@ def compile_ahead(
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         program=memory.generated_code_size_in_bytes,
+        flops=count_flops(traced.jaxpr) / len(devices),
         cost=hlo.cost(compiled.as_text()),
         lower_seconds=middle - start,
         compile_seconds=end - middle,

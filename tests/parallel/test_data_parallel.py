@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from sam2_jax import experiment
+from sam2_jax.experiment import SHARDING
+from sam2_jax.parallel.data_parallel import over_clips
 from sam2_jax.parallel.mesh import batch_sharding, make_mesh
 from sam2_jax.parallel.rules import shardings
-from sam2_jax.parallel.spread import over_clips
 
 CLIPS, WIDTH, INNER = 8, 32, 64
 
@@ -53,11 +54,11 @@ def test_every_mesh_has_the_gradient_of_one_device(problem, sizes):
     trained, frozen, clips = problem
     expected, _ = jax.jit(gradient)(trained, frozen, clips, 0.5)
     mesh = make_mesh(experiment.Mesh(*sizes))
-    cut = shardings(mesh, trained)
-    run = jax.jit(over_clips(mesh, gradient), out_shardings=(cut, None))
+    cut = shardings(mesh, SHARDING, trained)
+    run = jax.jit(over_clips(mesh, SHARDING, gradient), out_shardings=(cut, None))
     answer, sums = run(
         jax.device_put(trained, cut),
-        jax.device_put(frozen, shardings(mesh, frozen)),
+        jax.device_put(frozen, shardings(mesh, SHARDING, frozen)),
         jax.device_put(clips, batch_sharding(mesh)),
         0.5,
     )
@@ -72,8 +73,8 @@ def test_devices_talk_once(problem):
     """No loop holds a collective: parameters are gathered before it, gradients are added up after it."""
     trained, frozen, clips = problem
     mesh = make_mesh(experiment.Mesh(2, 4, 1))
-    place = lambda tree: jax.device_put(tree, shardings(mesh, tree))
-    lowered = jax.jit(over_clips(mesh, gradient)).lower(
+    place = lambda tree: jax.device_put(tree, shardings(mesh, SHARDING, tree))
+    lowered = jax.jit(over_clips(mesh, SHARDING, gradient)).lower(
         place(trained), place(frozen), jax.device_put(clips, batch_sharding(mesh)), 0.5
     )
     computations = lowered.compile().as_text().split("\n\n")
@@ -85,5 +86,5 @@ def test_devices_talk_once(problem):
 def test_copies_of_the_model_add_up_their_gradients_in_one_go(problem):
     trained, frozen, clips = problem
     mesh = make_mesh(experiment.Mesh(8, 1, 1))
-    lowered = jax.jit(over_clips(mesh, gradient)).lower(trained, frozen, clips, 0.5)
+    lowered = jax.jit(over_clips(mesh, SHARDING, gradient)).lower(trained, frozen, clips, 0.5)
     assert lowered.as_text().count("all_reduce") == 2  # the gradient, and the count of clips

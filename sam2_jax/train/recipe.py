@@ -1,0 +1,126 @@
+"""An experiment as functions: what is learnt, and how, before any device is touched.
+
+make_recipe(experiment)  ->  Recipe: the model's parameters, the loss of a batch of clips, the optimizer
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from flax import struct
+
+from sam2_jax.config import ModelConfig, get_config, sort_overrides
+from sam2_jax.experiment import Experiment
+from sam2_jax.model.sam2 import Sam2, init_params, param_shapes
+from sam2_jax.train.clicks import Plan
+from sam2_jax.train.losses import LossFn, prediction_losses
+from sam2_jax.train.optimizer import make_optimizer
+from sam2_jax.train.params import is_trained, partition, with_lora
+from sam2_jax.train.rollout import rollout, training_config
+
+
+@struct.dataclass
+class Batch:
+    """Clips of one shape.
+
+    Attributes:
+      images: (B, T, S, S, 3) uint8 RGB.
+      masks: (B, T, N, S, S) bool; an object is empty where it is absent.
+      is_object: (B, N) bool; the others fill the shape.
+    """
+
+    images: jax.Array
+    masks: jax.Array
+    is_object: jax.Array
+
+
+Objective = Callable[[Mapping[str, Any], Batch, Plan, jax.Array], dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a training step is made of.
+
+    Attributes:
+      experiment: what is trained, and how.
+      config: of the model as its users run it.
+      shapes: of all parameters, nested, with low-rank updates under `lora`.
+      draw: returns random parameters of the model, on the host.
+      objective: maps (parameters of the model, B clips, plan of their frames, (B,) random keys) to sums over
+        objects, () float32 each. `loss` is differentiated; all are reported, divided by the number of objects,
+        and `true_iou` by `present`.
+      optimizer: of the trained parameters.
+    """
+
+    experiment: Experiment
+    config: ModelConfig
+    shapes: Mapping[str, Any]
+    draw: Callable[[], dict[str, Any]]
+    objective: Objective
+    optimizer: optax.GradientTransformation
+
+    def is_trained(self, path: str) -> bool:
+        """Tells whether a parameter is trained."""
+        return is_trained(self.experiment, path)
+
+
+def model_config(experiment: Experiment) -> ModelConfig:
+    """Returns the configuration of the model, with the overrides of the experiment.
+
+    Raises:
+      ValueError: for an unknown model or field.
+    """
+    return get_config(experiment.model, **sort_overrides(experiment.model_overrides).model)
+
+
+def training_module(experiment: Experiment) -> Sam2:
+    """Returns the module as training runs it: with dropout, drop path and rematerialisation."""
+    # Experiments of earlier versions have it among the overrides of the model.
+    earlier = sort_overrides(experiment.model_overrides).training
+    learns_encoder = is_trained(experiment, "image_encoder/")
+    return Sam2(
+        training_config(model_config(experiment)),
+        experiment.remat,
+        experiment.drop_path_rate if learns_encoder else 0.0,
+        earlier.get("memory_attention_dropout", experiment.memory_attention_dropout),
+    )
+
+
+def make_recipe(experiment: Experiment, loss_fn: LossFn | None = None) -> Recipe:
+    """Turns an experiment into functions.
+
+    Args:
+      experiment: what is trained, and how.
+      loss_fn: compares the candidates of one prediction with the target; None is `prediction_losses`, with the
+        weights of the experiment.
+
+    Raises:
+      ValueError: for an unknown model or field.
+    """
+    sam2 = training_module(experiment)
+    loss_fn = loss_fn or functools.partial(prediction_losses, weights=experiment.loss)
+
+    def objective(params, batch, plan, keys):
+        one_clip = lambda images, masks, key: rollout(
+            sam2, params, images, masks, plan, key, experiment.interaction, loss_fn
+        )
+        sums = jax.vmap(one_clip)(batch.images, batch.masks, keys)
+        return jax.tree.map(lambda x: (x * batch.is_object).sum(), sums)
+
+    shapes = with_lora(experiment, param_shapes(sam2.config))
+    return Recipe(
+        experiment=experiment,
+        config=model_config(experiment),
+        shapes=shapes,
+        draw=lambda: init_params(sam2.config, jax.random.key(experiment.seed)),
+        objective=objective,
+        optimizer=make_optimizer(
+            partition(shapes, functools.partial(is_trained, experiment))[0],
+            sum(sam2.config.hiera.stages),
+            experiment.optimizer,
+            experiment.num_steps,
+        ),
+    )
