@@ -93,7 +93,9 @@ def list_frames(path: str | os.PathLike) -> dict[str, str]:
     jpegs = {stem(file) for file in files if is_jpeg(file)}
     series = {numbers(name) for name in jpegs} - {()}
     # "10" does not go on from "1", nor "1.5".
-    goes_on = lambda name: any(name[:end.start()] in jpegs for end in re.finditer(r"$|(?![0-9.])", name))
+    goes_on = lambda name: any(
+        name[: end.start()] in jpegs for end in re.finditer(r"$|(?=[_ -]|[.][^0-9])", name)
+    )
     belongs = lambda name: goes_on(name) or numbers(name) in series
     files = [file for file in files if is_jpeg(file) or not belongs(stem(file))]
     _check_families(path, files, stem)
