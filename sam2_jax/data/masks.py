@@ -201,7 +201,7 @@ def is_soft(values: np.ndarray) -> bool:
     num_values = np.count_nonzero(present)
     reaches_white = present[127:].any()
     return (
-        num_on_edges >= 2 and 2 * num_on_edges >= num_values and (reaches_white or num_values > 16)
+        num_on_edges >= 4 and 2 * num_on_edges >= num_values and (reaches_white or num_values > 16)
     )
 
 

@@ -243,6 +243,7 @@ def coco_images(path: str, folder: str) -> dict[str, tuple[str, tuple[int, int],
     try:
         images = {str(image["id"]): image for image in document["images"]}
         by_image: dict[str, list[dict[str, Any]]] = {}
+        unknown = None
         for annotation in document["annotations"]:
             key = str(annotation.get("image_id"))
             if key not in images:
@@ -252,8 +253,11 @@ def coco_images(path: str, folder: str) -> dict[str, tuple[str, tuple[int, int],
                     path,
                     key,
                 )
+                unknown = key
             elif not int(annotation.get("iscrowd") or 0):
                 by_image.setdefault(key, []).append(_kept(annotation))
+        if unknown is not None and not by_image:
+            raise KeyError(unknown)
         found: dict[str, tuple[str, tuple[int, int], list]] = {}
         for key, annotations in by_image.items():
             file_name = _file_below(folder, images[key]["file_name"])

@@ -126,6 +126,8 @@ def make(folder, *names):
         (["00010.jpg", "00015.jpg"], ["00010", "00015"]),
         (["00000.jpg", "00000.png"], ["00000"]),
         (["frame_0.jpg", "frame_0_mask.png", "frame_1.jpg"], ["frame_0", "frame_1"]),
+        (["1.jpg", "10.png", "1.5.png"], ["1", "1.5", "10"]),
+        (["a.jpg", "ab.png"], ["a", "ab"]),
         (["0.jpg", "1.png", "2.webp", "3.bmp", "4.tif"], ["0", "1", "2", "3", "4"]),
     ],
 )
