@@ -55,7 +55,7 @@ def test_grey_masks(tmp_path, array, mode):
 
 def test_mask_errors(tmp_path):
     Image.new("RGB", (4, 4), (9, 0, 0)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="is a coloured RGB picture.*; a palette or grey PNG"):
+    with pytest.raises(ValueError, match=r"is a coloured RGB picture.*; a palette or grey PNG"):
         masks.read_mask_png(tmp_path / "a.png")
     for ids in (np.zeros((4, 4), np.int32), np.zeros((1, 4, 4), np.uint8)):
         with pytest.raises(ValueError, match="uint8 or uint16 is expected"):

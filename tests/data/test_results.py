@@ -100,7 +100,7 @@ def test_palette_folder(tmp_path):
     np.testing.assert_array_equal(palette[:4], colors)
 
 
-@pytest.mark.parametrize("ids", [[0, 1], [1, 255], ["a", 1], [1, 1]])
+@pytest.mark.parametrize("ids", [[0, 1], [1, 65535], ["a", 1], [1, 1]])
 def test_palette_folder_checks_ids_at_once(tmp_path, ids):
     with (
         PaletteFolder(tmp_path) as results,
