@@ -104,7 +104,7 @@ def test_palette_folder(tmp_path):
 def test_palette_folder_checks_ids_at_once(tmp_path, ids):
     with (
         PaletteFolder(tmp_path) as results,
-        pytest.raises(ValueError, match=r"ids are .*within 1\.\.254"),
+        pytest.raises(ValueError, match=r"ids are .*within 1\.\.65534"),
     ):
         results.write(0, ids, masks_of(0))
     assert os.listdir(tmp_path) == []
