@@ -60,7 +60,7 @@ def _scaling_hint(array: np.ndarray, of_bytes: str) -> str:
     low, high = float(array.min()), float(array.max())
     if not np.isfinite([low, high]).all():
         return " Replace what is not finite first, for example by np.nan_to_num."
-    if low >= 0 and 1 < high <= 255:
+    if low >= 0 and high <= 255:  # of floats the greatest is above 1
         return f" Convert it by {of_bytes}."
     return " Scale it, for example by np.interp(image, (image.min(), image.max()), (0, 1))."
 
