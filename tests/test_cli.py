@@ -99,6 +99,7 @@ def test_run_lengths_agree_with_the_pictures(tracked):
     document = json.loads((tracked / "r.json").read_text())
     frames = document.pop("frames")
     expected = {"video": "good.mp4", "height": HEIGHT, "width": WIDTH, "fps": 12, "objects": [1, 2]}
+    assert document.pop("times") == pytest.approx([t / 12 for t in range(NUM_FRAMES)], abs=1e-5)
     assert document == expected
     assert list(frames) == [str(t) for t in range(NUM_FRAMES)]
     for t, by_object in frames.items():
@@ -341,7 +342,10 @@ BAD = {
         "invalid int value: 'many'",
     ),
     "object 0": (["track", "good.mp4", "--point", "0:1,2", "--masks", "m"], "[0], but the pixels"),
-    "object 256": (["image", "good.png", "--point", "256:1,2", "--masks", "m"], "hold 1 to 255"),
+    "object 65535": (
+        ["image", "good.png", "--point", "65535:1,2", "--masks", "m"],
+        "hold 1 to 65534",
+    ),
     "unknown argument": (["track", "good.mp4", "--colour", "red"], "unrecognized arguments"),
     "unknown command": (["tracks"], "invalid choice: 'tracks'"),
     "no command": ([], "required: command"),

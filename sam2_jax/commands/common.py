@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sam2_jax.commands.prompts import Groups
+from sam2_jax.data.masks import MAX_ID
 from sam2_jax.files import cache_folder
 
 
@@ -48,8 +49,11 @@ def check_folder(path: str | Path | None) -> None:
 def object_ids(groups: Groups, palette: str | None) -> list[int]:
     """Ids of the prompted objects; fails if they are to be written as a palette PNG that cannot hold them."""
     ids = sorted({obj for obj, _ in groups})
-    if palette and not all(1 <= obj <= 255 for obj in ids):
-        raise ValueError(f"object ids are {ids}, but the pixels of --masks hold 1 to 255 only")
+    if palette and not all(1 <= obj <= MAX_ID for obj in ids):
+        raise ValueError(
+            f"object ids are {ids}, but the pixels of --masks hold 1 to {MAX_ID} only; sam2-jax track writes "
+            "any id with --object-masks"
+        )
     return ids
 
 

@@ -102,12 +102,18 @@ def group_prompts(prompts: list[UserPrompt], height: int, width: int) -> Groups:
 
 
 def _read_mask(path: str, obj: int | None, height: int, width: int) -> list[tuple[int, np.ndarray]]:
-    from sam2_jax.data.masks import read_labels
+    from sam2_jax.data.masks import SOFT_EDGE, is_soft, read_labels, read_palette_png
 
-    ids = read_labels(path)
+    values, palette = read_palette_png(path)
+    if obj is not None and palette is None and is_soft(values):
+        ids = (values > SOFT_EDGE).astype(np.uint8)
+    else:
+        ids = read_labels(path)
     if ids.shape != (height, width):
+        is_across = ids.shape == (width, height)
         raise ValueError(
             f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels, the video {width} x {height}"
+            + (": was one of them turned by its EXIF orientation?" if is_across else "")
         )
     present = [int(i) for i in np.unique(ids) if i]
     if not present:

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,17 @@ def _build(args: argparse.Namespace) -> Any:
 def _sinks(args: argparse.Namespace, video: str, frames: Any) -> Iterator[list]:
     """What takes the masks; finished, and its place printed, however the work ends."""
     from sam2_jax.data.results import BoxFiles, ObjectFolders, PaletteFolder, RleFile
+    from sam2_jax.data.videos import Frames
 
+    names, times = None, None
+    if isinstance(frames, Frames):  # a stream does not know yet what will come
+        names, times = frames.names, [round(frames.time(t), 6) for t in range(len(frames))]
+    size = frames.height, frames.width
     makers = {
-        "masks": PaletteFolder,
-        "object_masks": ObjectFolders,
+        "masks": lambda path: PaletteFolder(path, frame_names=names),
+        "object_masks": lambda path: ObjectFolders(path, frame_names=names),
         "boxes": BoxFiles,
-        "rle": lambda path: RleFile(path, video, frames.height, frames.width, frames.fps),
+        "rle": lambda path: RleFile(path, video, *size, frames.fps, names, times),
     }
     with contextlib.ExitStack() as stack:
         chosen = {key: make for key, make in makers.items() if getattr(args, key)}
@@ -125,6 +130,7 @@ def _run_file(args: argparse.Namespace) -> None:
             if t >= num_frames:
                 raise ValueError(
                     f"there is no frame {t}: the video has {num_frames} frames, from 0"
+                    + _place_of_name(frames.names, t)
                 )
         object_ids(groups, args.masks)
         predictor = _build(args)
@@ -144,14 +150,20 @@ def _run_file(args: argparse.Namespace) -> None:
                         raise
                     failure = ValueError(f"{error}. The {bar.n} frames before it are kept.")
         if args.out:
-            with VideoWriter(args.out, frames.fps) as video:
+            with VideoWriter(args.out, frames.fps, frames.pixel_aspect) as video:
                 for t in tqdm(sorted(kept), desc="draw overlay", unit="frame"):
                     obj_ids, masks = kept.masks(t)
                     drawn = draw_overlay(frames[t], masks, obj_ids, **drawn_prompts(groups, t))
-                    video.write(drawn)
+                    video.write(drawn, frames.time(t))
             print(f"overlay: {args.out}")
     if failure:
         raise failure
+
+
+def _place_of_name(names: Sequence[str] | None, number: int) -> str:
+    """Tells which frame is meant, where a number is that in the name of a picture."""
+    places = [place for place, name in enumerate(names or ()) if re.fullmatch(f"0*{number}", name)]
+    return f"; {names[places[0]]} is frame {places[0]}: @ counts frames" if places else ""
 
 
 def _track(predictor: Any, frames: Any, groups: Groups) -> Iterator[tuple[int, list, np.ndarray]]:
@@ -198,7 +210,8 @@ def _run_stream(args: argparse.Namespace, name: str) -> None:
                     sink.write(count, obj_ids, masks)
                 if video is not None:
                     prompts = drawn_prompts(groups, count)
-                    video.write(draw_overlay(frame, masks, obj_ids, **prompts))
+                    drawn = draw_overlay(frame, masks, obj_ids, **prompts)
+                    video.write(drawn, stream.time)
                 count += 1
                 if count == args.num_frames:
                     break

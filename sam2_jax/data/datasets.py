@@ -16,6 +16,7 @@ from sam2_jax.config import did_you_mean
 from sam2_jax.data import readers
 from sam2_jax.data.annotated import Video, VideoList
 from sam2_jax.data.listing import (
+    IMAGE_SUFFIXES,
     check_folder,
     list_files,
     list_folders,
@@ -24,7 +25,6 @@ from sam2_jax.data.listing import (
 )
 from sam2_jax.data.procedural import drawn_videos
 from sam2_jax.data.tfds_builder import open_catalogue
-from sam2_jax.data.videos import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -290,7 +290,7 @@ class Coco(_Images):
         return self._list(
             there,
             f"images in {folder} with annotated objects in {path}",
-            lambda name: readers.annotated_image(name, *images[name], self.max_area),
+            lambda name: readers.annotated_image(name, *images[name], self.max_area, path),
         )
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from sam2_jax.data.media import rgb_picture
 from sam2_jax.model.sam2 import IMAGE_MEAN, IMAGE_STD
 from sam2_jax.ops.bicubic import resize_bicubic
 from sam2_jax.outputs import as_array
@@ -28,7 +29,7 @@ def check_image(image: np.ndarray | Image.Image) -> np.ndarray:
     Raises:
       ValueError: it has no pixels, not three channels, another type, or floats outside of [0, 1].
     """
-    array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    array = rgb_picture(image) if isinstance(image, Image.Image) else np.asarray(image)
     if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
         hint = ""
         if array.ndim == 2:
@@ -44,16 +45,26 @@ def check_image(image: np.ndarray | Image.Image) -> np.ndarray:
         return array
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
-            f"The image is of type {array.dtype}; expected uint8 in 0...255 or float in 0...1. Convert it, "
-            "for example by image.astype(np.uint8)."
+            f"The image is of type {array.dtype}; expected uint8 in 0...255 or float in 0...1."
+            + _scaling_hint(array, "image.astype(np.uint8)")
         )
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):  # so that NaN fails as well
         raise ValueError(
-            f"The image has float values from {low:g} to {high:g}; expected finite ones in 0...1. Divide by "
-            "255, or pass uint8."
+            f"The image has float values from {low:g} to {high:g}; expected finite ones in 0...1."
+            + _scaling_hint(array, "image / 255")
         )
     return array
+
+
+def _scaling_hint(array: np.ndarray, of_bytes: str) -> str:
+    """Says how to bring values into a range that is taken; numbers above 255 would wrap or be clipped."""
+    low, high = float(array.min()), float(array.max())
+    if not np.isfinite([low, high]).all():
+        return " Replace what is not finite first, for example by np.nan_to_num."
+    if low >= 0 and high <= 255:  # of floats the greatest is above 1
+        return f" Convert it by {of_bytes}."
+    return " Scale it, for example by np.interp(image, (image.min(), image.max()), (0, 1))."
 
 
 def image_to_input(image: np.ndarray, size: int) -> np.ndarray:

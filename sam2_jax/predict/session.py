@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam2_jax.build import Model
+from sam2_jax.data.masks import as_mask
 from sam2_jax.data.results import MaskSink
 from sam2_jax.data.videos import Frames
 from sam2_jax.model.sam2 import NO_OBJECT, Sam2
@@ -207,9 +208,7 @@ class InferenceState(StateKeys):
     def add_mask(self, frame: int, obj_id: int | str, mask: np.ndarray) -> FrameMasks:
         """See `SAM2VideoPredictor.add_new_mask`."""
         obj_id, frame = check_object_id(obj_id), self.check_frame(frame)
-        mask = np.asarray(as_array(mask))
-        if mask.ndim != 2 or 0 in mask.shape:
-            raise ValueError(f"The mask has shape {mask.shape}; expected (height, width).")
+        mask = as_mask(as_array(mask))
         history = self.objects.get(obj_id, ObjectHistory())
         if not mask.any() and not ({*history.prompted, *history.pending} - {frame}):
             raise ValueError(
