@@ -5,8 +5,8 @@ r"""Fine-tunes on your own images, on one small GPU: the encoder stays as it is.
         --config.datasets.mine.frames=images --config.datasets.mine.annotations=labels
 
 `annotations` is a folder of label images whose values are instances, named as the images are; for instances
-in COCO's JSON add `--config.datasets.mine.kind=coco` and name the file. docs/training.md has the scores of
-such a run. `--config.trainable=all` also trains the encoder, and needs more memory.
+in COCO's JSON add `--config.datasets.mine.kind=coco` and name the file. docs/reports/training_diary.md has the
+scores of such a run. `--config.trainable=all` also trains the encoder, and needs more memory.
 """
 
 from sam2_jax.experiment import Augment, Dataset, Experiment, Optimizer, to_config_dict

@@ -3,7 +3,7 @@ r"""A small model on drawn shapes, from nothing, on a laptop: shows that trainin
     python scripts/train.py --config=configs/smoke.py --workdir=runs/smoke
 
 does 20 steps. With `--config.num_steps=4400` the IoU of held-out shapes after one click passes 0.8 in 13
-minutes on two hyperthreads (docs/training.md has the curve).
+minutes on two hyperthreads (docs/reports/training_diary.md has the curve).
 """
 
 from sam2_jax.experiment import (

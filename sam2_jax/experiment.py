@@ -192,7 +192,7 @@ def from_config_dict(config: Mapping[str, Any]) -> Experiment:
 
 
 def _build(kind: Any, value: Any, name: str) -> Any:
-    make, origin, arguments = kind, typing.get_origin(kind), typing.get_args(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} is {value!r}; a group of fields is expected.")
@@ -204,6 +204,7 @@ def _build(kind: Any, value: Any, name: str) -> Any:
                 near = difflib.get_close_matches(key, fields, n=3, cutoff=0.4)
                 hint = f" Did you mean {', '.join(near)}?" if near else ""
                 raise ValueError(f"there is no field {name}.{key}.{hint}")
+        make: Any = kind
         return make(**{k: _build(fields[k], v, f"{name}.{k}") for k, v in value.items()})
     if origin is dict:
         if not isinstance(value, Mapping):

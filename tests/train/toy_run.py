@@ -76,7 +76,7 @@ def write_config(folder: Path, **changes) -> Path:
     """Writes a file for `--config`."""
     path = folder / "toy.py"
     path.write_text(
-        "from sam2_jax.experiment import *\n"
+        "from sam2_jax.data.datasets import *\nfrom sam2_jax.experiment import *\n"
         f"def get_config():\n    return to_config_dict({experiment(**changes)!r})\n"
     )
     return path
