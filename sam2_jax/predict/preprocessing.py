@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from sam2_jax.data.arrays import rgb_hint
 from sam2_jax.model.sam2 import IMAGE_MEAN, IMAGE_STD
 from sam2_jax.ops.bicubic import resize_bicubic
 from sam2_jax.structs import Prompt
@@ -28,15 +29,9 @@ def check_image(image: np.ndarray | Image.Image) -> np.ndarray:
     """
     array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
-        hint = ""
-        if array.ndim == 2:
-            hint = " Repeat a grey picture: np.stack([image] * 3, -1)."
-        elif array.ndim == 3 and array.shape[-1] == 4:
-            hint = " Drop the alpha channel: image[..., :3]."
-        elif array.ndim == 3 and array.shape[0] == 3:
-            hint = " Move the channels: image.transpose(1, 2, 0)."
         raise ValueError(
-            f"The image has shape {array.shape}; expected (height, width, 3), RGB channels last.{hint}"
+            f"The image has shape {array.shape}; expected (height, width, 3), RGB channels last."
+            f"{rgb_hint(array)}"
         )
     if array.dtype == np.uint8:
         return array
