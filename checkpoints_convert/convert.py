@@ -4,7 +4,6 @@ Run `python -m checkpoints_convert --help` for examples.
 """
 
 import argparse
-import os
 import sys
 import time
 import warnings
@@ -65,7 +64,7 @@ def _check_output(output: Path, source: str | None) -> None:
         if is_file
         else Folder("--output", output, ("*",))
     )
-    check_outputs([check], [source] if source and os.path.exists(source) else [])
+    check_outputs([check], [source] if source else [])
 
 
 def _download(model: str, output: Path | None, sha256: str | None) -> tuple[Path, Path]:

@@ -35,7 +35,7 @@ ALLOWED = {
     "train.loop": BASE | AROUND | MODEL | {"evaluate"},
     "serve": BASE | AROUND | {"predict", "__init__"},
     "build": BASE | AROUND | {"model", "track", "predict"},
-    "checkpoints_convert": {"config", "checkpoint"},
+    "checkpoints_convert": {"config", "checkpoint", "commands"},  # a command itself
     # The command line and what is only reached from it.
     "__init__": None,
     "__main__": None,

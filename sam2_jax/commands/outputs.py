@@ -50,11 +50,11 @@ def check_outputs(outputs: Sequence[File | Folder], inputs: Sequence[str | os.Pa
 
     Args:
       outputs: all that will be written.
-      inputs: files and folders that are read.
+      inputs: files and folders that are read; who reads them says which are missing.
 
     Raises:
       ValueError: an output is an input, would overwrite one, ends unlike its format, or is named twice.
-      FileNotFoundError: an input, or the folder of a file, does not exist.
+      FileNotFoundError: the folder of a file does not exist.
       FileExistsError: a file is where a folder is meant, or the other way round.
       OSError: the place is read-only, or the disk full.
     """
@@ -64,15 +64,13 @@ def check_outputs(outputs: Sequence[File | Folder], inputs: Sequence[str | os.Pa
                 f"{read} is an address; download it, or pipe a video: ffmpeg -i ADDRESS -f mpegts - | "
                 "sam2-jax track -"
             )
-        if not os.path.exists(read):
-            raise FileNotFoundError(f"no such file: {read}")
     for output in outputs:
         path = Path(output.path)
         if isinstance(output, File):
             _check_file(output, path)
         else:
             _check_folder(output, path)
-        for read in inputs:
+        for read in filter(os.path.exists, inputs):
             _check_input(output, path.resolve(), Path(read).resolve())
     places = [Path(output.path).resolve() for output in outputs]
     for i, place in enumerate(places):

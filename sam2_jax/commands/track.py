@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -86,8 +85,7 @@ def run(args: argparse.Namespace) -> None:
     check_outputs(
         [File(name, path, suffixes) for name, (path, suffixes) in files.items() if path]
         + [Folder(name, path, names) for name, (path, names) in folders.items() if path],
-        ([] if is_stream else [args.video])
-        + [p.value for p in args.prompts if p.kind == "mask" and os.path.isfile(p.value)],
+        ([] if is_stream else [args.video]) + [p.value for p in args.prompts if p.kind == "mask"],
     )
     if is_stream:
         _run_stream(args, name)
