@@ -144,6 +144,8 @@ class Sam2(nn.Module):
         )
         return x.reshape(n, h, w, c)
 
+    recall = condition_on_memory  # its earlier name, which tools that compile it alone call
+
     def _pointer_positions(self, times):
         """(N, X) -> (N, X * C / M, M)."""
         config = self.config
