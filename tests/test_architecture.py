@@ -51,7 +51,7 @@ ALLOWED = {
         ),
         BASE | AROUND | {"build", "predict", "utils"},
     ),
-    "checkpoints_convert": {"config", "checkpoint"},
+    "checkpoints_convert": {"config", "checkpoint", "commands"},  # a command itself
     # The command line and what is only reached from it.
     "__init__": None,
     "__main__": None,

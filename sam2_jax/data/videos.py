@@ -15,12 +15,13 @@ import operator
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sam2_jax.data.arrays import rgb_hint
 from sam2_jax.data.listing import IMAGE_SUFFIXES, list_frames, warn_once
 from sam2_jax.data.media import (
     MAX_SIDE,
@@ -592,9 +593,16 @@ def as_rgb(frame: Any, index: int) -> np.ndarray:
     is_rgb = frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8
     if not is_rgb or not frame.size:
         raise ValueError(
-            f"frame {index} is {frame.shape} {frame.dtype}; (H, W, 3) uint8 RGB is expected"
+            f"frame {index} is {frame.shape} {frame.dtype}; (H, W, 3) uint8 RGB is expected."
+            f"{rgb_hint(frame) or _type_hint(frame)}"
         )
     return frame
+
+
+def _type_hint(frame: np.ndarray) -> str:
+    if frame.dtype.kind == "f" and frame.size and frame.min() >= 0 and frame.max() <= 1:
+        return " Scale it: (frame * 255).round().astype(np.uint8)."
+    return ""
 
 
 _END = object()
@@ -720,9 +728,9 @@ def open_frames(source: str | os.PathLike | Iterable | np.ndarray) -> Frames:
     """Opens a video file, a folder of pictures, an array, a list of arrays or an iterator.
 
     Args:
-        source: a path, (T, H, W, 3) uint8, a sequence or an iterator of (H, W, 3) uint8 or of Pillow
-            images, a stream (`streams.read_stream`), or frames already open, which are returned as
-            they are.
+        source: a path, (T, H, W, 3) uint8 of any library, a sequence or a reader with length and index, or an
+            iterator, of (H, W, 3) uint8 or of Pillow images, a stream (`streams.read_stream`), or frames
+            already open, which are returned as they are.
 
     Returns:
         The frames; close them, or use them in a `with` statement.
@@ -735,7 +743,9 @@ def open_frames(source: str | os.PathLike | Iterable | np.ndarray) -> Frames:
         return source
     if isinstance(source, str | os.PathLike):
         return ImageFolder(source) if os.path.isdir(source) else VideoFile(source)
-    if isinstance(source, np.ndarray | Sequence):
+    # Arrays of any library, and readers that decode the frame they are asked for.
+    is_list = isinstance(source, Sized) and hasattr(source, "__getitem__")
+    if is_list and not isinstance(source, Mapping):
         return FrameList(source)
     if isinstance(source, Iterable) and not isinstance(source, Sized):
         return FrameIterator(source)

@@ -190,7 +190,10 @@ class InferenceState(StateKeys):
         height, width = self.frames.height, self.frames.width
         all_points, all_labels = preprocessing.join_prompts(points, labels, box)
         if len(all_points) != 1:
-            raise ValueError(f"{len(all_points)} prompts were given for one object; expected one.")
+            raise ValueError(
+                f"{len(all_points)} prompts were given for object {obj_id!r}; expected one: give each "
+                "box a call of its own, with another obj_id."
+            )
         preprocessing.check_points(all_points, all_labels, height, width, normalize_coords)
         size = self.model.config.image_size
         new = preprocessing.scale_points(all_points[0], height, width, size, normalize_coords)

@@ -9,6 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
+from sam2_jax.checkpoint import load_start
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
 from sam2_jax.data.loader import make_loader
 from sam2_jax.data.masks import png_bytes
@@ -38,6 +39,10 @@ def dry_run(experiment: Experiment, folder: str | os.PathLike) -> str:
     """
     recipe, mesh = make_recipe(experiment), make_mesh(experiment.mesh)
     check_batch_sizes(experiment, mesh)
+    start = "random weights"
+    if experiment.init_from:
+        load_start(experiment.init_from, experiment.model, recipe.config, recipe.draw)
+        start = experiment.init_from
     loader = make_loader(
         experiment.datasets,
         recipe.config.image_size,
@@ -52,6 +57,7 @@ def dry_run(experiment: Experiment, folder: str | os.PathLike) -> str:
     lines = [
         *parameter_table(recipe, mesh),
         "",
+        f"starts from: {start}",
         f"mesh: {', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())}",
         *(_describe_dataset(experiment, name) for name in experiment.datasets),
         "",
