@@ -285,7 +285,6 @@ BAD = {
     ),
     "box outside": (["image", "good.png", "--box", "1,32,30,33"], "box (1, 32, 30, 33) is outside"),
     "mask syntax": (["image", "good.png", "--mask", ""], "'' is not of the form [OBJECT:]FILE"),
-    "mask syntax": (["image", "good.png", "--mask", ""], "'' is not of the form [OBJECT:]FILE"),
     "point syntax": (["track", "good.mp4", "--point", "12;14"], "'12;14' is not of the form"),
     "one number": (["image", "good.png", "--point", "12"], "[OBJECT:]X,Y[,LABEL][@FRAME]"),
     "label": (["track", "good.mp4", "--point", "1,2,3"], "1 object or 0 background"),

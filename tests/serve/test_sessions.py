@@ -3,7 +3,6 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from sam2_jax.serve import downloads
 from sam2_jax.serve import app as serve_app
 from tests.serve.asking import click, opened, tracked
 
@@ -123,7 +122,9 @@ def test_closing_a_session_during_a_download(client, video, monkeypatch):
     click(client, session)
     sessions = client.app._app.state.sessions
     close = lambda *_: sessions._drop(sessions.get(session))
-    monkeypatch.setattr(serve_app, "check_free_space", close)  # comes just before the file is written
+    monkeypatch.setattr(
+        serve_app, "check_free_space", close
+    )  # comes just before the file is written
     answer = client.get(f"/api/sessions/{session}/masks.json")
     assert answer.status_code == 404
     assert "it was closed" in answer.json()["detail"]
