@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 _BITS = 22  # of Pillow's weights
@@ -22,13 +23,13 @@ _SUMMED_AT_ONCE = 256
 
 
 def resize_bicubic(
-    image: np.ndarray,
+    image: UInt8[np.ndarray, "h w c"],
     height: int,
     width: int,
     *,
     device: jax.Device | None = None,
     implementation: str | None = None,
-) -> np.ndarray | jax.Array:
+) -> UInt8[np.ndarray | jax.Array, "{height} {width} c"]:
     """Resizes a picture.
 
     Args:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from sam2_jax.ops.dense import dense
 
@@ -20,13 +21,13 @@ _SMALL_PATCH = 64  # numbers; up to here CPUs copy patches faster than they conv
 
 
 def convolve(
-    x: jax.Array,
-    kernel: jax.Array,
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "kh kw c o"],
     stride: int = 1,
     padding: int = 0,
     *,
     implementation: str | None = None,
-) -> jax.Array:
+) -> Float[Array, "b _ _ o"]:
     """Convolution without groups.
 
     Args:
@@ -49,8 +50,11 @@ def convolve(
 
 
 def convolve_depthwise(
-    x: jax.Array, kernel: jax.Array, *, implementation: str | None = None
-) -> jax.Array:
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "kh kw 1 c"],
+    *,
+    implementation: str | None = None,
+) -> Float[Array, "b h w c"]:
     """Convolution of each channel by itself, padded with zeros to the size of the input.
 
     Args:
@@ -70,8 +74,11 @@ def convolve_depthwise(
 
 
 def convolve_transposed(
-    x: jax.Array, kernel: jax.Array, *, implementation: str | None = None
-) -> jax.Array:
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "kh kw c o"],
+    *,
+    implementation: str | None = None,
+) -> Float[Array, "b h*kh w*kw o"]:
     """Transposed convolution whose stride is the size of the kernel: every pixel becomes h x w.
 
     Args:
