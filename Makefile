@@ -24,7 +24,7 @@ test: $(DEV)  ## run the tests, warnings as errors
 	$(VENV)/bin/python -m pytest --ignore=tests/parity_torch --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 parity: $(PARITY)  ## compare with PyTorch in an environment of its own (Python 3.11)
-	$(VENV_PARITY)/bin/python -m pytest tests/parity_torch
+	$(VENV_PARITY)/bin/python -m pytest tests/parity_torch tests/drop_in
 
 pods: $(TPU)  ## compile for TPUs that need not be there: steps, their loops, cycles and memory
 	JAX_PLATFORMS=cpu $(VENV_TPU)/bin/python -m pytest tests/test_compile_for.py

@@ -14,25 +14,26 @@ from typing import Any, NoReturn
 import jax
 
 from sam2_jax import checkpoint, config
-from sam2_jax.checkpoint import download
+from sam2_jax.checkpoint import bundled, download
+from sam2_jax.commands.outputs import File, Folder, check_outputs
 
 _EXAMPLES = """examples:
-  python -m checkpoints_convert --input sam2.1_hiera_tiny.pt --output tiny
-  python -m checkpoints_convert --input tiny --output sam2.1_hiera_tiny.pt
-  python -m checkpoints_convert --input runs/nano@best --output nano
-  python -m checkpoints_convert --download sam2.1_hiera_tiny --output tiny
+  {program} --input sam2.1_hiera_tiny.pt --output tiny
+  {program} --input tiny --output sam2.1_hiera_tiny.pt
+  {program} --input runs/nano@best --output nano
+  {program} --download sam2.1_hiera_tiny --output tiny
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
+def main(argv: Sequence[str] | None = None, program: str = "python -m checkpoints_convert") -> int:
+    """Runs the command line, typed as `program` with arguments; returns the exit status."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             warnings.showwarning = _print_warning
-            _run(_parser().parse_args(argv))
+            _run(_parser(program).parse_args(argv))
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
@@ -40,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     if args.input and not args.output:
         raise ValueError("--input needs --output; see --help")
-    if args.input and Path(args.input).resolve() == args.output.resolve():
-        raise ValueError(f"--output is --input, {args.input}; name another file or folder")
+    if args.output:
+        _check_output(args.output, args.input)
     start = time.perf_counter()
     source, output = args.input, args.output
     if args.download:
@@ -55,9 +56,24 @@ def _run(args: argparse.Namespace) -> None:
     print(f"{loaded.name}: {len(arrays)} tensors, {megabytes:.1f} MB, {seconds:.1f} s -> {output}")
 
 
+def _check_output(output: Path, source: str | None) -> None:
+    """A folder is replaced as a whole, so that it must not hold what is read."""
+    is_file = output.suffix in (".pt", ".safetensors")
+    check = (
+        File("--output", output, (output.suffix,))
+        if is_file
+        else Folder("--output", output, ("*",))
+    )
+    check_outputs([check], [source] if source else [])
+
+
 def _download(model: str, output: Path | None, sha256: str | None) -> tuple[Path, Path]:
     """Makes sure that the official file is there; returns its path and that of the output."""
     name = config.resolve_model_name(model)
+    if name == bundled.NAME:
+        print(f"{name} comes with the package: {bundled.WEIGHTS}")
+        download.check_sha256(bundled.WEIGHTS, sha256)
+        return bundled.WEIGHTS, output or Path(bundled.WEIGHTS.name)
     output = output or Path(f"{name}.pt")
     path = output if output.suffix == ".pt" else output.absolute().parent / f"{name}.pt"
     if path.exists():
@@ -79,11 +95,11 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m checkpoints_convert",
+        prog=program,
         description="Converts SAM 2 checkpoints, strictly and without loss.",
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES.format(program=program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_mutually_exclusive_group(required=True)
@@ -96,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--download", metavar="MODEL", help="fetch the official file of a model")
     parser.add_argument(
         "--output",
+        "--out",
         type=Path,
         metavar="PATH",
         help=".pt or .safetensors, else a folder in this project's format",

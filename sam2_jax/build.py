@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import inspect
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,10 @@ from sam2_jax.config import (
     resolve_model_name,
     sort_overrides,
 )
+from sam2_jax.hydra import field_overrides, find_config
 from sam2_jax.model.sam2 import Sam2, in_compute_type, init_params
+from sam2_jax.module_like import ModuleLike
+from sam2_jax.outputs import check_outputs
 from sam2_jax.track import begin, empty_bank, propagate, step, track
 
 _LOG = logging.getLogger(__name__)
@@ -30,21 +35,23 @@ _WHICH_MODEL = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Model:
-    """A module and its parameters.
+@dataclasses.dataclass(eq=False)
+class Model(ModuleLike):
+    """A module and its parameters. Options of `config` can be set as attributes, as on the original's.
 
     Attributes:
       name: the released model it is built as.
       config: what it computes.
       params: nested dicts of arrays: kernels in compute type, the rest float32.
       session: what video sessions on it do with its answers.
+      outputs: what predictors hand out: "numpy", "torch" or "jax"; see `sam2_jax.outputs`.
     """
 
     name: str
     config: ModelConfig
-    params: dict
+    params: dict = dataclasses.field(repr=False)
     session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
+    outputs: str = "numpy"
 
     @functools.cached_property
     def module(self) -> Sam2:
@@ -81,48 +88,38 @@ class Model:
         return functools.partial(track, self.module)
 
 
-def _hydra_overrides(entries: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """`++model.field=value` -> {field: value}."""
-    overrides = {}
-    for entry in entries:
-        key, separator, value = entry.lstrip("+").partition("=")
-        if not separator:
-            raise ValueError(f"The override {entry!r} is not of the form '++model.field=value'.")
-        text = value.strip()
-        if text.lower() in ("true", "false"):
-            parsed: Any = text.lower() == "true"
-        else:
-            try:
-                parsed = float(text) if any(c in text for c in ".eE") else int(text)
-            except ValueError:
-                parsed = text
-        overrides[key.rsplit(".", 1)[-1]] = parsed
-    return overrides
-
-
 def build_model(
-    model: str | None,
+    model: str | os.PathLike | None,
     checkpoint: str | os.PathLike | Checkpoint | None,
     postprocessing: dict[str, Any],
     *,
     image_size: int | None = None,
     dtype: str | None = None,
-    config_file: str | None = None,
+    config_file: str | os.PathLike | None = None,
     ckpt_path: str | os.PathLike | None = None,
     device: Any = None,
     mode: str = "eval",
     vos_optimized: bool = False,
-    hydra_overrides_extra: list[str] | tuple[str, ...] = (),
+    hydra_overrides_extra: Sequence[str] = (),
+    outputs: str = "numpy",
     **model_overrides: Any,
 ) -> Model:
-    """Shared by all builders; `device`, `mode` and `vos_optimized` mean nothing here and are accepted."""
-    del device, mode, vos_optimized
-    model, checkpoint = model or config_file, checkpoint if checkpoint is not None else ckpt_path
+    """Shared by all builders; `device` and `vos_optimized` mean nothing here and are accepted."""
+    del device, vos_optimized
+    if mode == "train":
+        raise ValueError(
+            'mode is "train": a built model does not train; sam2-jax train does, and docs/training.md says '
+            "how."
+        )
+    check_outputs(outputs)
+    checkpoint = checkpoint if checkpoint is not None else ckpt_path
+    name, implied = find_config(model or config_file, has_checkpoint=checkpoint is not None)
     overrides = {
         **postprocessing,
+        **implied,
         **({} if image_size is None else {"image_size": image_size}),
         "dtype": dtype or _default_dtype(),
-        **_hydra_overrides(hydra_overrides_extra),
+        **field_overrides(hydra_overrides_extra),
         **model_overrides,
     }
     changes = sort_overrides(overrides)
@@ -133,11 +130,12 @@ def build_model(
             stacklevel=3,
         )
     if checkpoint is None:
-        weights = _without_checkpoint(model or bundled.NAME, changes.model)
+        weights = _without_checkpoint(name or bundled.NAME, changes.model)
     else:
-        weights = load(checkpoint, model, **changes.model)
+        weights = load(checkpoint, name, **changes.model)
     params = jax.device_put(in_compute_type(weights.config, dict(weights.params)))
-    return Model(weights.name, weights.config, params, SessionOptions(**changes.session))
+    session = SessionOptions(**changes.session)
+    return Model(weights.name, weights.config, params, session, outputs)
 
 
 def _without_checkpoint(model: str, overrides: dict[str, Any]) -> Checkpoint:
@@ -163,49 +161,103 @@ def _default_dtype() -> str:
 
 
 def build_sam2(
-    model: str | None = None,
+    model: str | os.PathLike | None = None,
     checkpoint: str | os.PathLike | Checkpoint | None = None,
-    *,
+    device: Any = None,
+    mode: str = "eval",
+    hydra_overrides_extra: Sequence[str] = (),
     apply_postprocessing: bool = True,
     **kwargs: Any,
 ) -> Model:
     """Builds a model for images, or for the functional core.
 
     Args:
-      model: one of `sam2_jax.config.MODELS`, or the original's spelling of it. If a checkpoint is given it
+      model: one of `sam2_jax.config.MODELS`, or the original's spelling of it, a path of a yaml file
+        included. If a checkpoint is given it
         may be left out and is recognised.
       checkpoint: official .pt, .safetensors (or a folder with one), this project's converted folder, the
         folder of a training run, or what `sam2_jax.checkpoint.load` returns. None gives the weights that come
         with the package if the model is `sam2_nano`, as it is by default, and random weights, with a warning,
         if it is another.
+      device: accepted for the original's sake, as `mode="eval"` is; JAX chooses.
+      mode: "eval".
+      hydra_overrides_extra: the original's, such as "++model.fill_hole_area=0"; what cannot be taken is
+        refused.
       apply_postprocessing: choose the mask by stability when a single one is asked for.
       **kwargs: `image_size` (a multiple of 32; the model's own by default), `dtype` ("float32" or
-        "bfloat16"; by default float32 on CPU and bfloat16 elsewhere), the original's `config_file`,
-        `ckpt_path`, `device`, `mode`, `hydra_overrides_extra`, and any field of `ModelConfig` and
-        `SessionOptions`.
+        "bfloat16"; by default float32 on CPU and bfloat16 elsewhere), `outputs` ("numpy", "torch" or "jax":
+        what predictors hand out), the original's `config_file` and `ckpt_path`, and any field of `ModelConfig`
+        and `SessionOptions`.
 
     Raises:
       ValueError: unknown model or field, or a checkpoint that does not fit.
       FileNotFoundError: there is no such checkpoint.
     """
+    del device
+    postprocessing = POSTPROCESSING_IMAGE if apply_postprocessing else {}
     return build_model(
-        model, checkpoint, POSTPROCESSING_IMAGE if apply_postprocessing else {}, **kwargs
+        model,
+        checkpoint,
+        postprocessing,
+        mode=mode,
+        hydra_overrides_extra=hydra_overrides_extra,
+        **kwargs,
     )
 
 
-def load_pretrained(model_id: str, postprocessing: dict[str, Any], **kwargs: Any) -> Model:
+def load_pretrained(
+    model_id: str | os.PathLike, postprocessing: dict[str, Any], **kwargs: Any
+) -> Model:
     """Loads a released model by name, from a local path or from the cache, else downloads it.
 
     Args:
       model_id: a path to a checkpoint file or folder, or a name such as `facebook/sam2.1-hiera-tiny`.
-      postprocessing: config fields to switch on.
-      **kwargs: as for `build_sam2`.
+      postprocessing: config fields to switch on, unless `apply_postprocessing=False` is among `kwargs`.
+      **kwargs: as for `build_sam2`; others are let pass with a warning, as the original lets them pass.
 
     Raises:
       ValueError: unknown model.
       FileNotFoundError: not cached and no network; the message says what to fetch and where to put it.
     """
-    if Path(model_id).exists() or is_run(model_id):
-        return build_model(None, model_id, postprocessing, **kwargs)
-    name = resolve_model_name(model_id)
-    return build_model(name, download.cached_checkpoint(name), postprocessing, **kwargs)
+    known = _builder_options()
+    if unknown := kwargs.keys() - known:
+        warnings.warn(
+            f"from_pretrained does not know {', '.join(sorted(unknown))}: without effect.",
+            stacklevel=3,
+        )
+    options = {name: value for name, value in kwargs.items() if name in known}
+    if not options.pop("apply_postprocessing", True):
+        postprocessing = {}
+    if Path(model_id).exists() or is_run(os.fspath(model_id)):
+        return build_model(None, model_id, postprocessing, **options)
+    name = resolve_model_name(os.fspath(model_id))
+    return build_model(name, download.cached_checkpoint(name), postprocessing, **options)
+
+
+def _builder_options() -> set[str]:
+    own = inspect.signature(build_model).parameters.values()
+    named = {p.name for p in own if p.kind is p.KEYWORD_ONLY}
+    return (
+        named
+        | {"apply_postprocessing"}
+        | {
+            field.name
+            for part in (ModelConfig, SessionOptions)
+            for field in dataclasses.fields(part)
+        }
+    )
+
+
+def model_of(built: Any) -> Model:
+    """The model of what a builder returned: itself, or that of a predictor.
+
+    Raises:
+      TypeError: it is neither.
+    """
+    model = getattr(built, "model", built)
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"The model is {type(built).__name__}; expected what build_sam2 or build_sam2_video_predictor "
+            "returns."
+        )
+    return model

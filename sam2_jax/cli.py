@@ -8,6 +8,7 @@ import sys
 import warnings
 from typing import Any, NoReturn
 
+from sam2_jax import __version__
 from sam2_jax.commands import bench, evaluate, everything, image, serve, track, train
 from sam2_jax.commands.common import cache_compiled_programs, use_huge_pages
 
@@ -35,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="sam2-jax", description="Segment anything in images and videos, with JAX."
     )
+    parser.add_argument("--version", action="version", version=f"sam2-jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     def add(name: str, help: str, examples: str) -> argparse.ArgumentParser:
@@ -64,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] == ["convert"]:  # the converter has a parser of its own
         from checkpoints_convert.convert import main as convert
 
-        return convert(argv[1:])
+        return convert(argv[1:], "sam2-jax convert")
     if argv[:1] == ["train"]:  # and so has training
         return train.main(argv[1:])
     args = _parser().parse_args(argv)

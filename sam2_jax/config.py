@@ -213,10 +213,14 @@ def _check_fields(names: Iterable[str], *kinds: type) -> None:
     known = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-            hint = f" Did you mean {', '.join(near)}?" if near else ""
             where = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"There is no field {name!r} in {where}.{hint}")
+            raise ValueError(f"There is no field {name!r} in {where}.{did_you_mean(name, known)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns a question that ends a message, with the known names near to one; "" if none is."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f" Did you mean {', '.join(near)}?" if near else ""
 
 
 _HIERA = {
@@ -280,18 +284,19 @@ _SIZES = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large", "base-plus
 def resolve_model_name(name: str) -> str:
     """Returns the key of `MODELS` that a spelling of the original or of the hub stands for.
 
-    Accepts `sam2.1_hiera_tiny`, `sam2.1_hiera_t.yaml`, `configs/sam2.1/sam2.1_hiera_b+.yaml` and
-    `facebook/sam2.1-hiera-base-plus`.
+    Accepts `sam2.1_hiera_tiny`, `sam2.1_hiera_t.yaml`, `sam2_1_hiera_t.yaml`,
+    `configs/sam2.1/sam2.1_hiera_b+.yaml`, with backslashes, too, and `facebook/sam2.1-hiera-base-plus`.
 
     Raises:
       ValueError: for an unknown model; the message lists the known ones.
     """
-    stem = name.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".pt")
+    stem = re.sub(r"\.(ya?ml|pt)$", "", re.split(r"[/\\]", name)[-1])
     if stem in MODELS:
         return stem
-    match = re.fullmatch(r"(sam2(?:\.1)?)[_-]hiera[_-](.+)", stem)
+    match = re.fullmatch(r"(sam2(?:[._]1)?)[_-]hiera[_-](.+)", stem)
     if match:
-        candidate = f"{match[1]}_hiera_{_SIZES.get(match[2], match[2])}"
+        version = match[1].replace("_", ".")
+        candidate = f"{version}_hiera_{_SIZES.get(match[2], match[2])}"
         if candidate in MODELS:
             return candidate
     raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(MODELS)}.")

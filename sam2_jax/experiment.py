@@ -6,11 +6,11 @@ the published recipe where there is one (SAM 2 paper, appendix D).
 """
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from sam2_jax.config import did_you_mean
 from sam2_jax.data.datasets import Augment as Augment  # configurations import it from here
 from sam2_jax.data.datasets import Dataset, all_fields, resolve
 
@@ -201,9 +201,7 @@ def _build(kind: Any, value: Any, name: str) -> Any:
         fields = typing.get_type_hints(kind)
         for key in value:
             if key not in fields:
-                near = difflib.get_close_matches(key, fields, n=3, cutoff=0.4)
-                hint = f" Did you mean {', '.join(near)}?" if near else ""
-                raise ValueError(f"there is no field {name}.{key}.{hint}")
+                raise ValueError(f"there is no field {name}.{key}.{did_you_mean(key, fields)}")
         make: Any = kind
         return make(**{k: _build(fields[k], v, f"{name}.{k}") for k, v in value.items()})
     if origin is dict:

@@ -79,8 +79,8 @@ def read_json(path: str | os.PathLike) -> Any:
     if not os.path.exists(path):
         raise FileNotFoundError(f"no such file: {os.fspath(path)}")
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        with open(path, "rb") as file:
+            return json.loads(file.read())  # UTF-8 or 16, with a byte order mark or without
     except ValueError as error:  # also the error of bytes that are no text
         raise ValueError(f"{os.fspath(path)} is not JSON, or is cut short: {error}") from error
 

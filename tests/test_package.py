@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """The packages as a wheel holds them."""
-    pytest.importorskip("setuptools")
     folder = tmp_path_factory.mktemp("build")
     build = ["build", f"--build-base={folder}", f"--build-lib={folder / 'lib'}"]
     command = [sys.executable, "-W", "ignore", "setup.py", "-q", *build]

@@ -27,7 +27,7 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     """Saves a checkpoint; the folder appears whole or not at all.
 
     Args:
-      path: created, or replaced when it was written by this function.
+      path: created, or replaced when it holds what this function wrote and nothing else.
       checkpoint: what to save; the name is one of `sam2_jax.config.MODELS`.
 
     Raises:
@@ -37,8 +37,10 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     import orbax.checkpoint as ocp
 
     path = Path(path).absolute()
-    if path.exists() and not is_folder(path) and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and holds something else; choose a new folder.")
+    if path.exists():
+        own = {_DESCRIPTION, _PARAMS} if is_folder(path) else set()
+        if not path.is_dir() or {entry.name for entry in path.iterdir()} - own:
+            raise FileExistsError(f"{path} exists and holds something else; choose a new folder.")
     description = {
         "format": _FORMAT,
         "version": _FORMAT_VERSION,

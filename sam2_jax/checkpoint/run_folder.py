@@ -11,13 +11,13 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sam2_jax.checkpoint.checkpoint import Checkpoint
 from sam2_jax.config import get_config, resolve_model_name, sort_overrides
@@ -59,6 +59,17 @@ def load(path: str | os.PathLike) -> Checkpoint:
         f"{os.fspath(path)} holds no checkpoint that is whole"
         + "".join(f"; {r}" for r in reasons[:1])
     )
+
+
+def exported(params: Mapping[str, Any], ema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns what a run has learned, as parameters of its model, with low-rank updates merged.
+
+    Args:
+      params: of a train state, nested dicts.
+      ema: average of those that are trained, which takes their place; None without one.
+    """
+    averaged = flatten_dict(params, sep="/") | flatten_dict(ema or {}, sep="/")
+    return lora.merge(unflatten_dict(averaged, sep="/"))
 
 
 def read_record(step: Path) -> dict[str, Any]:
@@ -155,11 +166,11 @@ def _read(step: Path) -> Checkpoint:
     experiment = record["record"]["experiment"]
     overrides = sort_overrides(experiment["model_overrides"]).model
     overrides.pop("dtype", None)
-    averaged_last = sorted(arrays, key=lambda path: path.startswith("ema/"))
-    params = unflatten_dict({p.partition("/")[2]: arrays[p] for p in averaged_last}, sep="/")
+    state = unflatten_dict(arrays, sep="/")
+    params = exported(state["params"], state.get("ema"))
     name = resolve_model_name(experiment["model"])
     config = get_config(name, **overrides)
-    return Checkpoint(name, config, jax.tree.map(np.asarray, lora.merge(params)))
+    return Checkpoint(name, config, jax.tree.map(np.asarray, params))
 
 
 def _read_arrays(step: Path, paths: Iterable[str]) -> dict[str, np.ndarray]:

@@ -5,18 +5,23 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sam2_jax.commands.prompts import Groups
+from sam2_jax.data.masks import MAX_ID
 from sam2_jax.files import cache_folder
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the options that choose a model."""
-    parser.add_argument("--model", help="released model, for example sam2.1_hiera_tiny")
+    from sam2_jax.config import MODELS
+
+    names = ", ".join(MODELS)
+    parser.add_argument(
+        "--model", help=f"what --checkpoint is, if it does not tell itself: {names}"
+    )
     parser.add_argument(
         "--checkpoint",
         help="official .pt, .safetensors, a converted folder, or a training run: RUN, RUN@best (default: the "
@@ -33,23 +38,32 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def build(args: argparse.Namespace, builder: Callable, **overrides: Any) -> Any:
-    """Calls `build_sam2` or another builder with the options of `add_model`."""
+    """Calls `build_sam2` or another builder with the options of `add_model`.
+
+    Raises:
+      ValueError: a model is named that has no weights here; random ones would only look like answers.
+    """
+    from sam2_jax.checkpoint.bundled import NAME
+    from sam2_jax.config import resolve_model_name
+
+    if args.model and not args.checkpoint and (name := resolve_model_name(args.model)) != NAME:
+        raise ValueError(
+            f"--model {args.model} names no weights: fetch them with sam2-jax convert --download {name}, then "
+            f"give --checkpoint {name}.pt"
+        )
     return builder(
         args.model, args.checkpoint, image_size=args.image_size, dtype=args.dtype, **overrides
     )
 
 
-def check_folder(path: str | Path | None) -> None:
-    """Fails before the work, not after it, if a file cannot be written."""
-    if path is not None and not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {Path(path).parent}")
-
-
 def object_ids(groups: Groups, palette: str | None) -> list[int]:
     """Ids of the prompted objects; fails if they are to be written as a palette PNG that cannot hold them."""
     ids = sorted({obj for obj, _ in groups})
-    if palette and not all(1 <= obj <= 255 for obj in ids):
-        raise ValueError(f"object ids are {ids}, but the pixels of --masks hold 1 to 255 only")
+    if palette and not all(1 <= obj <= MAX_ID for obj in ids):
+        raise ValueError(
+            f"object ids are {ids}, but the pixels of --masks hold 1 to {MAX_ID} only; sam2-jax track writes "
+            "any id with --object-masks"
+        )
     return ids
 
 

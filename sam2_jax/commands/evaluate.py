@@ -1,6 +1,7 @@
 """`sam2-jax evaluate` and `scripts/evaluate.py`: how good masks, or a model's, are."""
 
 import argparse
+import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from sam2_jax.commands.common import build
 from sam2_jax.commands.evaluate_options import EXAMPLES, add_arguments
+from sam2_jax.commands.outputs import Folder, check_outputs
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
@@ -21,6 +23,13 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1 is expected"
             )
+    if args.kind != "score":  # which writes beside what it scores
+        names = ("*.png",) if args.kind == "vos" else ("results.*",)
+        read = (
+            (args.images, args.annotations) if args.kind == "images" else (args.videos, args.masks)
+        )
+        places = [place for place in read if place and not place.startswith("tfds:")]
+        check_outputs([Folder("--out", args.out, names)], places)
     runs = {
         "score": _run_score,
         "vos": _run_vos,
@@ -40,6 +49,8 @@ def _run_score(args: argparse.Namespace) -> None:
     predictions = layouts.open_masks(args.predictions)
     print(f"target:      {target.where}\npredictions: {predictions.where}")
     names = layouts.choose(target, predictions, args.video_list)
+    if args.num_frames is not None:
+        target = _first_predicted(target, predictions, args.num_frames)
     left_out = [name for name in target.keys if name not in names]
     if left_out and not args.video_list:
         said = f"{len(left_out)} of {len(target.keys)} videos have no predictions: {layouts.shorten(left_out)}"
@@ -61,6 +72,8 @@ def _run_score(args: argparse.Namespace) -> None:
         "convention": args.convention,
         "first and last frame": "scored" if args.keep_ends else "skipped",
     }
+    if args.num_frames is not None:
+        facts["frames"] = f"the first {args.num_frames} of every video"
     of_kinds = _seen_and_unseen(args, scores)
     if of_kinds:
         print(report.table([of_kinds]))
@@ -69,6 +82,18 @@ def _run_score(args: argparse.Namespace) -> None:
     pictures = report.worst_frames(scores, target, predictions, _videos_of_target(args))
     files = report.score_files(scores, total | of_kinds, args.convention, facts, pictures)
     _write(args.out or args.predictions, files)
+
+
+def _first_predicted(target: Any, predictions: Any, count: int) -> Any:
+    """The target with masks on those frames only that are among the first ones predicted of a video."""
+    from sam2_jax.data.annotated import VideoList
+
+    def open(name: str) -> Any:
+        video, first = target.open(name), set(predictions.open(name).frame_names[:count])
+        annotated = [t for t in video.annotated if video.frame_names[t] in first]
+        return dataclasses.replace(video, annotated=annotated)
+
+    return VideoList(target.keys, open, target.where)
 
 
 def _seen_and_unseen(args: argparse.Namespace, scores: Sequence[Any]) -> dict[str, float]:
@@ -168,8 +193,8 @@ def _run_vos(args: argparse.Namespace) -> None:
             f"{len(left)} videos, {bar.n} frames in {seconds:.1f} s, {bar.n / seconds:.1f} frames/s"
         )
     print(f"masks:  {args.out}")
-    if args.num_frames is None:
-        print(f"next:   sam2-jax evaluate score --target {args.masks} --predictions {args.out}")
+    first = "" if args.num_frames is None else f" --num-frames {args.num_frames}"
+    print(f"next:   sam2-jax evaluate score --target {args.masks} --predictions {args.out}{first}")
 
 
 def _length(videos: Any, name: str, num_frames: int | None) -> int:

@@ -55,6 +55,7 @@ def _add_score(add: Callable) -> None:
     add("--convention", choices=CONVENTIONS, default="sav", help="whose rules (default: sav)")
     add(
         "--out",
+        "--output",
         metavar="DIR",
         help="folder of results.csv, .json and .html (default: the predictions)",
     )
@@ -64,6 +65,7 @@ def _add_score(add: Callable) -> None:
         help="frames for the pictures of results.html (default: the target's)",
     )
     add("--video-list", metavar="FILE", help="text file that names the videos to score")
+    add("--num-frames", type=int, metavar="N", help="only the first N frames of every video")
     add(
         "--strict",
         action="store_true",
@@ -107,7 +109,14 @@ def _add_videos(add: Callable) -> None:
         metavar="DIR",
         help="masks: a folder a video, a benchmark's folder, or tfds:NAME",
     )
-    add("--out", "--output_mask_dir", required=True, metavar="DIR", help="folder of the results")
+    add(
+        "--out",
+        "--output",
+        "--output_mask_dir",
+        required=True,
+        metavar="DIR",
+        help="folder of the results",
+    )
     add("--video-list", "--video_list_file", metavar="FILE", help="text file that names the videos")
     add("--num-frames", type=int, metavar="N", help="only the first N frames of every video")
     _add_split(add)
@@ -189,6 +198,6 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="JSON of COCO; folder of label PNGs; folder of JSONs of SA-1B (default: --images)",
     )
-    add("--out", required=True, metavar="DIR", help="folder of the results")
+    add("--out", "--output", required=True, metavar="DIR", help="folder of the results")
     add("--num-images", type=int, metavar="N", help="only the first N images")
     add_model(parser)

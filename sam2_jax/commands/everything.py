@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sam2_jax.commands.common import add_model, build, check_folder
+from sam2_jax.commands.common import add_model, build
+from sam2_jax.commands.outputs import Folder, check_outputs
 
 HELP = "Segment everything in a picture."
 EXAMPLES = """example:
@@ -44,7 +45,7 @@ GENERATOR_OPTIONS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.add_argument("image", help="picture file")
-    parser.add_argument("--out", metavar="DIR", help="folder (default: <image>_masks)")
+    parser.add_argument("--out", "--output", metavar="DIR", help="folder (default: <image>_masks)")
     add_model(parser)
     for name, type, help in GENERATOR_OPTIONS:
         flag = f"--{name.replace('_', '-')}"
@@ -64,11 +65,9 @@ def run(args: argparse.Namespace) -> None:
     from sam2_jax.data.media import read_image
     from sam2_jax.data.overlay import draw_overlay
 
-    image = read_image(args.image)
     out = Path(args.out or f"{Path(args.image).stem}_masks")
-    check_folder(out)
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; name a folder, new or old")
+    check_outputs([Folder("--out", out, ("overlay.png", "masks.json", "masks.csv"))], [args.image])
+    image = read_image(args.image)
     options = {name: getattr(args, name) for name, *_ in GENERATOR_OPTIONS}
     options = {name: value for name, value in options.items() if value is not None}
 
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         annotation["id"] = i + 1
         masks[i] = decode_rle(annotation["segmentation"])
 
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     order = np.argsort([-annotation["area"] for annotation in found], kind="stable")
     ids = [int(i) + 1 for i in order]
     Image.fromarray(draw_overlay(image, masks[order], ids)).save(out / "overlay.png")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sam2_jax.commands.common import add_model, build, check_folder, drawn_prompts, object_ids
+from sam2_jax.commands.common import add_model, build, drawn_prompts, object_ids
+from sam2_jax.commands.outputs import PICTURES, File, check_outputs
 from sam2_jax.commands.prompts import add_prompts, arrays, group_prompts
 
 HELP = "Segment what is pointed at in a picture."
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.add_argument("image", help="picture file")
     add_prompts(parser)
-    parser.add_argument("--out", help="overlay picture (default: <image>_overlay.png)")
+    parser.add_argument("--out", "--output", help="overlay picture (default: <image>_overlay.png)")
     parser.add_argument("--masks", metavar="FILE.png", help="palette PNG of the objects")
     add_model(parser)
 
@@ -31,6 +32,11 @@ def run(args: argparse.Namespace) -> None:
     from sam2_jax.data.media import read_image
     from sam2_jax.data.overlay import draw_overlay
 
+    out = Path(args.out or f"{Path(args.image).stem}_overlay.png")
+    outputs = [File("--out", out, PICTURES)]
+    if args.masks:
+        outputs.append(File("--masks", args.masks, (".png",)))
+    check_outputs(outputs, [args.image])
     image = read_image(args.image)
     groups = group_prompts(args.prompts, *image.shape[:2])
     for _, frame in groups:
@@ -38,9 +44,6 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"there is no frame {frame} in a picture: leave @{frame} away")
     if any(group["mask"] for group in groups.values()):
         raise ValueError("a mask prompts a video; a picture takes --point and --box")
-    out = Path(args.out or f"{Path(args.image).stem}_overlay.png")
-    for path in (out, args.masks):
-        check_folder(path)
     ids = object_ids(groups, args.masks)
 
     predictor = SAM2ImagePredictor(build(args, build_sam2))
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
             prompt["points"], prompt["labels"], prompt["box"], multimask_output=is_ambiguous
         )
         best = int(np.argmax(ious))
-        masks.append(candidates[best])
+        masks.append(candidates[best] > 0)
         share = 100 * masks[-1].mean()
         print(f"object {obj}: predicted IoU {ious[best]:.3f}, {share:.1f} % of the picture")
     overlay = draw_overlay(image, np.stack(masks), ids, **drawn_prompts(groups, 0))

@@ -1,13 +1,14 @@
 """Prompts on the command line: `[OBJECT:]X,Y[,LABEL][@FRAME]`, boxes and masks likewise."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-_NUMBER = r"-?\d+(?:\.\d+)?"
+_NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 
 # {(object, frame): {"point": [[x, y, label]], "box": [[x0, y0, x1, y1]], "mask": [(H, W) bool]}}
 Groups = dict[tuple[int, int], dict[str, list]]
@@ -31,7 +32,8 @@ class UserPrompt(NamedTuple):
 
 def _numbers(kind: str, counts: tuple[int, ...], usage: str) -> Callable[[str], UserPrompt]:
     def parse(text: str) -> UserPrompt:
-        match = re.fullmatch(rf"(?:(\d+):)?({_NUMBER}(?:,{_NUMBER})*)(?:@(\d+))?", text)
+        plain = "".join(text.split()).lower()
+        match = re.fullmatch(rf"(?:(\d+):)?({_NUMBER}(?:,{_NUMBER})*)(?:@(\d+))?", plain)
         numbers = [float(x) for x in match[2].split(",")] if match else []
         if len(numbers) not in counts:
             raise argparse.ArgumentTypeError(f"{text!r} is not of the form {usage}")
@@ -42,8 +44,6 @@ def _numbers(kind: str, counts: tuple[int, ...], usage: str) -> Callable[[str], 
                     f"{text!r}: the third number is a label, 1 object or 0 background"
                 )
             numbers = [*numbers[:2], label]
-        elif numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
-            raise argparse.ArgumentTypeError(f"{text!r}: the box is empty, {usage} is expected")
         return UserPrompt(kind, int(match[1] or 1), int(match[3] or 0), numbers)
 
     return parse
@@ -72,6 +72,8 @@ def group_prompts(prompts: list[UserPrompt], height: int, width: int) -> Groups:
     Raises:
       ValueError: none given, outside of the picture, or several boxes or masks for one object.
     """
+    from sam2_jax.predict.preprocessing import check_points
+
     if not prompts:
         raise ValueError(
             "no prompt was given: add --point X,Y, --box X0,Y0,X1,Y1 or --mask FILE.png"
@@ -86,10 +88,9 @@ def group_prompts(prompts: list[UserPrompt], height: int, width: int) -> Groups:
             for one, mask in _read_mask(value, obj, height, width):
                 add(one, frame, "mask", mask)
             continue
-        corners = np.reshape(value if kind == "box" else value[:2], (-1, 2))
-        if not ((corners >= 0) & (corners <= (width, height))).all():
-            given = ",".join(f"{v:g}" for v in corners.ravel())
-            raise ValueError(f"{kind} {given} is outside of the picture, {width} x {height} pixels")
+        corners = np.reshape(value if kind == "box" else value[:2], (1, -1, 2))
+        labels = np.array([[2, 3] if kind == "box" else [1]])
+        check_points(corners, labels, height, width, is_pixels=True)
         add(obj, frame, kind, value)
     for (obj, frame), group in groups.items():
         is_mixed = group["mask"] and group["box"] + group["point"]
@@ -102,12 +103,23 @@ def group_prompts(prompts: list[UserPrompt], height: int, width: int) -> Groups:
 
 
 def _read_mask(path: str, obj: int | None, height: int, width: int) -> list[tuple[int, np.ndarray]]:
-    from sam2_jax.data.masks import read_labels
+    from sam2_jax.data.masks import SOFT_EDGE, is_soft, read_labels, read_palette_png
 
-    ids = read_labels(path)
+    if not os.path.isfile(path):
+        kind = "a folder" if os.path.isdir(path) else "not there"
+        raise ValueError(
+            f"--mask {path} is {kind}; a picture to prompt with is expected (--masks is for output)"
+        )
+    values, palette = read_palette_png(path)
+    if obj is not None and palette is None and is_soft(values):
+        ids = (values > SOFT_EDGE).astype(np.uint8)
+    else:
+        ids = read_labels(path)
     if ids.shape != (height, width):
+        is_across = ids.shape == (width, height)
         raise ValueError(
             f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels, the video {width} x {height}"
+            + (": was one of them turned by its EXIF orientation?" if is_across else "")
         )
     present = [int(i) for i in np.unique(ids) if i]
     if not present:

@@ -4,13 +4,14 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sam2_jax.commands.common import add_model, build, check_folder, drawn_prompts, object_ids
+from sam2_jax.commands.common import add_model, build, drawn_prompts, object_ids
+from sam2_jax.commands.outputs import File, Folder, check_outputs
 from sam2_jax.commands.prompts import Groups, add_prompts, arrays, group_prompts
 
 HELP = "Track what is pointed at through a video or a stream."
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--raw", type=_raw_size, metavar="WxH", help="standard input is raw RGB, 3 bytes a pixel"
     )
     add_prompts(parser)
-    parser.add_argument("--out", metavar="FILE.mp4", help="overlay video")
+    parser.add_argument("--out", "--output", metavar="FILE.mp4", help="overlay video")
     parser.add_argument("--masks", metavar="DIR", help="folder for one DAVIS palette PNG a frame")
     parser.add_argument(
         "--object-masks", metavar="DIR", help="folder for one PNG an object and frame, as SA-V has"
@@ -75,8 +76,17 @@ def run(args: argparse.Namespace) -> None:
     has_output = args.masks or args.object_masks or args.boxes or args.rle
     if not (args.out or has_output):
         args.out = f"{name}_overlay.mp4"
-    for path in (args.out, args.rle):
-        check_folder(path)
+    files = {"--out": (args.out, (".mp4",)), "--rle": (args.rle, (".json",))}
+    folders = {
+        "--masks": (args.masks, ("*.png",)),
+        "--object-masks": (args.object_masks, ("*/*.png",)),
+        "--boxes": (args.boxes, ("*.txt",)),
+    }
+    check_outputs(
+        [File(name, path, suffixes) for name, (path, suffixes) in files.items() if path]
+        + [Folder(name, path, names) for name, (path, names) in folders.items() if path],
+        ([] if is_stream else [args.video]) + [p.value for p in args.prompts if p.kind == "mask"],
+    )
     if is_stream:
         _run_stream(args, name)
     else:
@@ -94,12 +104,17 @@ def _build(args: argparse.Namespace) -> Any:
 def _sinks(args: argparse.Namespace, video: str, frames: Any) -> Iterator[list]:
     """What takes the masks; finished, and its place printed, however the work ends."""
     from sam2_jax.data.results import BoxFiles, ObjectFolders, PaletteFolder, RleFile
+    from sam2_jax.data.videos import Frames
 
+    names, times = None, None
+    if isinstance(frames, Frames):  # a stream does not know yet what will come
+        names, times = frames.names, [round(frames.time(t), 6) for t in range(len(frames))]
+    size = frames.height, frames.width
     makers = {
-        "masks": PaletteFolder,
-        "object_masks": ObjectFolders,
+        "masks": lambda path: PaletteFolder(path, frame_names=names),
+        "object_masks": lambda path: ObjectFolders(path, frame_names=names),
         "boxes": BoxFiles,
-        "rle": lambda path: RleFile(path, video, frames.height, frames.width, frames.fps),
+        "rle": lambda path: RleFile(path, video, *size, frames.fps, names, times),
     }
     with contextlib.ExitStack() as stack:
         chosen = {key: make for key, make in makers.items() if getattr(args, key)}
@@ -125,6 +140,7 @@ def _run_file(args: argparse.Namespace) -> None:
             if t >= num_frames:
                 raise ValueError(
                     f"there is no frame {t}: the video has {num_frames} frames, from 0"
+                    + _place_of_name(frames.names, t)
                 )
         object_ids(groups, args.masks)
         predictor = _build(args)
@@ -144,14 +160,20 @@ def _run_file(args: argparse.Namespace) -> None:
                         raise
                     failure = ValueError(f"{error}. The {bar.n} frames before it are kept.")
         if args.out:
-            with VideoWriter(args.out, frames.fps) as video:
+            with VideoWriter(args.out, frames.fps, frames.pixel_aspect) as video:
                 for t in tqdm(sorted(kept), desc="draw overlay", unit="frame"):
                     obj_ids, masks = kept.masks(t)
                     drawn = draw_overlay(frames[t], masks, obj_ids, **drawn_prompts(groups, t))
-                    video.write(drawn)
+                    video.write(drawn, frames.time(t))
             print(f"overlay: {args.out}")
     if failure:
         raise failure
+
+
+def _place_of_name(names: Sequence[str] | None, number: int) -> str:
+    """Tells which frame is meant, where a number is that in the name of a picture."""
+    places = [place for place, name in enumerate(names or ()) if re.fullmatch(f"0*{number}", name)]
+    return f"; {names[places[0]]} is frame {places[0]}: @ counts frames" if places else ""
 
 
 def _track(predictor: Any, frames: Any, groups: Groups) -> Iterator[tuple[int, list, np.ndarray]]:
@@ -192,13 +214,16 @@ def _run_stream(args: argparse.Namespace, name: str) -> None:
         count = 0
         try:
             for frame in tqdm(stream, desc="track stream", unit="frame"):
+                if args.raw and count == 0:
+                    _check_row_length(frame)
                 obj_ids, masks = _answer(predictor, frame, groups)
                 masks = masks[:, 0]
                 for sink in sinks:
                     sink.write(count, obj_ids, masks)
                 if video is not None:
                     prompts = drawn_prompts(groups, count)
-                    video.write(draw_overlay(frame, masks, obj_ids, **prompts))
+                    drawn = draw_overlay(frame, masks, obj_ids, **prompts)
+                    video.write(drawn, stream.time)
                 count += 1
                 if count == args.num_frames:
                     break
@@ -210,6 +235,24 @@ def _run_stream(args: argparse.Namespace, name: str) -> None:
     if late:
         said = f"warning: the stream ended after {count} frames, before the prompts on {late}"
         print(said, file=sys.stderr)
+
+
+def _check_row_length(frame: np.ndarray) -> None:
+    """Refuses raw pixels whose rows are like each other at another distance than the width they were given."""
+    height, width, _ = frame.shape
+    grey = frame.reshape(-1, 3).mean(1)
+    grey -= grey.mean()
+    spectrum = np.abs(np.fft.rfft(grey, 2 * grey.size)) ** 2
+    likeness = np.fft.irfft(spectrum)[: grey.size] / np.arange(grey.size, 0, -1)
+    lags = np.arange(max(width // 3, 16), min(3 * width, grey.size // 2) + 1)
+    if not lags.size or likeness[0] < 1:  # of one colour
+        return
+    best = int(lags[likeness[lags].argmax()])
+    if likeness[best] > 0.8 * likeness[0] and likeness[width] < 0.5 * likeness[0]:
+        raise ValueError(
+            f"--raw is {width}x{height}, but rows of {best} pixels fit what comes: give the width and height "
+            "of the frames, and pixels of R, G and B (ffmpeg -f rawvideo -pix_fmt rgb24)"
+        )
 
 
 def _answer(predictor: Any, frame: np.ndarray, groups: Groups) -> tuple[list, np.ndarray]:

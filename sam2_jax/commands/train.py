@@ -100,6 +100,11 @@ def _run(argv: list[str], program: str) -> None:
     from sam2_jax.train.loop import train
 
     experiment = from_config_dict(flags.config.to_dict())
+    if experiment.trainable != "all" and not experiment.init_from:
+        raise ValueError(
+            f"trainable is {experiment.trainable!r}, but the parts that stay as they are would be random: name "
+            "weights to start from by --config.init_from=CHECKPOINT, or train all of it"
+        )
     workdir = flags.workdir or os.path.join("runs", _run_name(flags["config"].config_filename))
     if experiment.dry_run:
         print(dry_run(experiment, workdir))
@@ -116,12 +121,17 @@ def _run_name(config: str) -> str:
 def _find_config(config: str) -> str:
     """The file of a bare name, with its argument; anything else is the path of one."""
     name, colon, argument = config.partition(":")
-    if re.fullmatch(r"[\w-]+", name) and not Path(name).exists():
+    if re.fullmatch(r"[\w-]+", name) and not Path(name).is_file():
         for folder in _CONFIGS:
             if (path := folder / f"{name}.py").is_file():
                 return f"{path}{colon}{argument}"
         known = sorted({path.stem for folder in _CONFIGS for path in folder.glob("*.py")})
         raise ValueError(f"there is no experiment {name!r}; known are {', '.join(known)}")
+    if not Path(name).is_file():
+        what = "is a folder" if Path(name).is_dir() else "is not there"
+        raise FileNotFoundError(
+            f"--config={name} {what}; a Python file, or the name of one in configs/, is expected"
+        )
     return config
 
 

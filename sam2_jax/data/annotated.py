@@ -126,6 +126,11 @@ class Video:
             raise ValueError(
                 f"the masks of frame {self.frame_names[index]} of {self.name} are "
                 f"{masks.size[1]}x{masks.size[0]}, but the frames are {self.size[1]}x{self.size[0]}"
+                + (
+                    ": does an EXIF orientation turn one of them?"
+                    if masks.size == self.size[::-1]
+                    else ""
+                )
             )
         return masks
 

@@ -6,16 +6,17 @@ A new kind is a subclass of `Dataset` in `KINDS`. Configurations and the command
 """
 
 import dataclasses
-import difflib
 import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from sam2_jax.config import did_you_mean
 from sam2_jax.data import readers
 from sam2_jax.data.annotated import Video, VideoList
 from sam2_jax.data.listing import (
+    IMAGE_SUFFIXES,
     check_folder,
     list_files,
     list_folders,
@@ -24,7 +25,6 @@ from sam2_jax.data.listing import (
 )
 from sam2_jax.data.procedural import drawn_videos
 from sam2_jax.data.tfds_builder import open_catalogue
-from sam2_jax.data.videos import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -242,6 +242,19 @@ class _Images(_Files):
                 f"num_frames is {self.num_frames}, but kind {self.kind!r} has images; set it to 1."
             )
 
+    def _pairs(
+        self, folder: str, annotations: str, suffix: str, read: Callable[..., Video]
+    ) -> VideoList:
+        """Opens the images in `folder` that have a file of the same name in `annotations`."""
+        images = list_files(folder, IMAGE_SUFFIXES, recursive=True)
+        files = list_files(annotations, (suffix,), recursive=True)
+        kind = suffix[1:].upper()
+        return self._list(
+            images.keys() & files.keys(),
+            f"images in {folder} with a {kind} of the same name in {annotations}",
+            lambda name: read(name, images[name], files[name], self.max_area),
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sa1b(_Images):
@@ -253,13 +266,7 @@ class Sa1b(_Images):
         """Opens the images that have a JSON."""
         folder = check_folder(self.frames, "images of SA-1B")
         annotations = check_folder(self.annotations or folder, "annotations of SA-1B")
-        images = list_files(folder, IMAGE_SUFFIXES, recursive=True)
-        files = list_files(annotations, (".json",), recursive=True)
-        return self._list(
-            images.keys() & files.keys(),
-            f"images in {folder} with a JSON of the same name in {annotations}",
-            lambda name: readers.sa1b_image(name, images[name], files[name], self.max_area),
-        )
+        return self._pairs(folder, annotations, ".json", readers.sa1b_image)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,7 +290,7 @@ class Coco(_Images):
         return self._list(
             there,
             f"images in {folder} with annotated objects in {path}",
-            lambda name: readers.annotated_image(name, *images[name], self.max_area),
+            lambda name: readers.annotated_image(name, *images[name], self.max_area, path),
         )
 
 
@@ -297,13 +304,7 @@ class Labels(_Images):
         """Opens the images that have a PNG."""
         folder = check_folder(self.frames, "images")
         annotations = check_folder(self.annotations, "label images")
-        images = list_files(folder, IMAGE_SUFFIXES, recursive=True)
-        files = list_files(annotations, (".png",), recursive=True)
-        return self._list(
-            images.keys() & files.keys(),
-            f"images in {folder} with a PNG of the same name in {annotations}",
-            lambda name: readers.labeled_image(name, images[name], files[name], self.max_area),
-        )
+        return self._pairs(folder, annotations, ".png", readers.labeled_image)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -379,7 +380,7 @@ def resolve(fields: Mapping[str, Any], name: str) -> tuple[type[Dataset], dict[s
             logger.warning("%s.%s is called %s.%s now", name, old, name, new)
             given[new] = value
     for key in given.keys() - own.keys() - left_over:
-        near = difflib.get_close_matches(key, own, n=3, cutoff=0.4)
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"there is no field {name}.{key} of kind {chosen.kind!r}.{hint}")
+        raise ValueError(
+            f"there is no field {name}.{key} of kind {chosen.kind!r}.{did_you_mean(key, own)}"
+        )
     return chosen, {key: value for key, value in given.items() if key in own}

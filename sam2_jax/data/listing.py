@@ -1,13 +1,18 @@
 """What lies in the folders of a dataset, in which order, and which of it is used."""
 
+import decimal
+import functools
+import itertools
 import logging
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 logger = logging.getLogger(__name__)
 
-LISTED_SUFFIXES = (".jpg", ".jpeg", ".png", ".mp4", ".json")  # that names in lists may carry
+# What is a frame; where two pictures have one name, the earlier kind counts.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+LISTED_SUFFIXES = (*IMAGE_SUFFIXES, ".mp4", ".json")  # that names in lists may carry
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
@@ -40,19 +45,124 @@ def list_files(path: str, suffixes: tuple[str, ...], recursive: bool = False) ->
 
     Args:
         path: the folder.
-        suffixes: in lower case, of the files to list; hidden files are left out.
+        suffixes: in lower case, of the files to list, of which the earlier count where several files
+            have one name; hidden files are left out.
         recursive: also those in folders within, whose names then begin with these.
     """
-    found = {}
+    found: dict[str, str] = {}
+    rank = lambda file: suffixes.index(os.path.splitext(file)[1].lower())
     for folder, inner, files in os.walk(path, followlinks=True):
         for file in files:
             stem, suffix = os.path.splitext(file)
             if suffix.lower() in suffixes and not file.startswith("."):
                 full = os.path.join(folder, file)
-                found[os.path.relpath(os.path.join(folder, stem), path)] = full
+                name = os.path.relpath(os.path.join(folder, stem), path)
+                if name not in found or rank(file) < rank(found[name]):
+                    found[name] = full
         if not recursive:
             inner.clear()
     return {name: found[name] for name in sorted(found, key=natural_order)}
+
+
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
+
+def list_frames(path: str | os.PathLike) -> dict[str, str]:
+    """Returns the pictures of a folder that are the frames of a video, by name, in the order of time.
+
+    Names that are numbers, whole or decimal, are in the order of their values, others in
+    `natural_order`. Where a folder has JPEGs, pictures of other kinds that belong to one of them
+    (the same name, or one that goes on, as `a_mask.png` beside `a.jpg`) are no frames.
+
+    Raises:
+        ValueError: which pictures are frames, or their order, is unknown.
+    """
+    path = os.fspath(path)
+    with os.scandir(path) as entries:
+        # macOS leaves "._00000.jpg" files, which are no pictures, on foreign disks.
+        files = sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(IMAGE_SUFFIXES)
+            and not entry.name.startswith(".")
+            and not entry.is_dir()
+        )
+    stem = lambda file: os.path.splitext(file)[0]
+    is_jpeg = lambda file: file.lower().endswith((".jpg", ".jpeg"))
+    numbers = lambda name: tuple(re.findall("[0-9]+", name))
+    jpegs = {stem(file) for file in files if is_jpeg(file)}
+    series = {numbers(name) for name in jpegs} - {()}
+    # "10" does not go on from "1", nor "1.5".
+    goes_on = lambda name: any(
+        name[: end.start()] in jpegs for end in re.finditer(r"$|(?=[_ -]|[.][^0-9])", name)
+    )
+    belongs = lambda name: goes_on(name) or numbers(name) in series
+    files = [file for file in files if is_jpeg(file) or not belongs(stem(file))]
+    _check_families(path, files, stem)
+    is_number = {file: bool(_NUMBER.fullmatch(stem(file))) for file in files}
+    if len(set(is_number.values())) == 2:
+        other = min(file for file in files if not is_number[file])
+        raise ValueError(
+            f"{path} holds pictures named by numbers and others, such as {other}, whose place "
+            "among them is unknown; move those away"
+        )
+    if not any(is_number.values()):
+        _check_decimals(path, [stem(file) for file in files])
+        return {
+            stem(f): os.path.join(path, f)
+            for f in sorted(files, key=lambda f: natural_order(stem(f)))
+        }
+    files.sort(key=lambda file: (decimal.Decimal(stem(file)), file))
+    for file, following in itertools.pairwise(files):
+        if decimal.Decimal(stem(file)) == decimal.Decimal(stem(following)):
+            number = decimal.Decimal(stem(file))
+            raise ValueError(f"{path} holds two pictures of frame {number}: {file}, {following}")
+    return {stem(file): os.path.join(path, file) for file in files}
+
+
+def _check_families(path: str, files: list[str], stem: Callable[[str], str]) -> None:
+    """Raises a ValueError if pictures of two kinds of names have the same numbers, as depth beside colour."""
+    families: dict[str, dict[tuple, str]] = {}
+    for file in files:
+        if _NUMBER.fullmatch(stem(file)):  # decimals are one number
+            continue
+        numbers = tuple(map(int, re.findall("[0-9]+", stem(file))))
+        of_name = families.setdefault(re.sub("[0-9]+", "#", stem(file)), {})
+        if numbers in of_name and os.path.splitext(of_name[numbers])[0] == stem(file):
+            raise ValueError(
+                f"{path} holds two pictures of one name, {of_name[numbers]} and {file}; move those away "
+                "that are no frames"
+            )
+        of_name[numbers] = file
+    for one, other in itertools.combinations(families.values(), 2):
+        for numbers in sorted(one.keys() & other.keys() - {()}):
+            raise ValueError(
+                f"{path} holds two series of pictures, such as {one[numbers]} and {other[numbers]}: move "
+                "those away that are no frames"
+            )
+
+
+def _check_decimals(path: str, stems: list[str]) -> None:
+    """Raises a ValueError where "t1.9" and "t1.10" may be two decimals or two counts."""
+    value = lambda name: tuple(
+        decimal.Decimal(part) if part[0].isdigit() else part
+        for part in re.findall(r"[0-9]+\.[0-9]+|[0-9]+|[^0-9]+", name)
+    )
+    has_decimals = stems and all(re.fullmatch(r"[^0-9]*[0-9]+\.[0-9]+[^0-9]*", s) for s in stems)
+    if has_decimals and len({re.sub(r"[0-9]+", "#", name) for name in stems}) == 1:
+        by_count, by_value = sorted(stems, key=natural_order), sorted(stems, key=value)
+        for one, other in zip(by_count, by_value, strict=True):
+            if one != other:
+                raise ValueError(
+                    f"{path} holds {one} and {other}, whose order is unknown: their numbers may be decimals "
+                    "or counts; give all of them as many digits"
+                )
+
+
+@functools.lru_cache(maxsize=4096)
+def warn_once(message: str, *values: object) -> None:
+    """Logs a warning, unless it was said before: files are read again and again."""
+    logger.warning(message, *values)
 
 
 def warn_if_fewer(used: int, total: int, of_what: str, missing: str) -> None:

@@ -20,6 +20,8 @@ from sam2_jax.data.media import MAX_SIDE, open_picture, picture_name
 from sam2_jax.files import write_file
 
 VOID = 255  # of masks of 8 bits; see `read_labels`
+MAX_ID = 65534  # of 16 bits, of which 65535 alone is white
+SOFT_EDGE = 127
 
 
 def davis_palette() -> np.ndarray:
@@ -42,7 +44,7 @@ def write_palette_png(
 
     Args:
         path: the file to write.
-        ids: (H, W) uint8, 0 the background.
+        ids: (H, W) uint8, 0 the background; uint16 becomes a grey PNG of 16 bits.
         palette: (K, 3) uint8 colours of the first K ids, such as `read_palette_png` returns; the
             others, and all where it is absent, are DAVIS's.
 
@@ -52,8 +54,8 @@ def write_palette_png(
         OSError: the file cannot be written, for example because the disk is full.
     """
     ids, colors = np.asarray(ids), davis_palette()
-    if ids.ndim != 2 or ids.dtype != np.uint8:
-        raise ValueError(f"ids are {ids.shape} {ids.dtype}; (H, W) uint8 is expected")
+    if ids.ndim != 2 or ids.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"ids are {ids.shape} {ids.dtype}; (H, W) uint8 or uint16 is expected")
     if palette is not None:
         palette = np.asarray(palette)
         if palette.ndim != 2 or palette.shape[1] != 3 or palette.dtype != np.uint8:
@@ -62,11 +64,13 @@ def write_palette_png(
             )
         colors[: len(palette)] = palette
     image = Image.fromarray(ids)
-    image.putpalette(colors.tobytes())
-    write_file(path, _png_bytes(image))
+    if ids.dtype == np.uint8:
+        image.putpalette(colors.tobytes())
+    write_file(path, png_bytes(image))
 
 
-def _png_bytes(image: Image.Image) -> bytes:
+def png_bytes(image: Image.Image) -> bytes:
+    """Returns a picture as the bytes of a PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
@@ -103,15 +107,35 @@ def read_palette_png(path: str | os.PathLike | bytes) -> tuple[np.ndarray, np.nd
         if image.mode == "P":
             colors = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
             return np.asarray(image, np.uint8), colors
-        if image.mode == "I;16":
-            return np.asarray(image, np.uint16), None
+        if image.mode.startswith("I"):
+            ids = np.asarray(image)
+            if ids.min(initial=0) < 0 or ids.max(initial=0) > np.iinfo(np.uint16).max:
+                raise ValueError(f"{picture_name(path)} holds ids that are not within 0..65535")
+            return ids.astype(np.uint16), None
         if image.mode in ("L", "1"):
             ids = np.asarray(image, np.uint8)
             return ids // _grey_step(path) if image.mode == "L" else ids, None
+        return _grey_of_colours(image, picture_name(path)), None
+
+
+def _grey_of_colours(image: Image.Image, name: str) -> np.ndarray:
+    """Returns the values of a grey picture that was saved as a coloured one."""
+    advice = (
+        "a palette or grey PNG whose pixel values are object ids is expected, or one black-and-white "
+        "picture an object"
+    )
+    if image.mode not in ("LA", "RGB", "RGBA"):
+        raise ValueError(f"{name} is a {image.mode} picture; {advice}")
+    values = np.asarray(image.convert("RGBA"))
+    if values[..., 3].min() < 255:
         raise ValueError(
-            f"{picture_name(path)} is a {image.mode} picture; a palette or grey PNG whose pixel "
-            "values are object ids is expected"
+            f"{name} is transparent in parts, so that its ids cannot be known; {advice}"
         )
+    if (values[..., :1] != values[..., 1:3]).any():
+        raise ValueError(
+            f"{name} is a coloured {image.mode} picture, whose ids cannot be known; {advice}"
+        )
+    return values[..., 0]
 
 
 def _grey_step(path: str | os.PathLike | bytes) -> int:
@@ -132,7 +156,7 @@ def read_labels(picture: str | os.PathLike | bytes) -> np.ndarray:
     object, in training, prompts and scores alike. The toolkit of DAVIS
     (github.com/davisvideochallenge/davis2017-evaluation) counts it as background as well. The only
     exception are pictures of 0 and 255 alone, the black-and-white masks of DAVIS 2016: there 255 is
-    object 1. Pictures of 16 bits hold ids and nothing else.
+    object 1. Pictures of 16 bits hold ids and nothing else, but for those of 0 and 65535 alone.
 
     Args:
         picture: a file, or the bytes of one.
@@ -142,14 +166,85 @@ def read_labels(picture: str | os.PathLike | bytes) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a picture, or a coloured one, whose ids cannot be known.
+        ValueError: it is not a picture, or one whose ids cannot be known: coloured, or with soft edges.
     """
-    labels = read_mask_png(picture)
-    is_void = labels == VOID
-    if labels.dtype == np.uint16 or not is_void.any():
+    labels, palette = read_palette_png(picture)
+    if palette is None and is_soft(labels):
+        count = len(np.unique(labels[labels > 0]))
+        raise ValueError(
+            f"{picture_name(picture)} has {count} values besides 0, most of them on edges only: it seems to "
+            "be the soft mask of one object. Make it black and white, or name the object, as in --mask "
+            "1:FILE.png"
+        )
+    white = np.iinfo(labels.dtype).max
+    is_void = labels == white
+    if not is_void.any() or (labels.dtype == np.uint16 and labels[~is_void].any()):
         return labels
     is_black_and_white = not labels[~is_void].any()
     return is_void.astype(np.uint8) if is_black_and_white else np.where(is_void, 0, labels)
+
+
+def is_soft(values: np.ndarray) -> bool:
+    """Tells a mask with soft edges, or one that was a JPEG, from ids.
+
+    Most ids cover areas; most values of a soft mask lie on its edge, side by side with others.
+
+    Args:
+        values: (H, W) uint8 or uint16.
+    """
+    if values.dtype != np.uint8:
+        return False
+    areas = np.bincount(values.ravel(), minlength=256)[1:]
+    is_equal = values[:, 1:] == values[:, :-1]
+    inner = np.bincount(values[:, 1:][is_equal], minlength=256)[1:]
+    present = areas > 0
+    num_on_edges = np.count_nonzero(inner[present] < 0.5 * areas[present])
+    num_values = np.count_nonzero(present)
+    reaches_white = present[127:].any()
+    return (
+        num_on_edges >= 4 and 2 * num_on_edges >= num_values and (reaches_white or num_values > 16)
+    )
+
+
+def as_mask(mask: Any) -> np.ndarray:
+    """Returns the mask of one object, of any type, as booleans.
+
+    Of whole numbers there is 0 and one other value, such as 1 or 255. Floats with values below 0 are
+    logits, inside above 0; floats within 0..1 are probabilities, inside from 0.5 on; any others have 0 and
+    one other value as well.
+
+    Args:
+        mask: (H, W).
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        ValueError: another shape, NaN, or several values.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or 0 in mask.shape:
+        raise ValueError(f"The mask has shape {mask.shape}; expected (height, width).")
+    if mask.dtype == bool:
+        return mask
+    if mask.dtype.kind not in "iuf":  # bfloat16
+        mask = mask.astype(np.float32)
+    if np.isnan(mask).any():
+        raise ValueError(
+            "The mask has values that are NaN; expected 0 and 1, logits or probabilities."
+        )
+    if mask.dtype.kind == "f" and mask.min() < 0:
+        return mask > 0
+    if mask.dtype.kind == "f" and mask.max() <= 1:
+        return mask >= 0.5
+    inside = mask != 0
+    if mask.min() != mask.max() and mask[inside].min() != mask.max():
+        raise ValueError(
+            f"The mask has values from {mask.min():g} to {mask.max():g}, more than two of them; one object "
+            "is expected. Take one of several ids by mask == id, and make a soft mask hard, for example by "
+            "mask > 127."
+        )
+    return inside
 
 
 def pack_masks(masks: np.ndarray, ids: Sequence[int]) -> np.ndarray:
@@ -157,25 +252,27 @@ def pack_masks(masks: np.ndarray, ids: Sequence[int]) -> np.ndarray:
 
     Args:
         masks: (N, H, W) bool.
-        ids: N different ids within 1..254, since 255 is void; where masks overlap, the lowest wins.
+        ids: N different ids within 1..65534; where masks overlap, the lowest wins.
 
     Returns:
-        (H, W) uint8, 0 the background.
+        (H, W) uint8, 0 the background; uint16 if there is an id above 254, since 255 is void.
 
     Raises:
         ValueError: shapes do not fit, or an id is repeated or out of range.
     """
     masks = check_masks(masks, ids)
-    check_ids(ids, 1, VOID - 1)
-    packed = np.zeros(masks.shape[1:], np.uint8)
+    check_ids(ids, 1, MAX_ID)
+    packed = np.zeros(masks.shape[1:], np.uint8 if max(ids, default=0) < VOID else np.uint16)
     for i in np.argsort(ids)[::-1]:
         packed[masks[i]] = ids[i]
     return packed
 
 
 def check_masks(masks: np.ndarray, ids: Sequence) -> np.ndarray:
-    """Returns masks (N, H, W) bool as an array; a ValueError if they are not, or not one an id."""
+    """Returns masks (N, H, W), bool or of 0 and 1, as bool; a ValueError if they are not, or not one an id."""
     masks = np.asarray(masks)
+    if masks.dtype != bool and ((masks == 0) | (masks == 1)).all():
+        masks = masks.astype(bool)
     if masks.ndim != 3 or masks.dtype != bool or len(masks) != len(ids):
         raise ValueError(
             f"masks are {masks.shape} {masks.dtype} for {len(ids)} ids; "
@@ -223,7 +320,7 @@ def write_object_masks(
         os.makedirs(folder, exist_ok=True)
         file = os.path.join(folder, f"{frame_name(frame)}.png")
         if palette is None:
-            write_file(file, _png_bytes(Image.fromarray(mask.astype(np.uint8) * 255)))
+            write_file(file, png_bytes(Image.fromarray(mask.astype(np.uint8) * 255)))
         else:
             write_palette_png(file, mask.astype(np.uint8), palette)
 
@@ -267,6 +364,9 @@ def read_object_mask(path: str | os.PathLike | bytes) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, or holds several objects.
     """
+    values, palette = read_palette_png(path)
+    if palette is None and is_soft(values):
+        return values > SOFT_EDGE
     labels = read_labels(path)
     mask = labels > 0
     present = np.unique(labels[mask])
@@ -310,17 +410,70 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
     Raises:
         ValueError: not run lengths, or they do not add up to the size.
     """
+    runs, (height, width) = _check_rle(rle)
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def _check_rle(rle: Any) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns the runs, off and on in turn, and height and width; see `decode_rle`."""
     try:
         height, width = (operator.index(side) for side in rle["size"])
         counts = rle["counts"]
+        if isinstance(counts, bytes):  # as pycocotools returns them
+            counts = counts.decode("ascii")
         runs = _unpack_counts(counts) if isinstance(counts, str) else np.array(counts, np.int64)
         is_valid = runs.ndim == 1 and runs.min(initial=0) >= 0 and runs.sum() == height * width
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError('run lengths {"size": [H, W], "counts": ...} are expected') from error
     if not is_valid or not (0 <= height <= MAX_SIDE and 0 <= width <= MAX_SIDE):
         raise ValueError(f"the run lengths do not add up to a mask of {height} rows x {width}")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(width, height).T
+    return runs, (height, width)
+
+
+def segmentation_area(segmentation: Any, size: tuple[int, int]) -> int:
+    """Counts the pixels of what `decode_segmentation` decodes, without decoding it.
+
+    Raises:
+        ValueError: as there, or there is no pixel.
+    """
+    area = int(_check_rle(_segmentation_rle(segmentation, size))[0][1::2].sum())
+    if area == 0:
+        raise ValueError("its mask is empty")
+    return area
+
+
+def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """Decodes what COCO calls a segmentation: run lengths, or a list of polygons.
+
+    Polygons of one or two points, which tools leave behind, are no part of the mask.
+
+    Args:
+        segmentation: as JSON gives it.
+        size: height and width.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        ValueError: neither, or of another size.
+    """
+    return decode_rle(_segmentation_rle(segmentation, size))
+
+
+def _segmentation_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    if isinstance(segmentation, dict):
+        given = segmentation.get("size")
+        if given is not None and list(given) != list(size):
+            raise ValueError(f"its run lengths are of size {given}, but the image is {list(size)}")
+        return segmentation
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError("it has no segmentation")
+    is_stray = lambda polygon: isinstance(polygon, list) and len(polygon) in (0, 2, 4)
+    kept = [polygon for polygon in segmentation if not is_stray(polygon)]
+    if not kept:
+        raise ValueError("its polygons have less than three points")
+    return _polygon_rle(kept, *size)
 
 
 def decode_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
@@ -332,19 +485,26 @@ def decode_polygons(polygons: Sequence[Sequence[float]], height: int, width: int
     Raises:
         ValueError: not polygons.
     """
+    if isinstance(polygons, list) and not polygons:
+        return np.zeros((height, width), bool)
+    return decode_rle(_polygon_rle(polygons, height, width))
+
+
+def _polygon_rle(polygons: Any, height: int, width: int) -> dict[str, Any]:
     from pycocotools import mask as coco
 
-    # pycocotools takes four numbers for a box.
+    # pycocotools takes four numbers for a box, and memory for each pixel of an outline.
     is_valid = isinstance(polygons, list) and all(
-        isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and all(isinstance(x, int | float) and abs(x) <= 4 * MAX_SIDE for x in polygon)
         for polygon in polygons
     )
     if not is_valid:
-        raise ValueError("polygons are lists of at least three points x, y each")
-    if not polygons:
-        return np.zeros((height, width), bool)
+        raise ValueError("polygons are lists of at least three points x, y each, in pixels")
     rle = coco.merge(coco.frPyObjects(polygons, height, width))
-    return decode_rle({"size": rle["size"], "counts": rle["counts"].decode("ascii")})
+    return {"size": rle["size"], "counts": rle["counts"]}
 
 
 def _unpack_counts(text: str) -> np.ndarray:

@@ -10,34 +10,121 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
+from sam2_jax.data.listing import warn_once
 from sam2_jax.files import PartialFile
 
 MAX_SIDE = 16384
+_SUBFILE_TYPE = 254  # tag of TIFF; bit 0: a preview
+_TICKS = 90000  # a second; broadcast rates are whole numbers of them
+_HD_LINES = 720
+_BT709, _BT601 = 1, 6  # FFmpeg's numbers of the matrices
+_LIMITED_RANGE = 1
 
 
-def read_image(picture: str | os.PathLike | bytes) -> np.ndarray:
-    """Reads a picture, a file or the bytes of one, as RGB.
+def read_image(
+    picture: str | os.PathLike | bytes, drawn_on: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Reads a picture, a file or the bytes of one, as RGB; see `rgb_picture`.
 
-    An orientation stored in EXIF is not applied: the original does not either, and prompts are
-    given in the pixels of the file.
+    An orientation stored in EXIF is not applied: the original does not either, and prompts are given
+    in the pixels of the file. Tools for annotation apply it, so that it counts where `drawn_on` is
+    given, unless only the stored picture is of that size.
+
+    Args:
+        picture: the file.
+        drawn_on: height and width of the picture on which annotations were drawn.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a picture, is cut short, or is absurdly large.
+        ValueError: it is not a picture, is cut short, holds several, or is absurdly large.
     """
+    name = picture_name(picture)
     with open_picture(picture) as image:
+        if _count_pages(image) > 1:
+            raise ValueError(
+                f"{name} holds {_count_pages(image)} pictures, and one is expected: save each as a file of "
+                "its own; a folder of them is a video"
+            )
+        if _is_turned(image, drawn_on):
+            image = ImageOps.exif_transpose(image)
+        elif _orientation(image) != 1 and drawn_on is None:
+            warn_once(
+                "%s has an orientation in EXIF, which is not applied: its pixels count as they are stored",
+                name,
+            )
+        return rgb_picture(image, name)
+
+
+def rgb_picture(image: Image.Image, name: str = "the picture") -> np.ndarray:
+    """Returns a Pillow image of any mode as RGB.
+
+    Grey of more than 8 bits, whole numbers or floats, is scaled so that its least value is 0 and its
+    greatest 255. Alpha is dropped, as the original does: transparent parts show what is stored there.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: values that are not finite, or colours that cannot be converted.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} has values that are not finite: replace them first")
+        low, high = values.min(), values.max()
+        scaled = (values - low) * (255 / (high - low) if high > low else 0)
+        return np.repeat(np.round(scaled).astype(np.uint8)[..., None], 3, -1)
+    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+        warn_once("%s is transparent in parts, which count with the colours stored there", name)
+    try:
         return np.asarray(image.convert("RGB"))
+    except ValueError as error:
+        raise ValueError(f"{name} is of mode {image.mode}; save it as RGB") from error
 
 
-def picture_size(picture: str | os.PathLike | bytes) -> tuple[int, int]:
-    """Reads height and width from the header of a picture."""
+def _count_pages(image: Image.Image) -> int:
+    """Counts the pictures of a file; previews of the first one in other sizes are none."""
+    count = getattr(image, "n_frames", 1)
+    if image.format == "MPO":  # a JPEG with a preview, or the other eye's picture, behind it
+        return 1
+    if image.format != "TIFF" or count == 1:
+        return count
+    pages = 0
+    for page in range(count):
+        image.seek(page)
+        pages += not image.tag_v2.get(_SUBFILE_TYPE, 0) & 1
+    image.seek(0)
+    image.load()
+    return pages
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return value if value in range(1, 9) else 1
+
+
+def _is_turned(image: Image.Image, drawn_on: tuple[int, int] | None) -> bool:
+    """Says whether annotations were drawn on a picture as its EXIF turns it."""
+    orientation = _orientation(image)
+    if drawn_on is None or orientation == 1:
+        return False
+    stored = image.height, image.width
+    shown = stored[::-1] if orientation >= 5 else stored
+    return tuple(drawn_on) == shown
+
+
+def picture_size(
+    picture: str | os.PathLike | bytes, drawn_on: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Reads height and width of what `read_image` returns from the header of a picture."""
     with _open_header(picture) as image:
-        return image.height, image.width
+        is_across = _is_turned(image, drawn_on) and _orientation(image) >= 5
+        return image.size if is_across else (image.height, image.width)
 
 
 def has_transparency(path: str | os.PathLike) -> bool:
@@ -89,7 +176,8 @@ class VideoWriter:
     The file appears under its name when it is closed; an older file of that name stays until
     then. Leaving a `with` statement closes it, also when an error ends the work early: the frames
     written before make a whole, playable file. Without any frame there is no file. Odd sizes are
-    made even by repeating the last row or column.
+    made even by repeating the last row or column. Colours are those of BT.709 from 720 lines on, of
+    BT.601 below, and the file says so.
 
         with VideoWriter("overlay.mp4", fps=24) as video:
             video.write(frame)
@@ -100,29 +188,33 @@ class VideoWriter:
     Args:
         path: the file to write; its folder must exist.
         fps: frames a second.
+        pixel_aspect: width of a pixel over its height when the video is shown.
 
     Raises:
         FileNotFoundError: the folder does not exist.
         ValueError: `fps` is not above 0 and below 1000.
     """
 
-    def __init__(self, path: str | os.PathLike, fps: float):
+    def __init__(self, path: str | os.PathLike, fps: float, pixel_aspect: Fraction = Fraction(1)):
         self._file = PartialFile(path)
         if not 0 < fps < 1000:
             raise ValueError(f"fps is {fps}; a number above 0 and below 1000 is expected")
-        self._fps = fps
+        self._fps, self._pixel_aspect = fps, pixel_aspect
+        self._last_tick = -1
         self._container = None
         self._is_closed = False
         self.num_frames = 0
 
-    def write(self, frame: np.ndarray) -> None:
+    def write(self, frame: np.ndarray, time: float | None = None) -> None:
         """Adds a frame.
 
         Args:
             frame: (H, W, 3) uint8 RGB, as large as the first.
+            time: when it is shown, seconds, for videos of varying rate; by `fps` if absent.
 
         Raises:
-            ValueError: a frame of another shape or type, which is left out, or a closed video.
+            ValueError: a frame of another shape or type, or one that is not shown after the one before:
+                it is left out. Or a closed video.
             OSError: the file cannot be written, for example because the disk is full.
         """
         import av
@@ -141,12 +233,22 @@ class VideoWriter:
             raise ValueError(
                 f"frame {self.num_frames} is {frame.shape}, but the first is {self._shape}"
             )
+        tick = round((self.num_frames / self._fps if time is None else time) * _TICKS)
+        if tick <= self._last_tick:
+            raise ValueError(
+                f"frame {self.num_frames} is shown at {tick / _TICKS:g} s, but the one before at "
+                f"{self._last_tick / _TICKS:g} s; times have to ascend"
+            )
         height, width, _ = frame.shape
         even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        picture = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=self._matrix, dst_color_range=_LIMITED_RANGE
+        )
+        picture.pts, picture.time_base = tick, Fraction(1, _TICKS)
+        picture.duration = max(1, round(_TICKS / self._fps))
         with self._file.named_errors():
-            self._container.mux(
-                self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24"))
-            )
+            self._container.mux(self._stream.encode(picture))
+        self._last_tick = tick
         self.num_frames += 1
 
     def _open(self, shape: tuple[int, int, int]) -> None:
@@ -158,11 +260,18 @@ class VideoWriter:
             )
         self._shape = shape
         # 1001 is the denominator of the broadcast rates.
-        rate = Fraction(self._fps).limit_denominator(1001)
+        rate = max(Fraction(self._fps).limit_denominator(1001), Fraction(1, 1001))
         self._stream = self._container.add_stream("libx264", rate=rate)
         self._stream.height, self._stream.width = (side + side % 2 for side in shape[:2])
         self._stream.pix_fmt = "yuv420p"
-        self._stream.options = {"crf": "18", "preset": "medium"}
+        # Frames that are stored out of order make the muxer end a video of varying rate too early.
+        self._stream.options = {"crf": "18", "preset": "medium", "bf": "0"}
+        self._matrix = _BT709 if shape[0] >= _HD_LINES else _BT601
+        context = self._stream.codec_context
+        context.time_base = Fraction(1, _TICKS)
+        context.sample_aspect_ratio = self._pixel_aspect
+        context.colorspace, context.color_range = self._matrix, _LIMITED_RANGE
+        context.color_primaries = context.color_trc = _BT709
 
     def close(self) -> None:
         """Finishes the file and gives it its name; does nothing the second time.

@@ -16,18 +16,19 @@ from typing import Any
 import numpy as np
 
 from sam2_jax.data.annotated import FrameMasks, Video
-from sam2_jax.data.listing import list_files, natural_order
+from sam2_jax.data.listing import list_files, list_frames, natural_order, warn_once
 from sam2_jax.data.masks import (
-    decode_polygons,
     decode_rle,
+    decode_segmentation,
     frame_name,
     object_folders,
     read_labels,
     read_object_mask,
+    segmentation_area,
 )
 from sam2_jax.data.media import picture_size
 from sam2_jax.data.sav import read_sav_json
-from sam2_jax.data.videos import IMAGE_SUFFIXES, ImageFolder, Pictures, VideoFile, open_frames
+from sam2_jax.data.videos import ImageFolder, Pictures, VideoFile, open_frames
 from sam2_jax.files import read_json
 
 
@@ -84,16 +85,17 @@ def with_pictures(masks: Video, folder: str) -> Video:
 
     A picture that is missing is met when it is read.
     """
-    pictures = list_files(folder, IMAGE_SUFFIXES)
+    pictures = list_frames(folder)
     paths = [pictures.get(n, os.path.join(folder, f"{n}.jpg")) for n in masks.frame_names]
-    return dataclasses.replace(masks, frames=Pictures(paths))
+    drawn_on = lambda: masks.read_masks(masks.annotated[0]).size
+    return dataclasses.replace(masks, frames=Pictures(paths, drawn_on))
 
 
 def frames_only(name: str, path: str) -> Video:
     """Opens a video file or a folder of pictures; frames of a file are named by their numbers."""
     frames = open_frames(path)
     if isinstance(frames, ImageFolder):
-        return Video(name, [os.path.splitext(file)[0] for file in frames.names], frames)
+        return Video(name, frames.names, frames)
     return Video(name, [frame_name(t) for t in range(len(frames))], frames)
 
 
@@ -107,7 +109,7 @@ def labeled_image(name: str, image: str, labels: str, max_area: float) -> Video:
         max_area: objects that cover more than this part of the image are left out.
     """
     read = lambda _: masks_of_labels(read_labels(labels), max_area)
-    return Video(name, [name], Pictures([image]), [0], read)
+    return Video(name, [name], Pictures([image], lambda: picture_size(labels)), [0], read)
 
 
 def masks_of_labels(labels: np.ndarray, max_area: float = 1.0) -> FrameMasks:
@@ -136,7 +138,7 @@ def sav_video(name: str, frames: str, annotation: str, annotated_every: int = 4)
     masklet, ids = document["masklet"], document["masklet_id"]
     size = document["video_height"], document["video_width"]
     if os.path.isdir(frames):
-        files = list_files(frames, IMAGE_SUFFIXES)
+        files = list_frames(frames)
         numbers = {int(stem): path for stem, path in files.items() if stem.isdecimal()}
         pictures = Pictures(list(numbers.values()))
     else:
@@ -164,33 +166,40 @@ def annotated_image(
     size: tuple[int, int],
     annotations: Sequence[Mapping[str, Any]],
     max_area: float,
+    source: str,
 ) -> Video:
     """Opens an image whose masks are outlines or run lengths; objects are numbered from 0.
+
+    What cannot be used is left out with a warning.
 
     Args:
         name: of the image.
         image: its file.
         size: height and width, pixels.
-        annotations: of one object each: `segmentation`, run lengths or polygons, and perhaps `area`.
+        annotations: of one object each: `segmentation`, run lengths or polygons, and perhaps `id`.
         max_area: objects that cover more than this part of the image are left out.
+        source: the file of the annotations, for warnings.
     """
 
     def mask(n: int) -> np.ndarray:
-        segmentation = annotations[n]["segmentation"]
-        if isinstance(segmentation, dict):
-            return decode_rle(segmentation)
-        return decode_polygons(segmentation, *size)
+        return decode_segmentation(annotations[n].get("segmentation"), size)
 
-    def area(n: int) -> float:
-        given = annotations[n].get("area")
-        return mask(n).sum() if given is None else given
+    def is_used(n: int) -> bool:
+        try:
+            area = segmentation_area(annotations[n].get("segmentation"), size)
+        except ValueError as error:
+            label = annotations[n].get("id", f"number {n}")
+            warn_once(
+                "annotation %s of image %s in %s is left out: %s", label, image, source, error
+            )
+            return False
+        return 0 < area <= max_area * size[0] * size[1]
 
     def read(_: int) -> FrameMasks:
-        largest = max_area * size[0] * size[1]
-        ids = [n for n in range(len(annotations)) if 0 < area(n) <= largest]
+        ids = [n for n in range(len(annotations)) if is_used(n)]
         return FrameMasks(ids, mask, size, visible=ids)
 
-    return Video(name, [name], Pictures([image]), [0], read)
+    return Video(name, [name], Pictures([image], lambda: size), [0], read)
 
 
 def sa1b_image(name: str, image: str, annotation: str, max_area: float) -> Video:
@@ -202,13 +211,17 @@ def sa1b_image(name: str, image: str, annotation: str, max_area: float) -> Video
     document = read_json(annotation)
     try:
         size = (int(document["image"]["height"]), int(document["image"]["width"]))
-        annotations = [{k: a[k] for k in ("segmentation", "area")} for a in document["annotations"]]
+        annotations = [_kept(annotation) for annotation in document["annotations"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{annotation} is no annotation of SA-1B: image (height, width) and annotations "
             "(segmentation, area) are expected"
         ) from error
-    return annotated_image(name, image, size, annotations, max_area)
+    return annotated_image(name, image, size, annotations, max_area, annotation)
+
+
+def _kept(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: annotation[key] for key in ("segmentation", "id") if key in annotation}
 
 
 def coco_images(path: str, folder: str) -> dict[str, tuple[str, tuple[int, int], list]]:
@@ -228,22 +241,40 @@ def coco_images(path: str, folder: str) -> dict[str, tuple[str, tuple[int, int],
     """
     document = read_json(path)
     try:
-        by_image: dict[Any, list[dict[str, Any]]] = {}
+        images = {str(image["id"]): image for image in document["images"]}
+        by_image: dict[str, list[dict[str, Any]]] = {}
+        unknown = None
         for annotation in document["annotations"]:
-            if not annotation.get("iscrowd"):
-                kept = {k: annotation[k] for k in ("segmentation", "area") if k in annotation}
-                by_image.setdefault(annotation["image_id"], []).append(kept)
-        images = {image["id"]: image for image in document["images"]}
-        return {
-            os.path.splitext(image["file_name"])[0]: (
-                os.path.join(folder, image["file_name"]),
-                (int(image["height"]), int(image["width"])),
-                annotations,
-            )
-            for image, annotations in ((images[i], of) for i, of in by_image.items())
-        }
+            key = str(annotation.get("image_id"))
+            if key not in images:
+                warn_once(
+                    "annotation %s in %s is left out: there is no image %s",
+                    annotation.get("id"),
+                    path,
+                    key,
+                )
+                unknown = key
+            elif not int(annotation.get("iscrowd") or 0):
+                by_image.setdefault(key, []).append(_kept(annotation))
+        if unknown is not None and not by_image:
+            raise KeyError(unknown)
+        found: dict[str, tuple[str, tuple[int, int], list]] = {}
+        for key, annotations in by_image.items():
+            file_name = _file_below(folder, images[key]["file_name"])
+            size = int(images[key]["height"]), int(images[key]["width"])
+            name = os.path.splitext(file_name)[0]
+            if name in found:  # a.jpg and a.png
+                name = file_name
+            found[name] = os.path.join(folder, file_name), size, annotations
+        return found
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is no instance file of COCO: images (id, file_name, height, width) and "
             f"annotations (image_id, segmentation) are expected; {error!r} is wrong"
         ) from error
+
+
+def _file_below(folder: str, name: str) -> str:
+    """Returns the name of an image as this system writes it: tools of Windows write backslashes."""
+    is_foreign = "\\" in name and not os.path.exists(os.path.join(folder, name))
+    return name.replace("\\", "/") if is_foreign else name

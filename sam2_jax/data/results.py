@@ -122,7 +122,8 @@ class _PictureFolder(MaskSink):
 class PaletteFolder(_PictureFolder):
     """Writes one palette PNG a frame, `<path>/<frame:05d>.png`, as DAVIS does.
 
-    Ids are within 1..254; where masks overlap, the lowest id wins.
+    Ids are within 1..65534, and where one is above 254 the pictures are grey and have 16 bits. Where
+    masks overlap, the lowest id wins.
 
     Args:
         path: the folder; made where it is missing.
@@ -189,30 +190,45 @@ class BoxFiles(MaskSink):
 class RleFile(MaskSink):
     """Writes the masks of a video as one JSON document of COCO run lengths, as frames come.
 
-        {video, height, width, fps, frames: {frame: {object: RLE}}, objects: [id, ...]}
+        {video, height, width, fps, names: [name, ...], times: [seconds, ...],
+         frames: {frame: {object: RLE}}, objects: [id, ...]}
 
-    Memory does not grow with the video. The document appears under its name when it is closed, and
-    is whole then however the work ended; an older file stays until then. A frame that is written
-    twice stands in it twice, and readers of JSON take the later one.
+    Names and times are in it where they are given, one of each for every frame of the video. Memory
+    does not grow with the masks. The document appears under its name when it is closed, and is whole
+    then however the work ended; an older file stays until then. A frame that is written twice stands
+    in it twice, and readers of JSON take the later one.
 
     Args:
         path: the file to write; its folder must exist.
         video: name of the video.
         height: H, pixels.
         width: W, pixels.
-        fps: frames a second.
+        fps: frames a second, on average where they vary.
+        names: of all frames, such as those of their files.
+        times: when each frame is shown, seconds since the first.
 
     Raises:
         FileNotFoundError: the folder does not exist.
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, video: str, height: int, width: int, fps: float):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        video: str,
+        height: int,
+        width: int,
+        fps: float,
+        names: Sequence[str] | None = None,
+        times: Sequence[float] | None = None,
+    ):
         self._size = (height, width)
         self._objects: dict[Any, None] = {}  # a set that keeps the order
         self._separator = ""
         self._file = PartialFile(path)
-        header = {"video": video, "height": height, "width": width, "fps": fps}
+        header: dict[str, Any] = {"video": video, "height": height, "width": width, "fps": fps}
+        given = {"names": names, "times": times}
+        header |= {key: list(of) for key, of in given.items() if of is not None}
         with self._file.named_errors():
             # No buffer: a full disk shows at the frame that does not fit.
             self._opened = open(self._file.partial, "wb", buffering=0)  # noqa: SIM115

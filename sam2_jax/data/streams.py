@@ -16,12 +16,15 @@ from sam2_jax.data.videos import (
     DEFAULT_FPS,
     check_container,
     check_size,
+    frame_rate,
     intact_packets,
     to_rgb,
 )
 
 # What FFmpeg calls the cameras of a system.
 _CAMERAS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
+# Each with its time in seconds, where that is known.
+TimedFrames = Generator[tuple[np.ndarray, float | None], None, None]
 _HINT = (
     "an mp4 that is read from a pipe has to be fragmented; mpegts, matroska and y4m always can be"
 )
@@ -37,15 +40,17 @@ class Stream(Iterator):
         height: H, pixels.
         width: W, pixels.
         fps: frames a second, `videos.DEFAULT_FPS` where the stream does not say.
+        time: when the frame given last is shown, in seconds since the first one.
     """
 
-    def __init__(self, frames: Generator[np.ndarray, None, None], fps: float, name: str, hint: str):
+    def __init__(self, frames: TimedFrames, fps: float, name: str, hint: str):
         self._frames, self._name, self._count = frames, name, 0
         self._first = next(frames, None)
         if self._first is None:
             raise ValueError(f"{name} ends before its first frame ({hint})")
-        self.height, self.width = self._first.shape[:2]
-        self.fps = fps
+        self.height, self.width = self._first[0].shape[:2]
+        self.fps, self.time = fps, 0.0
+        self._start = self._first[1]
 
     def __next__(self) -> np.ndarray:
         """Waits for the next frame.
@@ -54,10 +59,14 @@ class Stream(Iterator):
             StopIteration: the stream has ended, was cut off, or is closed.
             ValueError: the frame differs in size from the first.
         """
-        frame, self._first = self._first, None
-        if frame is None:
-            frame = next(self._frames)
+        first, self._first = self._first, None
+        frame, seconds = next(self._frames) if first is None else first
         check_size(frame, self.height, self.width, f"frame {self._count} of {self._name}")
+        if self._count:
+            expected = self.time + 1 / self.fps
+            is_known = seconds is not None and self._start is not None
+            now = seconds - self._start if is_known else expected
+            self.time = now if now > self.time else expected  # clocks of cameras may be set back
         self._count += 1
         return frame
 
@@ -123,9 +132,7 @@ class _OnlyRead:
         self.read = read
 
 
-def _raw_frames(
-    read: Callable[[int], bytes], height: int, width: int
-) -> Generator[np.ndarray, None, None]:
+def _raw_frames(read: Callable[[int], bytes], height: int, width: int) -> TimedFrames:
     size = height * width * 3
     while True:
         data = bytearray()
@@ -133,19 +140,17 @@ def _raw_frames(
             data += part
         if len(data) < size:
             return
-        yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        yield np.frombuffer(data, np.uint8).reshape(height, width, 3), None
 
 
 def _decode(container: Any, name: str, hint: str) -> Stream:
-    check_container(container, name)
-    stream = container.streams.video[0]
+    stream = check_container(container, name)
     # Threads that work on several frames at once would hold back as many.
     stream.codec_context.thread_type = "SLICE"
-    fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
-    return Stream(_decoded_frames(container, stream), fps, name, hint)
+    return Stream(_decoded_frames(container, stream), frame_rate(stream), name, hint)
 
 
-def _decoded_frames(container: Any, stream: Any) -> Generator[np.ndarray, None, None]:
+def _decoded_frames(container: Any, stream: Any) -> TimedFrames:
     import av
 
     with container:
@@ -154,7 +159,7 @@ def _decoded_frames(container: Any, stream: Any) -> Generator[np.ndarray, None, 
                 frames = stream.decode(packet)
             except av.error.FFmpegError:
                 continue
-            yield from (to_rgb(frame) for frame in frames if not frame.is_corrupt)
+            yield from ((to_rgb(frame), frame.time) for frame in frames if not frame.is_corrupt)
 
 
 def open_camera(device: str | int = "0") -> Stream:

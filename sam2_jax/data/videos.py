@@ -13,23 +13,31 @@ import functools
 import itertools
 import operator
 import os
-import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sam2_jax.data.listing import natural_order
-from sam2_jax.data.media import MAX_SIDE, picture_name, picture_size, read_image
+from sam2_jax.data.arrays import rgb_hint
+from sam2_jax.data.listing import IMAGE_SUFFIXES, list_frames, warn_once
+from sam2_jax.data.media import (
+    MAX_SIDE,
+    picture_name,
+    picture_size,
+    read_image,
+    rgb_picture,
+)
 
 DEFAULT_FPS = 24.0
+MAX_FPS = 1000  # what headers say from here on is a unit of time and no rate
 CACHE_BYTES = 256 * 2**20
 MIN_CACHED_FRAMES, MAX_CACHED_FRAMES = 4, 64
 KEPT_FRAMES = 32  # of an iterator, which cannot go back
 RETRY_SECONDS = 0.005
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_HDR = {16: "PQ", 18: "HLG"}  # by FFmpeg's number of the transfer function
 
 
 class Frames(Sequence):
@@ -40,12 +48,17 @@ class Frames(Sequence):
     Attributes:
         height: H, pixels.
         width: W, pixels.
-        fps: frames a second, `DEFAULT_FPS` where the source does not say.
+        fps: frames a second, on average where they vary; `DEFAULT_FPS` where the source does not say.
+        pixel_aspect: width of a pixel over its height when the video is shown; arrays hold pixels as
+            they are stored, which are not stretched.
+        names: of the frames, where each has one of its own, such as that of its file without suffix.
     """
 
     height: int
     width: int
     fps: float = DEFAULT_FPS
+    pixel_aspect: Fraction = Fraction(1)
+    names: Sequence[str] | None = None
 
     @abc.abstractmethod
     def _read(self, index: int) -> np.ndarray:
@@ -67,6 +80,10 @@ class Frames(Sequence):
         if not self.exists(place):
             raise IndexError(f"no frame {index}: there are {len(self)} frames")
         return self._read(place)
+
+    def time(self, index: int) -> float:
+        """Returns when a frame is shown, in seconds since the first one."""
+        return index / self.fps
 
     def encoded(self, index: int) -> bytes | None:
         """Returns the bytes of the file that a frame is read from, None where it has none of its own."""
@@ -103,12 +120,16 @@ class _Timeline(NamedTuple):
         num_frames: frames in presentation order.
         times: (num_frames,) int64 presentation times, ascending; None where the file has no
             usable ones, and frames can only be counted from the beginning.
-        keys: indices of the frames at which decoding may start, ascending, the first 0.
+        keys: indices of the first frames that decoding from a keyframe shows, ascending, the first 0.
+        key_times: presentation times of these keyframes, which may be hidden themselves.
+        span: time from the first frame to the last, 0 if that is unknown.
     """
 
     num_frames: int
     times: np.ndarray | None
     keys: list[int]
+    key_times: list[int]
+    span: int
 
 
 class VideoFile(Frames):
@@ -117,8 +138,9 @@ class VideoFile(Frames):
     Frames asked for in order are decoded once each. Going back, or far ahead, seeks to the
     keyframe before; the frames met on the way back are kept, up to a bounded number, so that
     reading a video backwards costs a few decodes a frame and not a group of pictures each.
-    A rotation stored in the file is applied. Where the file is damaged, the frames from there to
-    the next keyframe cannot be read, the others can. Safe to use from several threads.
+    A rotation or reflection stored in the file is applied, and frames that its edit list hides are
+    left out. Of several video streams the largest counts. Where the file is damaged, the frames from
+    there to the next keyframe cannot be read, the others can. Safe to use from several threads.
 
     Opening reads the file once, without decoding it, to count the frames that are really there.
 
@@ -138,10 +160,16 @@ class VideoFile(Frames):
         self._is_closed = False
         self._container = _open_container(self.path)
         try:
-            stream = self._container.streams.video[0]
-            self.fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+            stream = main_stream(self._container, self.path)
             self._timeline = _read_timeline(self._container, stream, self.path)
-            first = self._read(0)
+            self.fps, self._seconds = _rate_and_seconds(stream, self._timeline, self.path)
+            stored, aspect = (stream.height, stream.width), stream.sample_aspect_ratio
+            first = self._read(
+                0
+            )  # opens the file anew: of the stream nothing may be asked any more
+            is_turned = first.shape[:2] != stored and first.shape[1::-1] == stored
+            aspect = Fraction(aspect or 1)
+            self.pixel_aspect = 1 / aspect if is_turned else aspect
         except BaseException:
             self.close()
             raise
@@ -150,6 +178,10 @@ class VideoFile(Frames):
 
     def __len__(self) -> int:
         return self._timeline.num_frames
+
+    def time(self, index: int) -> float:
+        """Returns when a frame is shown, in seconds since the first one."""
+        return super().time(index) if self._seconds is None else float(self._seconds[index])
 
     def close(self) -> None:
         """Closes the file and forgets the frames decoded so far."""
@@ -220,10 +252,10 @@ class VideoFile(Frames):
             # Not every container can seek to its beginning; all can be opened again.
             self._container.close()
             self._container = _open_container(self.path)
-        stream = self._container.streams.video[0]
+        stream = main_stream(self._container, self.path)
         times = self._timeline.times
         if key > 0:
-            self._container.seek(int(times[self._timeline.keys[key]]), stream=stream)
+            self._container.seek(self._timeline.key_times[key], stream=stream)
         count = 0
         for packet in intact_packets(self._container, stream):
             try:
@@ -254,9 +286,32 @@ class VideoFile(Frames):
 
 
 def to_rgb(frame: Any) -> np.ndarray:
-    """Returns a decoded frame as (H, W, 3) uint8 RGB, turned as its file says."""
-    rgb = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    """Returns a decoded frame as (H, W, 3) uint8 RGB, turned and mirrored as its file says.
+
+    Brightness of HDR (PQ, HLG) is not mapped to that of a common screen.
+    """
+    if frame.color_trc in _HDR:
+        warn_once(
+            "a video is HDR (%s), which is read as it is: colours look flat until it is tone-mapped, for "
+            "example with the filter tonemap of ffmpeg",
+            _HDR[frame.color_trc],
+        )
+    rgb, matrix = frame.to_ndarray(format="rgb24"), _display_matrix(frame)
+    if matrix is not None:
+        # A pixel at (x, y) is shown at (a x + c y, b x + d y).
+        (a, b), (c, d) = matrix
+        if abs(b) > abs(a):
+            rgb, a, d = rgb.swapaxes(0, 1), c, b
+        rgb = rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
     return np.ascontiguousarray(rgb)
+
+
+def _display_matrix(frame: Any) -> np.ndarray | None:
+    """Returns how a frame is turned when it is shown, (2, 2), None if it is not."""
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return None
+    return np.frombuffer(bytes(side_data), np.int32).reshape(3, 3)[:2, :2]
 
 
 def _open_container(path: str) -> Any:
@@ -275,26 +330,94 @@ def _open_container(path: str) -> Any:
             f"{path} is not a video that can be read, or its beginning or end is missing "
             f"({error.strerror})"
         ) from error
-    check_container(container, path)
-    container.streams.video[0].codec_context.thread_type = "AUTO"
+    check_container(container, path).codec_context.thread_type = "AUTO"
     return container
 
 
-def check_container(container: Any, name: str) -> None:
-    """Closes a container, with a ValueError, unless it has a video stream of a reasonable size."""
+def check_container(container: Any, name: str) -> Any:
+    """Returns the main video stream; closes the container, with a ValueError, if there is none to read."""
+    try:
+        stream = main_stream(container, name)
+        context = stream.codec_context
+        if context is None:
+            raise ValueError(f"{name} is encoded in a way that this build of FFmpeg cannot decode")
+        if max(context.width, context.height) > MAX_SIDE:
+            raise ValueError(
+                f"{name} is {context.width}x{context.height}; at most {MAX_SIDE} pixels a side are read"
+            )
+    except ValueError:
+        container.close()
+        raise
+    return stream
+
+
+def main_stream(container: Any, name: str) -> Any:
+    """Chooses among the video streams of a container.
+
+    Cover art is none. Cameras put still pictures and small previews beside, or before, the video: the
+    largest stream of more than one frame is it, and among equals the default one, then the first.
+
+    Raises:
+        ValueError: there is no video stream.
+    """
+    from av.stream import Disposition
+
     # FFmpeg renders plain text as a film of a terminal.
-    if container.format.name == "tty" or not container.streams.video:
-        container.close()
-        raise ValueError(f"{name} has no video stream; a video file is expected")
-    context = container.streams.video[0].codec_context
-    if context is None:
-        container.close()
-        raise ValueError(f"{name} is encoded in a way that this build of FFmpeg cannot decode")
-    if max(context.width, context.height) > MAX_SIDE:
-        container.close()
-        raise ValueError(
-            f"{name} is {context.width}x{context.height}; at most {MAX_SIDE} pixels a side are read"
+    is_text = container.format.name == "tty"
+    streams = [] if is_text else container.streams.video
+    videos = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
+    if not videos:
+        has = ", only cover art" if streams else ""
+        raise ValueError(f"{name} has no video stream{has}; a video file is expected")
+
+    def rank(stream: Any) -> tuple[bool, bool, int, bool]:
+        context = stream.codec_context
+        area = context.width * context.height if context else 0
+        is_default = bool(stream.disposition & Disposition.default)
+        return context is not None, stream.frames != 1, area, is_default
+
+    chosen = max(videos, key=rank)
+    if len(videos) > 1:
+        sizes = [f"{s.width}x{s.height}" if s.codec_context else "unknown" for s in videos]
+        place = videos.index(chosen)
+        warn_once(
+            "%s has %d video streams (%s): number %d is used",
+            name,
+            len(videos),
+            ", ".join(sizes),
+            place + 1,
         )
+    return chosen
+
+
+def frame_rate(stream: Any) -> float:
+    """Returns the rate that the header of a stream states, `DEFAULT_FPS` if that is none."""
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    return rate if 0 < rate < MAX_FPS else DEFAULT_FPS
+
+
+def _rate_and_seconds(
+    stream: Any, timeline: _Timeline, name: str
+) -> tuple[float, np.ndarray | None]:
+    """Returns the frames a second, and when each is shown, if that is known.
+
+    Headers are believed where the times bear them out: browsers write units of time for rates.
+    """
+    stated = frame_rate(stream)
+    if timeline.span <= 0:
+        return stated, None
+    times, unit = timeline.times, float(stream.time_base)
+    duration = timeline.span * unit
+    measured = (timeline.num_frames - 1) / duration
+    if not measured < MAX_FPS:
+        warn_once(
+            "%s states times of %g frames a second; %g are taken instead", name, measured, stated
+        )
+        return stated, None
+    # Times are rounded to whole units.
+    tolerance = 0.01 + unit / duration
+    seconds = None if times is None else (times - times[0]) * unit
+    return (stated if abs(stated / measured - 1) <= tolerance else measured), seconds
 
 
 def _index_of(time: int | None, times: np.ndarray) -> int | None:
@@ -324,21 +447,42 @@ def _read_timeline(container: Any, stream: Any, path: str) -> _Timeline:
     """Counts the frames by their packets: a header may promise more than the file holds."""
     times, keys = [], []
     for packet in intact_packets(container, stream):
-        if packet is None or packet.is_discard:
+        if packet is None:
             continue
         if packet.is_keyframe:
             keys.append(packet.pts)
-        if keys:  # before the first keyframe nothing can be decoded
+        # Before the first keyframe nothing can be decoded, and what an edit list hides is not shown.
+        if keys and not packet.is_discard:
             times.append(packet.pts)
     if not times:
         raise ValueError(f"{path} holds no frame that can be decoded; is it cut short?")
-    # AVI stores the order of decoding only, which reordered frames do not follow.
-    is_ordered = container.format.name != "avi" or not stream.codec_context.has_b_frames
-    if not is_ordered or None in times or len(set(times)) < len(times):
-        return _Timeline(len(times), None, [0])
+    has_times = None not in times + keys and len(set(times)) == len(times)
+    if not has_times or not _stores_times(container, stream):
+        known = (
+            [] if _is_program_stream(container) else [time for time in times if time is not None]
+        )
+        return _Timeline(len(times), None, [0], [0], max(known, default=0) - min(known, default=0))
     # Frames shown before the first keyframe depend on ones that are not in the file.
-    shown = np.sort(np.array([time for time in times if time >= keys[0]], np.int64))
-    return _Timeline(len(shown), shown, np.searchsorted(shown, sorted(keys)).tolist())
+    shown = np.sort(np.array([time for time in times if time >= min(keys)], np.int64))
+    starts = dict(zip(np.searchsorted(shown, sorted(keys)).tolist(), sorted(keys), strict=True))
+    starts.pop(len(shown), None)
+    span = int(shown[-1] - shown[0])
+    return _Timeline(len(shown), shown, list(starts), list(starts.values()), span)
+
+
+def _stores_times(container: Any, stream: Any) -> bool:
+    """Says whether times in a file are those at which frames are shown.
+
+    AVI, ASF and MXF store the order of decoding only, which reordered frames do not follow. In an MPEG
+    program stream few packets have a time, and FFmpeg guesses the others anew after each seek.
+    """
+    if stream.codec_context.has_b_frames and container.format.name in ("avi", "asf", "mxf"):
+        return False
+    return not _is_program_stream(container)
+
+
+def _is_program_stream(container: Any) -> bool:
+    return container.format.name == "mpeg"
 
 
 class Pictures(Frames):
@@ -346,27 +490,37 @@ class Pictures(Frames):
 
     Args:
         pictures: paths, or the bytes of files; nothing is read before it is asked for.
+        drawn_on: gives height and width of the pictures on which annotations were drawn; see
+            `media.read_image`.
     """
 
-    def __init__(self, pictures: Sequence[str | bytes]):
-        self._pictures = pictures
+    def __init__(
+        self,
+        pictures: Sequence[str | bytes],
+        drawn_on: Callable[[], tuple[int, int]] = lambda: None,
+    ):
+        self._pictures, self._get_drawn_on = pictures, drawn_on
+
+    @functools.cached_property
+    def _drawn_on(self) -> tuple[int, int] | None:
+        return self._get_drawn_on()
 
     @functools.cached_property
     def height(self) -> int:
         """H, pixels."""
-        return picture_size(self._pictures[0])[0]
+        return picture_size(self._pictures[0], self._drawn_on)[0]
 
     @functools.cached_property
     def width(self) -> int:
         """W, pixels."""
-        return picture_size(self._pictures[0])[1]
+        return picture_size(self._pictures[0], self._drawn_on)[1]
 
     def __len__(self) -> int:
         return len(self._pictures)
 
     def _read(self, index: int) -> np.ndarray:
         picture = self._pictures[index]
-        return self._check_size(read_image(picture), picture_name(picture))
+        return self._check_size(read_image(picture, self._drawn_on), picture_name(picture))
 
     def encoded(self, index: int) -> bytes | None:
         """Returns the bytes of a frame's file."""
@@ -378,52 +532,28 @@ class Pictures(Frames):
 
 
 class ImageFolder(Pictures):
-    """The JPEG and PNG files of a folder, in the order of their numbers, read when asked for.
+    """The pictures of a folder, in the order of their names (`listing.list_frames`), read when asked for.
 
-    Names that are numbers ("00000.jpg") are ordered as numbers, and gaps between them do not count:
-    frame i is the i-th picture. Numbers within other names ("shot 2.jpg") count as numbers as well.
-    Other files, hidden ones and folders are left out.
+    Gaps between numbers do not count: frame i is the i-th picture. Other files, hidden ones and folders
+    are left out.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no picture in it, two with one number, names of both kinds, or the first picture
-            cannot be read.
+        ValueError: no picture in it, pictures whose order or part is unknown, or the first cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.path.abspath(path)
         if not os.path.isdir(self.path):
             raise FileNotFoundError(f"no such folder: {self.path}")
-        self.names = _sorted_names(self.path)
-        if not self.names:
-            raise ValueError(f"{self.path} holds no picture (.jpg, .jpeg or .png)")
-        super().__init__([os.path.join(self.path, name) for name in self.names])
+        files = list_frames(self.path)
+        if not files:
+            there = sorted(name for name in os.listdir(self.path) if not name.startswith("."))
+            found = f"; it holds {', '.join(there[:3])} ..." if there else "; it is empty"
+            raise ValueError(f"{self.path} holds no picture ({', '.join(IMAGE_SUFFIXES)}){found}")
+        super().__init__(list(files.values()))
+        self.names = list(files)
         self._read(0)
-
-
-def _sorted_names(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        # macOS leaves "._00000.jpg" files, which are no pictures, on foreign disks.
-        stems = {
-            entry.name: os.path.splitext(entry.name)[0]
-            for entry in entries
-            if entry.name.lower().endswith(IMAGE_SUFFIXES)
-            and not entry.name.startswith(".")
-            and not entry.is_dir()
-        }
-    is_number = {name: bool(re.fullmatch("[0-9]+", stem)) for name, stem in stems.items()}
-    if len(set(is_number.values())) == 2:
-        other = min(name for name in stems if not is_number[name])
-        raise ValueError(
-            f"{folder} holds pictures named by numbers and others, such as {other}, whose place "
-            "among them is unknown; move those away"
-        )
-    names = sorted(sorted(stems), key=lambda name: natural_order(stems[name]))
-    for name, following in itertools.pairwise(names):
-        if is_number[name] and int(stems[name]) == int(stems[following]):
-            number = int(stems[name])
-            raise ValueError(f"{folder} holds two pictures of frame {number}: {name}, {following}")
-    return names
 
 
 class FrameList(Frames):
@@ -458,14 +588,21 @@ def as_rgb(frame: Any, index: int) -> np.ndarray:
         ValueError: it is something else; the message names `index`.
     """
     if hasattr(frame, "convert"):
-        frame = frame.convert("RGB")
+        frame = rgb_picture(frame, f"frame {index}")
     frame = np.asarray(frame)
     is_rgb = frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8
     if not is_rgb or not frame.size:
         raise ValueError(
-            f"frame {index} is {frame.shape} {frame.dtype}; (H, W, 3) uint8 RGB is expected"
+            f"frame {index} is {frame.shape} {frame.dtype}; (H, W, 3) uint8 RGB is expected."
+            f"{rgb_hint(frame) or _type_hint(frame)}"
         )
     return frame
+
+
+def _type_hint(frame: np.ndarray) -> str:
+    if frame.dtype.kind == "f" and frame.size and frame.min() >= 0 and frame.max() <= 1:
+        return " Scale it: (frame * 255).round().astype(np.uint8)."
+    return ""
 
 
 _END = object()
@@ -569,6 +706,8 @@ class FirstFrames(Frames):
     def __init__(self, frames: Frames, count: int):
         self._frames, self._count = frames, count
         self.height, self.width, self.fps = frames.height, frames.width, frames.fps
+        self.pixel_aspect = frames.pixel_aspect
+        self.names = None if frames.names is None else frames.names[:count]
 
     def exists(self, index: int) -> bool:
         """Says whether there is a frame `index`."""
@@ -576,6 +715,10 @@ class FirstFrames(Frames):
 
     def __len__(self) -> int:
         return min(self._count, len(self._frames))
+
+    def time(self, index: int) -> float:
+        """Returns when a frame is shown, in seconds since the first one."""
+        return self._frames.time(index)
 
     def _read(self, index: int) -> np.ndarray:
         return self._frames[index]
@@ -585,9 +728,9 @@ def open_frames(source: str | os.PathLike | Iterable | np.ndarray) -> Frames:
     """Opens a video file, a folder of pictures, an array, a list of arrays or an iterator.
 
     Args:
-        source: a path, (T, H, W, 3) uint8, a sequence or an iterator of (H, W, 3) uint8 or of Pillow
-            images, a stream (`streams.read_stream`), or frames already open, which are returned as
-            they are.
+        source: a path, (T, H, W, 3) uint8 of any library, a sequence or a reader with length and index, or an
+            iterator, of (H, W, 3) uint8 or of Pillow images, a stream (`streams.read_stream`), or frames
+            already open, which are returned as they are.
 
     Returns:
         The frames; close them, or use them in a `with` statement.
@@ -600,7 +743,9 @@ def open_frames(source: str | os.PathLike | Iterable | np.ndarray) -> Frames:
         return source
     if isinstance(source, str | os.PathLike):
         return ImageFolder(source) if os.path.isdir(source) else VideoFile(source)
-    if isinstance(source, np.ndarray | Sequence):
+    # Arrays of any library, and readers that decode the frame they are asked for.
+    is_list = isinstance(source, Sized) and hasattr(source, "__getitem__")
+    if is_list and not isinstance(source, Mapping):
         return FrameList(source)
     if isinstance(source, Iterable) and not isinstance(source, Sized):
         return FrameIterator(source)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from sam2_jax.config import ModelConfig
+from sam2_jax.config import POSTPROCESSING_VIDEO, ModelConfig
 from sam2_jax.model import encodings, memory_bank, memory_policy
 from sam2_jax.model.image_encoder import ImageEncoder
 from sam2_jax.model.layers import MLP, Conv, Dense, Drawn, normal
@@ -143,6 +143,8 @@ class Sam2(nn.Module):
             is_training,
         )
         return x.reshape(n, h, w, c)
+
+    recall = condition_on_memory  # its earlier name, which tools that compile it alone call
 
     def _pointer_positions(self, times):
         """(N, X) -> (N, X * C / M, M)."""
@@ -410,8 +412,14 @@ def _touch_every_parameter(sam2: Sam2, image: jax.Array) -> jax.Array:
 
 def _drawn_params(config: ModelConfig) -> dict:
     """Shapes of the parameters, and how each is drawn."""
-    # Models of 256 px and more differ in nothing of it.
-    return _trace_params(config.replace(image_size=min(config.image_size, 256)))
+    # Models of 256 px and more differ in nothing of it, nor do compute types and what builders switch on.
+    return _trace_params(
+        config.replace(
+            image_size=min(config.image_size, 256),
+            dtype="float32",
+            **dict.fromkeys(POSTPROCESSING_VIDEO, False),
+        )
+    )
 
 
 @functools.lru_cache(maxsize=32)

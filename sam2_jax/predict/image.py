@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from sam2_jax.build import Model, load_pretrained
+from sam2_jax.build import Model, load_pretrained, model_of
 from sam2_jax.config import POSTPROCESSING_IMAGE, ModelConfig
 from sam2_jax.files import PartialFile
 from sam2_jax.model.sam2 import Sam2
+from sam2_jax.module_like import ModuleLike, lets_unknown_pass
+from sam2_jax.outputs import as_array, hand_out
 from sam2_jax.predict import postprocessing, preprocessing
 from sam2_jax.structs import Features, Prompt
 
@@ -80,7 +82,8 @@ def _about(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: {error}") from error
 
 
-class SAM2ImagePredictor:
+@lets_unknown_pass
+class SAM2ImagePredictor(ModuleLike):
     """Encodes images once, then answers prompts on them.
 
     Attributes:
@@ -90,7 +93,7 @@ class SAM2ImagePredictor:
 
     def __init__(
         self,
-        sam_model: Model,
+        sam_model: Any,
         mask_threshold: float = 0.0,
         max_hole_area: float = 0.0,
         max_sprinkle_area: float = 0.0,
@@ -98,12 +101,17 @@ class SAM2ImagePredictor:
         """Makes a predictor.
 
         Args:
-          sam_model: from `build_sam2`.
+          sam_model: from `build_sam2`; or a video predictor, whose weights it shares.
           mask_threshold: logits above it are the object.
           max_hole_area: holes up to this many cells of the S/4 map are filled.
           max_sprinkle_area: specks up to this many cells are removed.
+
+        Raises:
+          TypeError: `sam_model` is none.
         """
-        self.model = sam_model
+        self.model = model_of(sam_model)
+        # As in the original, a picture's masks are arrays where a video's are tensors.
+        self.outputs = self.model.outputs if sam_model is self.model else "numpy"
         self.mask_threshold = mask_threshold
         self._max_hole_area = max_hole_area
         self._max_sprinkle_area = max_sprinkle_area
@@ -111,13 +119,21 @@ class SAM2ImagePredictor:
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> "SAM2ImagePredictor":
-        """Loads a released model by its hub name, or a local folder or file; see `load_pretrained`."""
-        return cls(load_pretrained(model_id, POSTPROCESSING_IMAGE, **kwargs))
+        """Loads a released model by its hub name, or a local folder or file.
+
+        Args:
+          model_id: as for `load_pretrained`.
+          **kwargs: arguments of this class; all others go to `build_sam2`.
+        """
+        own = {"mask_threshold", "max_hole_area", "max_sprinkle_area"} & kwargs.keys()
+        options = {name: kwargs.pop(name) for name in own}
+        return cls(load_pretrained(model_id, POSTPROCESSING_IMAGE, **kwargs), **options)
 
     def reset_predictor(self) -> None:
         """Forgets the images."""
         self._encoded: Features | None = None
         self._sizes: list[tuple[int, int]] = []
+        self._is_batch = False
 
     def set_image(self, image: np.ndarray | Image.Image) -> None:
         """Encodes an image for later calls of `predict`.
@@ -129,6 +145,7 @@ class SAM2ImagePredictor:
           ValueError: it is not such an image. The one that was set before stays.
         """
         self._encode([preprocessing.check_image(image)])
+        self._is_batch = False
 
     def set_image_batch(self, image_list: Sequence[np.ndarray | Image.Image]) -> None:
         """Encodes several images, of any sizes, together for later calls of `predict_batch`.
@@ -147,6 +164,7 @@ class SAM2ImagePredictor:
         if not images:
             raise ValueError("No image was given; expected a list of at least one.")
         self._encode(images)
+        self._is_batch = True
 
     def _encode(self, images: list[np.ndarray]) -> None:
         size = self.model.config.image_size
@@ -155,13 +173,53 @@ class SAM2ImagePredictor:
         self._encoded = encode_images(self.model.module, self.model.params, inputs)
         self._sizes = [image.shape[:2] for image in images]
 
+    # What servers for the original keep of a picture and put back instead of encoding it again.
+
     @property
-    def _features(self) -> dict[str, Any]:
-        """The encoded images in the original's layout and under its names, which its notebooks look at."""
+    def _is_image_set(self) -> bool:
+        return self._encoded is not None
+
+    @_is_image_set.setter
+    def _is_image_set(self, value: bool) -> None:
+        if not value:
+            self.reset_predictor()
+
+    @property
+    def _orig_hw(self) -> list[tuple[int, int]]:
+        """Height and width of the images."""
+        return list(self._sizes)
+
+    @_orig_hw.setter
+    def _orig_hw(self, sizes: Sequence[tuple[int, int]]) -> None:
+        self._sizes = [(int(height), int(width)) for height, width in sizes]
+
+    @property
+    def _features(self) -> dict[str, Any] | None:
+        """The encoded images in the original's layout and under its names; None where there are none."""
+        if self._encoded is None:
+            return None
         features, sizes = self._current()
         maps = [features.embedding, *features.high_res]
         embed, *high_res = [np.asarray(x[: len(sizes)]).transpose(0, 3, 1, 2) for x in maps]
         return {"image_embed": embed, "high_res_feats": high_res}
+
+    @_features.setter
+    def _features(self, features: dict[str, Any] | None) -> None:
+        if features is None:
+            self._encoded = None
+            return
+        maps = [features["image_embed"], *features["high_res_feats"]]
+        tensors = [np.moveaxis(np.asarray(as_array(x)), 1, -1) for x in maps]
+        found = [x.shape for x in tensors]
+        expected = list(_tensor_shapes(self.model.config, len(tensors[0])).values())
+        if found != expected:
+            raise ValueError(
+                f"The features have shapes {found}; expected {expected}, channels second."
+            )
+        names = ("embedding", "high_res_0", "high_res_1")
+        self._encoded = _from_tensors(dict(zip(names, tensors, strict=False)))
+        if len(self._sizes) != len(tensors[0]):  # until _orig_hw is set
+            self._sizes = [(self.model.config.image_size,) * 2] * len(tensors[0])
 
     def _current(self) -> tuple[Features, list[tuple[int, int]]]:
         """Features, padded to a bucket of images, and the size of each image."""
@@ -242,32 +300,32 @@ class SAM2ImagePredictor:
         return_logits: bool = False,
         normalize_coords: bool = True,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Segments what is pointed at.
+        """Segments what is pointed at, in the image that is set; of a batch, in the last one.
 
         Args:
           point_coords: (P, 2) or (N, P, 2) points (x, y) in pixels.
           point_labels: (P,) or (N, P): 1 object, 0 background.
-          box: (4,) or (N, 4) boxes x0, y0, x1, y1 in pixels; they may stick out of the image.
+          box: (4,) or (N, 4) boxes x0, y0, x1, y1 in pixels, or (N, 2, 2); they may stick out of the image.
           mask_input: (1, S/4, S/4) or (N, 1, S/4, S/4) logits of an earlier low-resolution mask.
           multimask_output: three candidates instead of one; better for a single ambiguous click.
-          return_logits: logits instead of bools.
+          return_logits: logits instead of 0 and 1.
           normalize_coords: False means that coordinates are in [0, 1] already.
 
         Returns:
-          masks (C, H, W) bool (or float32 logits), predicted IoUs (C,), and low-resolution logits
-          (C, S/4, S/4) within +-32. C is 3 or 1; unless there is one prompt, all have a leading N.
+          masks (C, H, W) float32 of 0 and 1 as in the original (or logits), predicted IoUs (C,), and
+          low-resolution logits (C, S/4, S/4) within +-32. C is 3 or 1; unless there is one prompt,
+          all have a leading N.
 
         Raises:
-          RuntimeError: no image is set, or several.
+          RuntimeError: no image is set.
           ValueError: shapes that do not fit, or prompts outside of the image.
         """
         _, sizes = self._current()
-        if len(sizes) > 1:
-            raise RuntimeError(f"{len(sizes)} images are set: ask about them with predict_batch.")
         prompt = self._prompt(
-            sizes[0], point_coords, point_labels, box, mask_input, normalize_coords
+            sizes[-1], point_coords, point_labels, box, mask_input, normalize_coords
         )
-        return self._answer([prompt], multimask_output, return_logits)[0]
+        last = len(sizes) - 1
+        return self._answer([prompt], multimask_output, return_logits, first=last)[0]
 
     def predict_batch(
         self,
@@ -345,28 +403,31 @@ class SAM2ImagePredictor:
         return prompt.replace(mask_logits=spread(logits)) if len(logits) else prompt
 
     def _answer(
-        self, prompts: list[Prompt], is_multimask: bool, return_logits: bool
-    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Masks, IoUs and low-resolution masks for the prompts on each image."""
+        self, prompts: list[Prompt], is_multimask: bool, return_logits: bool, first: int = 0
+    ) -> list[tuple[Any, Any, Any]]:
+        """Masks, IoUs and low-resolution masks for the prompts on each image from `first` on."""
         counts = [len(prompt.labels) for prompt in prompts]
-        image_index = np.repeat(np.arange(len(prompts), dtype=np.int32), counts)
+        image_index = np.repeat(first + np.arange(len(prompts), dtype=np.int32), counts)
         low_res, ious = self.decode(preprocessing.join_padded(prompts), image_index, is_multimask)
-        low_res, ious = np.asarray(low_res), np.asarray(ious)
+        if self.outputs == "numpy":
+            low_res, ious = np.asarray(low_res), np.asarray(ious)
         cleaned = self.clean(low_res)
         answers = []
-        for (height, width), end, n in zip(self._sizes, np.cumsum(counts), counts, strict=True):
+        for (height, width), end, n in zip(
+            self._sizes[first:], np.cumsum(counts), counts, strict=True
+        ):
             own = slice(end - n, end)
             padded = preprocessing.pad_rows(cleaned[own], preprocessing.bucket(n))
             masks = postprocessing.resize_masks(padded, height, width)
             if not return_logits:
                 masks = masks > self.mask_threshold
-            answer = (
-                np.array(masks)[:n],
-                ious[own].copy(),
-                np.clip(low_res[own], -postprocessing.LOGIT_LIMIT, postprocessing.LOGIT_LIMIT),
-            )
-            # As in the original, a single prompt has no axis of its own.
-            answers.append(tuple(x[0] for x in answer) if n == 1 else answer)
+            if self.outputs == "numpy":
+                masks = np.asarray(masks)
+            limit = postprocessing.LOGIT_LIMIT
+            answer = masks[:n].astype(np.float32), ious[own], low_res[own].clip(-limit, limit)
+            if n == 1:  # as in the original, a single prompt has no axis of its own
+                answer = tuple(x[0] for x in answer)
+            answers.append(tuple(hand_out(x, self.outputs) for x in answer))
         return answers
 
     def decode(
@@ -390,8 +451,12 @@ class SAM2ImagePredictor:
         model = self.model
         return decode_prompts(model.module, model.params, features, index, prompt, is_multimask)
 
-    def clean(self, masks: np.ndarray) -> np.ndarray:
-        """Fills holes and removes specks of (..., S/4, S/4) logits, as the constructor was told."""
+    def clean(self, masks: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+        """Fills holes and removes specks of (..., S/4, S/4) logits, as the constructor was told.
+
+        Returns:
+          On the host what was there, else on the device.
+        """
         cleaned = postprocessing.clean_masks(
             masks,
             self._max_hole_area,
@@ -400,7 +465,7 @@ class SAM2ImagePredictor:
             filled=self.mask_threshold + 10.0,
             removed=self.mask_threshold - 10.0,
         )
-        return np.asarray(cleaned)
+        return np.asarray(cleaned) if isinstance(masks, np.ndarray) else cleaned
 
 
 def _describe(model: Model) -> dict[str, str]:

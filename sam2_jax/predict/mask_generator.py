@@ -28,9 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from sam2_jax.build import Model, load_pretrained
+from sam2_jax.build import Model, load_pretrained, model_of
 from sam2_jax.config import POSTPROCESSING_IMAGE
 from sam2_jax.data.masks import encode_rle
+from sam2_jax.module_like import lets_unknown_pass
 from sam2_jax.ops.components import clean_masks
 from sam2_jax.predict import postprocessing, preprocessing
 from sam2_jax.predict.image import SAM2ImagePredictor
@@ -285,12 +286,13 @@ class _Batch(NamedTuple):
     boxes: jax.Array
 
 
+@lets_unknown_pass
 @dataclasses.dataclass(eq=False)
 class SAM2AutomaticMaskGenerator:
     """Finds all masks of a picture without being pointed at anything.
 
     Attributes:
-      model: from `build_sam2`.
+      model: from `build_sam2`; of a video predictor it is the model.
       points_per_side: clicks along a side of the picture; None if `point_grids` is given.
       points_per_batch: clicks decoded at once.
       pred_iou_thresh: masks stay whose predicted IoU is above it; 0 keeps all.
@@ -352,6 +354,7 @@ class SAM2AutomaticMaskGenerator:
             )
         if (self.points_per_side is None) == (self.point_grids is None):
             raise ValueError("Give either points_per_side or point_grids, and None for the other.")
+        self.model = model_of(self.model)
         self.point_grids = self._layers = self._grids()
         self.predictor = SAM2ImagePredictor(
             self.model,

@@ -1,12 +1,14 @@
 """Finishing: mask logits of the model to masks in pixels of the picture."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sam2_jax.ops import components
+from sam2_jax.outputs import hand_out
 
 LOGIT_LIMIT = 32.0  # of low-resolution masks that are handed out or fed back
 _HOLE_LOGIT = 0.1  # of holes that are filled in masks of videos
@@ -83,6 +85,7 @@ class VideoMasks:
         is_exclusive: bool,
         return_logits: bool,
         is_packed: bool | None = None,
+        outputs: str = "numpy",
     ):
         """Starts the computation.
 
@@ -94,17 +97,20 @@ class VideoMasks:
           is_exclusive: whether only the strongest object may be left at a pixel.
           return_logits: logits instead of bools.
           is_packed: whether bools come down as bits; None packs them where they have to come down.
+          outputs: see `sam2_jax.outputs`.
         """
         if is_packed is None:
-            is_packed = jax.default_backend() != "cpu"
-        self._size, self._count = size, count
+            is_packed = outputs == "numpy" and jax.default_backend() != "cpu"
+        self._size, self._count, self._outputs = size, count, outputs
         self._array = _show(masks, index, count, size, is_exclusive, return_logits, is_packed)
-        self._array.copy_to_host_async()
+        if outputs == "numpy":
+            self._array.copy_to_host_async()
 
-    def get(self) -> np.ndarray:
-        """(count, 1, H, W) float32 logits or bool."""
+    def get(self) -> Any:
+        """(count, 1, H, W) float32 logits or bool, as they are handed out."""
         height, width = self._size
-        found = np.asarray(self._array)[: self._count]
+        found = np.asarray(self._array) if self._outputs == "numpy" else self._array
+        found = found[: self._count]
         if found.dtype == np.uint8:
-            found = np.unpackbits(found, axis=-1, count=height * width).view(bool)
-        return found.reshape(self._count, 1, height, width)
+            found = np.unpackbits(np.asarray(found), axis=-1, count=height * width).view(bool)
+        return hand_out(found.reshape(self._count, 1, height, width), self._outputs)

@@ -4,14 +4,18 @@ The model sees a square of S pixels, whatever the shape of the picture (aspect r
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from sam2_jax.data.arrays import rgb_hint
+from sam2_jax.data.media import rgb_picture
 from sam2_jax.model.sam2 import IMAGE_MEAN, IMAGE_STD
 from sam2_jax.ops.bicubic import resize_bicubic
+from sam2_jax.outputs import as_array
 from sam2_jax.structs import Prompt
 
 
@@ -26,32 +30,36 @@ def check_image(image: np.ndarray | Image.Image) -> np.ndarray:
     Raises:
       ValueError: it has no pixels, not three channels, another type, or floats outside of [0, 1].
     """
-    array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    array = rgb_picture(image) if isinstance(image, Image.Image) else np.asarray(image)
     if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
-        hint = ""
-        if array.ndim == 2:
-            hint = " Repeat a grey picture: np.stack([image] * 3, -1)."
-        elif array.ndim == 3 and array.shape[-1] == 4:
-            hint = " Drop the alpha channel: image[..., :3]."
-        elif array.ndim == 3 and array.shape[0] == 3:
-            hint = " Move the channels: image.transpose(1, 2, 0)."
         raise ValueError(
-            f"The image has shape {array.shape}; expected (height, width, 3), RGB channels last.{hint}"
+            f"The image has shape {array.shape}; expected (height, width, 3), RGB channels last."
+            f"{rgb_hint(array)}"
         )
     if array.dtype == np.uint8:
         return array
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
-            f"The image is of type {array.dtype}; expected uint8 in 0...255 or float in 0...1. Convert it, "
-            "for example by image.astype(np.uint8)."
+            f"The image is of type {array.dtype}; expected uint8 in 0...255 or float in 0...1."
+            + _scaling_hint(array, "image.astype(np.uint8)")
         )
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):  # so that NaN fails as well
         raise ValueError(
-            f"The image has float values from {low:g} to {high:g}; expected finite ones in 0...1. Divide by "
-            "255, or pass uint8."
+            f"The image has float values from {low:g} to {high:g}; expected finite ones in 0...1."
+            + _scaling_hint(array, "image / 255")
         )
     return array
+
+
+def _scaling_hint(array: np.ndarray, of_bytes: str) -> str:
+    """Says how to bring values into a range that is taken; numbers above 255 would wrap or be clipped."""
+    low, high = float(array.min()), float(array.max())
+    if not np.isfinite([low, high]).all():
+        return " Replace what is not finite first, for example by np.nan_to_num."
+    if low >= 0 and high <= 255:  # of floats the greatest is above 1
+        return f" Convert it by {of_bytes}."
+    return " Scale it, for example by np.interp(image, (image.min(), image.max()), (0, 1))."
 
 
 def image_to_input(image: np.ndarray, size: int) -> np.ndarray:
@@ -99,7 +107,8 @@ def join_prompts(
     Args:
       points: (..., P, 2) (x, y), or None.
       labels: (..., P), 1 or 0, or None.
-      box: (..., 4) x0, y0, x1, y1, or None.
+      box: (4,), (N, 4) or (N, 1, 4) x0, y0, x1, y1, or corners (2, 2) or (N, 2, 2); nothing of any shape is
+        no box, N 0; or None.
 
     Returns:
       (N, P', 2) float32 and (N, P') int32; N is 1 unless the arguments have a leading axis.
@@ -111,12 +120,16 @@ def join_prompts(
         raise ValueError(
             "Points and labels must be given together: one label (1 object, 0 background) a point."
         )
+    points, labels, box = as_array(points), as_array(labels), as_array(box)
     parts = []
     if box is not None:
         box = np.asarray(box, np.float32)
-        if box.shape[-1:] != (4,) or box.ndim > 2:
+        # A detector that found nothing gives arrays of no size, of any shape.
+        is_box = box.shape[-1:] == (4,) or box.shape[-2:] == (2, 2) or not box.size
+        if not is_box or (box.ndim == 3 and box.shape[-1] == 4 and box.shape[1] != 1):
             raise ValueError(
-                f"The box has shape {box.shape}; expected (4,) or (N, 4): x0, y0, x1, y1."
+                f"The box has shape {box.shape}; expected (4,) or (N, 4): x0, y0, x1, y1, or corners "
+                "(2, 2) or (N, 2, 2)."
             )
         corners = box.reshape(-1, 2, 2)
         parts.append((corners, np.tile(np.array([2, 3], np.int32), (len(corners), 1))))
@@ -136,16 +149,13 @@ def join_prompts(
         parts.append((points, labels.astype(np.int32)))
     if not parts:
         return np.zeros((1, 0, 2), np.float32), np.zeros((1, 0), np.int32)
-    n = max(len(p) for p, _ in parts)
-    if any(len(p) not in (1, n) for p, _ in parts):
+    counts = [len(p) for p, _ in parts]
+    if len(set(counts)) > 1:
         raise ValueError(
-            f"{len(parts[0][0])} boxes do not go with {len(parts[1][0])} sets of points."
+            f"{counts[0]} boxes do not go with {counts[1]} sets of points; expected as many sets: points "
+            f"({counts[0]}, P, 2) and labels ({counts[0]}, P), or a call for each box."
         )
-    spread = [
-        (np.broadcast_to(p, (n, *p.shape[1:])), np.broadcast_to(x, (n, x.shape[1])))
-        for p, x in parts
-    ]
-    return np.concatenate([p for p, _ in spread], 1), np.concatenate([x for _, x in spread], 1)
+    return np.concatenate([p for p, _ in parts], 1), np.concatenate([x for _, x in parts], 1)
 
 
 def check_points(
@@ -161,8 +171,8 @@ def check_points(
       is_pixels: coordinates are pixels of the picture; else parts of it, in [0, 1].
 
     Raises:
-      ValueError: a coordinate is not finite, a click is outside of the picture, or a box is empty or has
-        nothing of the picture in it. Boxes may stick out, as those of detectors do.
+      ValueError: a coordinate is not finite, a click is outside of the picture, or a box has nothing of
+        the picture in it. Boxes may stick out, as those of detectors do.
     """
     limit = np.array([width, height] if is_pixels else [1, 1])
     size = f"the picture, {width} x {height} pixels"
@@ -177,11 +187,9 @@ def check_points(
     is_box = (labels[:, :-1] == 2) & (labels[:, 1:] == 3)
     for first, last in zip(points[:, :-1][is_box], points[:, 1:][is_box], strict=True):
         box = ", ".join(f"{v:g}" for v in (*first, *last))
-        if (first >= last).any():
-            raise ValueError(
-                f"The box ({box}) is empty; expected x0, y0, x1, y1 with x0 < x1, y0 < y1."
-            )
-        if (first >= limit).any() or (last <= 0).any():
+        # Boxes from the first to the last pixel of thin things have no width. Corners in the other order are
+        # taken as they are, as the original takes them.
+        if (np.minimum(first, last) >= limit).any() or (np.maximum(first, last) < 0).any():
             raise ValueError(f"The box ({box}) is outside of {size}.")
 
 
@@ -193,7 +201,7 @@ def check_mask_logits(mask_input: np.ndarray | None, size: int) -> np.ndarray:
     """
     if mask_input is None:
         return np.zeros((0, size, size), np.float32)
-    mask = np.asarray(mask_input, np.float32)
+    mask = np.asarray(as_array(mask_input), np.float32)
     if mask.ndim not in (3, 4) or mask.shape[-3:] != (1, size, size):
         raise ValueError(
             f"mask_input has shape {mask.shape}; expected (1, {size}, {size}) logits, as `predict` "
@@ -259,6 +267,9 @@ def join_padded(prompts: Sequence[Prompt]) -> Prompt:
     )
 
 
-def pad_rows(x: np.ndarray, size: int, fill: float = 0) -> np.ndarray:
-    """(n, ...) -> (size, ...), filled up with `fill`."""
-    return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+def pad_rows(x: Any, size: int, fill: float = 0) -> Any:
+    """(n, ...) -> (size, ...), filled up with `fill`, on the host or the device."""
+    if len(x) == size:
+        return x
+    pad = jnp.pad if isinstance(x, jax.Array) else np.pad
+    return pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)

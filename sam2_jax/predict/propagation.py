@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sam2_jax.build import Model
 from sam2_jax.data.videos import Frames
 from sam2_jax.model.sam2 import Sam2
+from sam2_jax.outputs import as_array
 from sam2_jax.predict.history import Entry, ObjectHistory, load_bank
 from sam2_jax.predict.postprocessing import VideoMasks, fill_holes
 from sam2_jax.predict.preprocessing import frame_to_input
@@ -234,7 +235,7 @@ class Propagation:
             shown = clip.results.shown.pop(t, None) if clip.results else None
             masks = shown.get() if shown else session.video_masks(t, self._return_logits)
             if session.results is not None:
-                session.results.write(t, session.obj_ids, masks[:, 0] > 0)
+                session.results.write(t, session.obj_ids, np.asarray(as_array(masks[:, 0] > 0)))
             yield t, session.obj_ids, masks
             if self.is_changed:
                 return

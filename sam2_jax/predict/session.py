@@ -12,17 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam2_jax.build import Model
+from sam2_jax.data.masks import as_mask
 from sam2_jax.data.results import MaskSink
 from sam2_jax.data.videos import Frames
 from sam2_jax.model.sam2 import NO_OBJECT, Sam2
+from sam2_jax.outputs import as_array, hand_out
 from sam2_jax.predict import preprocessing
 from sam2_jax.predict.history import Entry, ObjectHistory, load_bank
 from sam2_jax.predict.postprocessing import LOGIT_LIMIT, VideoMasks, fill_holes
+from sam2_jax.predict.state_keys import StateKeys
 from sam2_jax.predict.store import Store
 from sam2_jax.structs import Features, MemoryBank, Prompt, Segmentation
 from sam2_jax.track import encode
 
-FrameMasks = tuple[int, list[int | str], np.ndarray]
+FrameMasks = tuple[int, list[int | str], Any]  # the masks as `outputs` says
 Snapshot = dict[int | str, ObjectHistory]  # opaque to users
 
 _KEPT_FEATURES = 2  # encoded frames kept for further clicks on them
@@ -74,8 +77,8 @@ def check_object_id(obj_id: Any) -> int | str:
     return number
 
 
-class InferenceState:
-    """A session on one video. Treat it as opaque and hand it to the predictor's methods.
+class InferenceState(StateKeys):
+    """A session on one video: hand it to the predictor's methods. It answers the keys of the original's state.
 
     Attributes:
       model: segments and tracks.
@@ -134,10 +137,13 @@ class InferenceState:
         frame = self.check_frame(frame)
         entries = [history.latest(frame) for history in self.objects.values()]
         scores = [(entry.score, entry.iou) if entry else (np.nan, np.nan) for entry in entries]
-        scores, ious = np.array(scores, np.float32).reshape(-1, 2).T
+        scores, ious = (
+            hand_out(np.ascontiguousarray(x), self.model.outputs)
+            for x in np.array(scores, np.float32).reshape(-1, 2).T
+        )
         return scores, ious
 
-    def video_masks(self, frame: int, return_logits: bool = True) -> np.ndarray:
+    def video_masks(self, frame: int, return_logits: bool = True) -> Any:
         """Masks of all objects on a frame.
 
         Returns:
@@ -146,7 +152,8 @@ class InferenceState:
         entries = [history.latest(frame) for history in self.objects.values()]
         if not entries:
             size = self.frames.height, self.frames.width
-            return np.zeros((0, 1, *size), np.float32 if return_logits else bool)
+            nothing = np.zeros((0, 1, *size), np.float32 if return_logits else bool)
+            return hand_out(nothing, self.model.outputs)
         side = self.model.config.mask_size
         masks = np.full((preprocessing.bucket(len(entries)), side, side), NO_OBJECT, np.float32)
         for mask, entry in zip(masks, entries, strict=False):
@@ -160,7 +167,9 @@ class InferenceState:
         """Starts to bring masks to the size of the video; see `VideoMasks`."""
         size = self.frames.height, self.frames.width
         is_exclusive = self.model.session.non_overlap_masks
-        return VideoMasks(masks, index, count, size, is_exclusive, return_logits)
+        return VideoMasks(
+            masks, index, count, size, is_exclusive, return_logits, outputs=self.model.outputs
+        )
 
     def add_points_or_box(
         self,
@@ -181,7 +190,10 @@ class InferenceState:
         height, width = self.frames.height, self.frames.width
         all_points, all_labels = preprocessing.join_prompts(points, labels, box)
         if len(all_points) != 1:
-            raise ValueError(f"{len(all_points)} prompts were given for one object; expected one.")
+            raise ValueError(
+                f"{len(all_points)} prompts were given for object {obj_id!r}; expected one: give each "
+                "box a call of its own, with another obj_id."
+            )
         preprocessing.check_points(all_points, all_labels, height, width, normalize_coords)
         size = self.model.config.image_size
         new = preprocessing.scale_points(all_points[0], height, width, size, normalize_coords)
@@ -199,9 +211,7 @@ class InferenceState:
     def add_mask(self, frame: int, obj_id: int | str, mask: np.ndarray) -> FrameMasks:
         """See `SAM2VideoPredictor.add_new_mask`."""
         obj_id, frame = check_object_id(obj_id), self.check_frame(frame)
-        mask = np.asarray(mask)
-        if mask.ndim != 2 or 0 in mask.shape:
-            raise ValueError(f"The mask has shape {mask.shape}; expected (height, width).")
+        mask = as_mask(as_array(mask))
         history = self.objects.get(obj_id, ObjectHistory())
         if not mask.any() and not ({*history.prompted, *history.pending} - {frame}):
             raise ValueError(

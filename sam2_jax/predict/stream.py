@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from sam2_jax.build import Model, load_pretrained
+from sam2_jax.build import Model, load_pretrained, model_of
 from sam2_jax.data.videos import Frames, as_rgb
+from sam2_jax.module_like import ModuleLike
 from sam2_jax.predict import propagation
 from sam2_jax.predict.session import InferenceState
 from sam2_jax.predict.video import POSTPROCESSING, SAM2VideoPredictor
@@ -48,7 +49,7 @@ class _Newest(Frames):
     __getitem__ = _read
 
 
-class SAM2StreamPredictor:
+class SAM2StreamPredictor(ModuleLike):
     """Frames one at a time; prompts, new objects and removals on the current one. Memory stays constant.
 
         predictor = SAM2StreamPredictor(build_sam2_video_predictor("sam2.1_hiera_tiny", checkpoint))
@@ -66,7 +67,7 @@ class SAM2StreamPredictor:
 
     def __init__(self, model: Model | SAM2VideoPredictor):
         """Makes a predictor for one stream; `model` is from `build_sam2`, or a video predictor."""
-        self.model = model.model if isinstance(model, SAM2VideoPredictor) else model
+        self.model = model_of(model)
         self._predictor = SAM2VideoPredictor(self.model, chunk=1)
         self.reset_state()
 

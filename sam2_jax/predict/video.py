@@ -12,10 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam2_jax.build import Model, build_model, load_pretrained
+from sam2_jax.build import Model, build_model, load_pretrained, model_of
+from sam2_jax.checkpoint import Checkpoint
 from sam2_jax.config import POSTPROCESSING_SESSION, POSTPROCESSING_VIDEO
 from sam2_jax.data.results import MaskSink
 from sam2_jax.data.videos import Frames, open_frames
+from sam2_jax.module_like import ModuleLike, lets_unknown_pass
+from sam2_jax.outputs import as_array, hand_out
 from sam2_jax.predict import propagation, session_file
 from sam2_jax.predict.session import FrameMasks, InferenceState, Snapshot
 from sam2_jax.predict.store import DEFAULT_LIMIT, Store
@@ -26,7 +29,8 @@ _CHUNK = 8  # frames per call of the compiled program, where calls wait for a de
 Video = str | os.PathLike | Sequence[np.ndarray] | np.ndarray | Iterable[np.ndarray] | Frames
 
 
-class SAM2VideoPredictor:
+@lets_unknown_pass
+class SAM2VideoPredictor(ModuleLike):
     """Prompts on any frame, tracking in both directions.
 
     Attributes:
@@ -42,7 +46,7 @@ class SAM2VideoPredictor:
           chunk: frames per call of the compiled program; results differ by float rounding only. None is 1 on
             CPU, where masks then arrive frame by frame, and 8 elsewhere.
         """
-        self.model = model
+        self.model = model_of(model)
         self.chunk = chunk or (1 if jax.default_backend() == "cpu" else _CHUNK)
 
     @classmethod
@@ -235,6 +239,17 @@ class SAM2VideoPredictor:
         """
         return inference_state.scores(frame_idx)
 
+    def _apply_non_overlapping_constraints(self, pred_masks: Any) -> Any:
+        """(N, 1, H, W) scores -> at a pixel only the highest stays, the others are at most -10.
+
+        The original's tool for semi-supervised segmentation calls it under this name.
+        """
+        scores = np.asarray(as_array(pred_masks), np.float32)
+        is_highest = np.arange(len(scores))[:, None, None, None] == scores.argmax(0)
+        kept = np.where(is_highest, scores, scores.clip(max=-10))
+        is_array = isinstance(pred_masks, np.ndarray | jax.Array)
+        return hand_out(kept, "numpy" if is_array else "torch")
+
     def propagate_in_video_preflight(self, inference_state: InferenceState) -> None:
         """Encodes memories of the frames prompted since the last pass; `propagate_in_video` does it."""
         inference_state.encode_prompted()
@@ -377,10 +392,13 @@ class SAM2VideoPredictor:
 
 
 def build_sam2_video_predictor(
-    model: str | None = None,
-    checkpoint: str | os.PathLike | None = None,
-    *,
+    model: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike | Checkpoint | None = None,
+    device: Any = None,
+    mode: str = "eval",
+    hydra_overrides_extra: Sequence[str] = (),
     apply_postprocessing: bool = True,
+    vos_optimized: bool = False,
     **kwargs: Any,
 ) -> SAM2VideoPredictor:
     """Builds a video predictor; arguments and errors as for `build_sam2`.
@@ -389,4 +407,13 @@ def build_sam2_video_predictor(
     prompts before they are remembered.
     """
     postprocessing = POSTPROCESSING if apply_postprocessing else {}
-    return SAM2VideoPredictor(build_model(model, checkpoint, postprocessing, **kwargs))
+    del device, vos_optimized
+    built = build_model(
+        model,
+        checkpoint,
+        postprocessing,
+        mode=mode,
+        hydra_overrides_extra=hydra_overrides_extra,
+        **kwargs,
+    )
+    return SAM2VideoPredictor(built)

@@ -122,27 +122,26 @@ def _is_picture(path: str) -> bool:
 
 
 def _unpack_picture(path: str, folder: str, limits: Limits) -> dict:
-    import numpy as np
     from PIL import ImageOps
 
-    from sam2_jax.data.media import open_picture
+    from sam2_jax.data.media import open_picture, rgb_picture
 
     with open_picture(path) as image:
         _check_pixels(image.height, image.width, limits)
-        upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        upright = rgb_picture(ImageOps.exif_transpose(image))
     return write_frames([upright], folder, 1.0, limits)
 
 
 def _unpack_video(path: str, folder: str, limits: Limits) -> dict:
     import av
 
-    from sam2_jax.data.videos import VideoFile
+    from sam2_jax.data.videos import VideoFile, main_stream
 
     options = {"protocol_whitelist": "file", "format_whitelist": _VIDEOS}
     try:
         with av.open(path, options=options) as container:
-            for stream in container.streams.video[:1]:
-                _check_pixels(stream.height or 0, stream.width or 0, limits)
+            stream = main_stream(container, path)
+            _check_pixels(stream.height or 0, stream.width or 0, limits)
     except av.error.FFmpegError as error:
         raise Refused(
             415,

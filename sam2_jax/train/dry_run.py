@@ -1,6 +1,5 @@
 """What would be trained: a table of the parameters, the batches, and the first one as a picture."""
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
+from sam2_jax.checkpoint import load_start
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
 from sam2_jax.data.loader import make_loader
+from sam2_jax.data.masks import png_bytes
 from sam2_jax.experiment import Experiment
 from sam2_jax.files import write_file
 from sam2_jax.parallel.mesh import batch_share, make_mesh
@@ -38,6 +39,10 @@ def dry_run(experiment: Experiment, folder: str | os.PathLike) -> str:
     """
     recipe, mesh = make_recipe(experiment), make_mesh(experiment.mesh)
     check_batch_sizes(experiment, mesh)
+    start = "random weights"
+    if experiment.init_from:
+        load_start(experiment.init_from, experiment.model, recipe.config, recipe.draw)
+        start = experiment.init_from
     loader = make_loader(
         experiment.datasets,
         recipe.config.image_size,
@@ -52,6 +57,7 @@ def dry_run(experiment: Experiment, folder: str | os.PathLike) -> str:
     lines = [
         *parameter_table(recipe, mesh),
         "",
+        f"starts from: {start}",
         f"mesh: {', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())}",
         *(_describe_dataset(experiment, name) for name in experiment.datasets),
         "",
@@ -127,6 +133,4 @@ def draw_batch(batch: dict[str, Any]) -> np.ndarray:
 def write_png(path: Path, image: np.ndarray) -> None:
     """Writes a picture (H, W, 3) uint8; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    write_file(path, buffer.getvalue())
+    write_file(path, png_bytes(Image.fromarray(image)))

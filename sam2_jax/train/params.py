@@ -1,4 +1,4 @@
-"""Transformations of a tree of parameters: freezing, low-rank updates, and what a run exports.
+"""Transformations of a tree of parameters: freezing and low-rank updates.
 
 Pure functions of nested dicts; paths are "/"-joined, such as `mask_decoder/iou_token`.
 """
@@ -64,13 +64,3 @@ def with_lora(experiment: Experiment, params: Params) -> dict[str, Any]:
     updates = lora.init(params, experiment.lora_rank, np.random.default_rng(experiment.seed))
     is_frozen = lambda path: not is_trained(experiment, path.rpartition("/")[0])
     return {**params, "lora": partition(updates, is_frozen)[0]}
-
-
-def exported(params: Params, ema: Params | None) -> dict[str, Any]:
-    """Returns what a run has learnt, as parameters of its model, with low-rank updates merged.
-
-    Args:
-      params: of a train state.
-      ema: average of those that are trained, which takes their place; None without one.
-    """
-    return lora.merge(params if ema is None else merge(params, ema))

@@ -10,9 +10,10 @@ import numpy as np
 from flax import struct
 from jax.experimental import multihost_utils
 
+from sam2_jax.checkpoint.run_folder import exported
 from sam2_jax.parallel.mesh import batch_sharding
 from sam2_jax.parallel.rules import shardings
-from sam2_jax.train.params import exported, partition, with_lora
+from sam2_jax.train.params import partition, with_lora
 from sam2_jax.train.recipe import Batch, Recipe
 
 
@@ -106,7 +107,7 @@ def put_batch(mesh: jax.sharding.Mesh, batch: Mapping[str, np.ndarray]) -> Batch
 
 
 def export_params(state: TrainState) -> dict[str, Any]:
-    """Returns what a state has learnt, on the host; all processes call it. See `params.exported`."""
+    """Returns what a state has learnt, on the host; all processes call it. See `exported`."""
     gather = functools.partial(multihost_utils.process_allgather, tiled=True)
     whole = lambda x: x if x.is_fully_addressable else gather(x)
     params, ema = jax.device_get(jax.tree.map(whole, (state.params, state.ema)))

@@ -37,7 +37,7 @@ def refused(capsys, *argv):
     assert main([str(arg) for arg in argv]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("error: ")
+    assert captured.err.startswith("python -m checkpoints_convert: error: ")
     assert captured.err.count("\n") == 1
     return captured.err
 

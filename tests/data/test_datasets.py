@@ -83,10 +83,10 @@ def test_palette(tmp_path):
 
 def test_frames_are_in_order_of_their_numbers(tmp_path):
     dataset = palette_folder(tmp_path, ["a"], annotated=())
-    for t in (1, 5, 10):
+    for t in (20, 30, 100):
         write_picture(tmp_path / "frames" / "a" / f"{t}.jpg", t)
         write_palette_png(tmp_path / "masks" / "a" / f"{t}.png", labels((0, 9)))
-    assert [frame[0, 0, 0] for frame in opened(dataset)[0].frames] == [1, 5, 10]
+    assert [frame[0, 0, 0] for frame in opened(dataset)[0].frames] == [20, 30, 100]
 
 
 def test_black_and_white_masks_are_object_one_and_void_is_none(tmp_path):
@@ -310,7 +310,8 @@ def test_coco_errors(tmp_path):
         Coco(frames=str(tmp_path), annotations=str(tmp_path / "none.json")).open(64)
     path = tmp_path / "instances.json"
     document = coco_document()
-    document["annotations"][0]["image_id"] = 99
+    for annotation in document["annotations"]:
+        annotation["image_id"] = 99
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match=r"is no instance file of COCO: .*99"):
         Coco(frames=str(tmp_path), annotations=str(path)).open(64)

@@ -54,11 +54,11 @@ def test_grey_masks(tmp_path, array, mode):
 
 
 def test_mask_errors(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="is a RGB picture; a palette or grey PNG"):
+    Image.new("RGB", (4, 4), (9, 0, 0)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"is a coloured RGB picture.*; a palette or grey PNG"):
         masks.read_mask_png(tmp_path / "a.png")
     for ids in (np.zeros((4, 4), np.int32), np.zeros((1, 4, 4), np.uint8)):
-        with pytest.raises(ValueError, match="uint8 is expected"):
+        with pytest.raises(ValueError, match="uint8 or uint16 is expected"):
             masks.write_palette_png(tmp_path / "b.png", ids)
 
 
@@ -71,13 +71,15 @@ def test_lowest_id_wins():
 
 def test_pack_errors():
     stack = np.zeros((2, 3, 4), bool)
-    for ids in ([0, 1], [1, 255], [1, 1]):
-        with pytest.raises(ValueError, match=r"within 1\.\.254"):
+    for ids in ([0, 1], [1, 65535], [1, 1]):
+        with pytest.raises(ValueError, match=r"within 1\.\.65534"):
             masks.pack_masks(stack, ids)
     with pytest.raises(ValueError, match=r"\(1, H, W\) bool is expected"):
         masks.pack_masks(stack, [1])
     with pytest.raises(ValueError, match="bool is expected"):
-        masks.pack_masks(stack.astype(np.float32), [1, 2])
+        masks.pack_masks(stack + np.float32(0.5), [1, 2])
+    ones = np.ones((1, 3, 4), np.float32)  # as predictors hand masks out
+    np.testing.assert_array_equal(masks.pack_masks(ones, [7]), np.full((3, 4), 7))
 
 
 @given(pictures)

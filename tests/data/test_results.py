@@ -100,11 +100,11 @@ def test_palette_folder(tmp_path):
     np.testing.assert_array_equal(palette[:4], colors)
 
 
-@pytest.mark.parametrize("ids", [[0, 1], [1, 255], ["a", 1], [1, 1]])
+@pytest.mark.parametrize("ids", [[0, 1], [1, 65535], ["a", 1], [1, 1]])
 def test_palette_folder_checks_ids_at_once(tmp_path, ids):
     with (
         PaletteFolder(tmp_path) as results,
-        pytest.raises(ValueError, match=r"ids are .*within 1\.\.254"),
+        pytest.raises(ValueError, match=r"ids are .*within 1\.\.65534"),
     ):
         results.write(0, ids, masks_of(0))
     assert os.listdir(tmp_path) == []

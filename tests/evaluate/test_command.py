@@ -121,6 +121,15 @@ def test_vos_writes_masks_and_goes_on(folders, tmp_path, toy_models, capsys):
             assert set(np.unique(np.asarray(image))) <= {0, 1, 2}
     assert main(["evaluate", "vos", *map(str, options), "--prompt", "box"]) == 2
     assert "made with prompt 'mask', now 'box'" in capsys.readouterr().err
+    # What scores it is printed, and scores the frames that are there.
+    scoring = ["score", "--target", davis, "--predictions", str(out)]
+    assert f"next:   sam2-jax evaluate {' '.join(scoring)} --num-frames 3" in said.out
+    run(*scoring, "--num-frames", 3)
+    assert (
+        "2 frames in" in capsys.readouterr().out
+    )  # one a video: the first and the last do not count
+    assert main(["evaluate", *scoring]) == 2
+    assert "not in the predictions" in capsys.readouterr().err
 
 
 def test_vos_knows_the_names_of_the_original(folders, tmp_path, toy_models):
@@ -128,7 +137,8 @@ def test_vos_knows_the_names_of_the_original(folders, tmp_path, toy_models):
     drawn.write_objects(tmp_path / "objects" / "bear", first=(0, 2))
     out = tmp_path / "masks"
     run(
-        *["vos", "--sam2_cfg", "configs/sam2.1/sam2.1_hiera_t.yaml", "--base_video_dir", davis],
+        *["vos", "--sam2_cfg", "configs/sam2.1/sam2.1_hiera_t.yaml", "--sam2_checkpoint", "toy.pt"],
+        *["--base_video_dir", davis],
         *["--input_mask_dir", tmp_path / "objects", "--output_mask_dir", out, "--num-frames", 3],
         *["--per_obj_png_file", "--track_object_appearing_later_in_video", "--score_thresh", "0.1"],
         *["--apply_postprocessing", "--use_vos_optimized_video_predictor"],

@@ -50,7 +50,7 @@ def close(answer, expected, tolerance=1e-5):
 def test_one_prompt_has_no_axis_of_its_own(predictor, multimask, count):
     masks, ious, low_res = predictor.predict(POINTS[0], LABELS[0], multimask_output=multimask)
     assert masks.shape == (count, HEIGHT, WIDTH)
-    assert masks.dtype == bool
+    assert masks.dtype == np.float32
     assert ious.shape == (count,)
     assert low_res.shape == (count, SIZE, SIZE)
     assert ious.dtype == low_res.dtype == np.float32
@@ -244,9 +244,12 @@ def test_embeddings_of_a_batch_are_those_of_the_images(batch_predictor, predicto
     close([embeddings[:1]], [predictor.get_image_embedding()])
 
 
-def test_several_images_are_asked_about_with_predict_batch(batch_predictor):
-    with pytest.raises(RuntimeError, match=r"3 images are set: .* predict_batch"):
-        batch_predictor.predict(POINTS[0], LABELS[0])
+def test_of_a_batch_predict_asks_about_the_last_image(batch_predictor):
+    last = batch_predictor._orig_hw[-1]
+    one = batch_predictor.predict(POINTS[0] / 4, LABELS[0])
+    batch = [POINTS[0] / 4] * 3, [LABELS[0]] * 3
+    assert one[0].shape[-2:] == last
+    close(one, [x[-1] for x in batch_predictor.predict_batch(*batch)], 1e-4)
 
 
 def test_errors_of_a_batch_name_the_image_and_the_last_batch_stays(batch_predictor):

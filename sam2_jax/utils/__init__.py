@@ -1,0 +1,1 @@
+"""What programs import of the original's `sam2.utils`."""
