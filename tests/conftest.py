@@ -32,8 +32,10 @@ hypothesis.settings.register_profile("sam2_jax", derandomize=True)
 hypothesis.settings.load_profile("sam2_jax")
 
 
-# Shapes and types that `sam2_jax.ops` is annotated with are checked in every call.
-jaxtyping.install_import_hook("sam2_jax.ops", "beartype.beartype")
+# The shapes and types that these are annotated with are checked in every call; an int serves as a float.
+jaxtyping.install_import_hook(
+    "sam2_jax.ops", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

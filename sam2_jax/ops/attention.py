@@ -18,12 +18,14 @@ Fused executions have the gradient of "xla".
 
 import functools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float, Float32, Key
 
 from sam2_jax.ops import attention_cudnn, attention_tokamax, attention_tpu
+from sam2_jax.structs import Array
 
 IMPLEMENTATIONS = ("reference", "xla", "cpu", "cudnn", "tpu", "tokamax")
 
@@ -32,7 +34,10 @@ _CHUNK = 512
 _MANY = 1024  # queries, and keys, from which on a fused kernel is worth a launch of its own
 _NEVER = -1e30  # finite, so that a row without any key gives numbers, not NaN
 
-Parts = tuple[Float[Array, "n t e"], Float[Array, "n t 1"], Float[Array, "n t 1"]]
+# Weighted sum of values, largest score, sum of the weights relative to it; see `attend_parts`.
+Parts: TypeAlias = tuple[
+    Float32[jax.Array, "n t e"], Float32[jax.Array, "n t 1"], Float32[jax.Array, "n t 1"]
+]
 
 
 def attention(
@@ -42,9 +47,9 @@ def attention(
     *,
     mask: Bool[Array, "#b 1 1 s"] | None = None,
     dropout: float = 0.0,
-    dropout_key: Array | None = None,
+    dropout_key: Key[jax.Array, ""] | None = None,
     implementation: str | None = None,
-) -> Float[Array, "b t heads e"]:
+) -> Float[jax.Array, "b t heads e"]:
     """Softmax attention, scaled by 1 / sqrt(D), in the conventions of `jax.nn.dot_product_attention`.
 
     Args:
@@ -129,7 +134,7 @@ def attend_parts(
     return _run(executions, implementation, is_many, False, 1, q, k, v, used)
 
 
-def merge(*parts: Parts) -> Float[Array, "n t e"]:
+def merge(*parts: Parts) -> Float32[jax.Array, "n t e"]:
     """Joins parts of one softmax: (N, T, E) float32; zeros where no part had a key."""
     top = functools.reduce(jnp.maximum, [top for _, top, _ in parts])
     scaled = [(jnp.exp(own - top), out, total) for out, own, total in parts]

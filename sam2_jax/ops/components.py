@@ -10,7 +10,9 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import ArrayLike, Bool, Float
+
+from sam2_jax.structs import Array
 
 _WORD = jnp.uint32
 _LARGEST_FLOOD = 8  # what videos ask for; the program grows with the square
@@ -21,9 +23,9 @@ def clean_masks(
     max_hole_area: float,
     max_sprinkle_area: float,
     *,
-    threshold: float = 0.0,
-    filled: float,
-    removed: float = 0.0,
+    threshold: Float[ArrayLike, ""] = 0.0,
+    filled: Float[ArrayLike, ""],
+    removed: Float[ArrayLike, ""] = 0.0,
 ) -> Float[Array, "*b h w"]:
     """Fills small holes and removes small sprinkles of mask logits.
 
@@ -51,7 +53,7 @@ def clean_masks(
     return cleaned
 
 
-def small_components(inside: Bool[Array, "*b h w"], max_area: float) -> Bool[Array, "*b h w"]:
+def small_components(inside: Bool[Array, "*b h w"], max_area: float) -> Bool[jax.Array, "*b h w"]:
     """Finds the pixels that belong to small 8-connected components.
 
     Up to 8 pixels it is elementwise arithmetic, without any loop, gather or scatter. Above that, all

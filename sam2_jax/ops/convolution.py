@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from sam2_jax.ops.dense import dense
+from sam2_jax.structs import Array
 
 _AXES = ("NHWC", "HWIO", "NHWC")
 _SMALL_PATCH = 64  # numbers; up to here CPUs copy patches faster than they convolve
@@ -27,7 +28,7 @@ def convolve(
     padding: int = 0,
     *,
     implementation: str | None = None,
-) -> Float[Array, "b _ _ o"]:
+) -> Float[jax.Array, "b _ _ o"]:
     """Convolution without groups.
 
     Args:
@@ -54,7 +55,7 @@ def convolve_depthwise(
     kernel: Float[Array, "kh kw 1 c"],
     *,
     implementation: str | None = None,
-) -> Float[Array, "b h w c"]:
+) -> Float[jax.Array, "b h w c"]:
     """Convolution of each channel by itself, padded with zeros to the size of the input.
 
     Args:
@@ -78,7 +79,7 @@ def convolve_transposed(
     kernel: Float[Array, "kh kw c o"],
     *,
     implementation: str | None = None,
-) -> Float[Array, "b h*kh w*kw o"]:
+) -> Float[jax.Array, "b h*kh w*kw o"]:
     """Transposed convolution whose stride is the size of the kernel: every pixel becomes h x w.
 
     Args:
