@@ -1,4 +1,4 @@
-"""The rules of the house: who imports whom, what is imported late, and what libraries do not do."""
+"""The rules of the house: who imports whom, what is imported late, what libraries do not do, and shapes."""
 
 import ast
 import os
@@ -8,7 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
+import jaxtyping
 import pytest
+
+from sam2_jax.ops.dense import dense
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sam2_jax", "checkpoints_convert")
@@ -30,7 +34,7 @@ ALLOWED = {
     "parallel": BASE | AROUND,
     "bench": BASE | AROUND | {"ops", "model", "track", "build", "predict"},
     "checkpoint": BASE | {"model"},
-    "ops": set(),
+    "ops": {"structs"},
     "model": BASE | {"ops"},
     "track": BASE | {"ops", "model"},
     "predict": BASE | AROUND | MODEL | {"build"},
@@ -248,3 +252,11 @@ def test_importing_touches_no_device():
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "kernel", [jnp.zeros((2, 4)), jnp.zeros((3, 4, 1)), jnp.zeros((3, 4), int)]
+)
+def test_annotated_shapes_and_types_are_checked(kernel):
+    with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'kernel'"):
+        dense(jnp.zeros((5, 3)), kernel)
