@@ -327,7 +327,7 @@ def read_rle_file(path: str | os.PathLike) -> dict[str, Any]:
         wrong = [t for t, frame in frames.items() for rle in frame.values() if rle["size"] != size]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{os.fspath(path)} is not a document of masks:  "
+            f"{os.fspath(path)} is not a document of masks: "
             '{"height", "width", "objects", "frames": {frame: {object: RLE}}} is expected'
         ) from error
     if wrong:
