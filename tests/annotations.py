@@ -4,6 +4,7 @@ jaxtyping's own import hook would wrap every function, those inside of functions
 the constructors of pytrees, into which JAX puts things that are no arrays.
 """
 
+import dataclasses
 import inspect
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, get_args
 
 import beartype
 import jaxtyping
+from beartype.door import is_bearable
 
 _TYPECHECKER = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 
@@ -61,3 +63,10 @@ class _Finder(MetaPathFinder):
 def check(*packages: str, but: tuple[str, ...] = ()) -> None:
     """Checks calls of what is imported from these packages, some modules aside, from now on."""
     sys.meta_path.insert(0, _Finder(packages, but))
+
+
+def wrong_fields(value: Any) -> list[str]:
+    """The fields of a dataclass that are not what their annotations say, taken together."""
+    with jaxtyping.jaxtyped("context"):
+        fields = dataclasses.fields(value)
+        return [f.name for f in fields if not is_bearable(getattr(value, f.name), f.type)]

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Bool, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 
 from sam2_jax.config import ModelConfig
 from sam2_jax.structs import Array
@@ -31,7 +31,7 @@ ANCHOR = 3  # likewise, but counted apart and without a sense of time
 EMPTY = -1  # frame index of an empty slot
 _FAR = np.iinfo(np.int32).max
 
-Index: TypeAlias = Int[ArrayLike, ""]
+Index: TypeAlias = Int[Array, ""] | np.integer | int
 
 
 class Line(NamedTuple):

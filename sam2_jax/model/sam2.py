@@ -376,7 +376,7 @@ class Sam2(nn.Module):
             embedding = jnp.where(starts, self.add_no_memory_embedding(features), embedding)
         is_initial = is_prompted & ~is_known
         segmentation = self.segment(
-            embedding, features, prompt or no_prompt(is_known.shape[0]), is_initial
+            embedding, features, prompt or no_prompt(len(is_known)), is_initial
         )
         return self._conclude(
             bank, features, index, segmentation, is_known | is_prompted, is_prompted

@@ -72,7 +72,7 @@ def prediction_losses(
     best = jnp.argmin(weights.mask * focal + weights.dice * dice)
     iou_error = jnp.abs(ious - true_ious)
     iou = iou_error.mean() if weights.supervise_all_ious else iou_error[best]
-    is_there = target.any().astype(jnp.float32)
+    is_there = jnp.any(target).astype(jnp.float32)
     losses = {
         "mask": is_there * focal[best],
         "dice": is_there * dice[best],
