@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,7 @@ ALLOWED = {
 
 PRINTING = {"cli", "commands", "__main__", "checkpoints_convert"}
 HEAVY = {"av", "grain", "tensorflow_datasets", "ml_collections", "pycocotools", "orbax"}
+NOTHING_TO_RETURN = {"__init__", "__post_init__"}
 NEVER = {"torch", "torchvision", "tensorflow"}
 MAY_IMPORT_TORCH = {"sam2_jax.bench.pytorch", "sam2_jax.outputs"}  # late
 
@@ -190,6 +192,39 @@ def test_init_files_only_re_export(path):
             "__version__",
         )
         assert is_text or is_import or is_dunder, f"line {node.lineno} does more than re-export"
+
+
+def public_functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Functions of a module and methods of its classes, those that start with one underscore apart."""
+    for node in ast.iter_child_nodes(tree):
+        is_public = not re.match("_(?!_)", getattr(node, "name", ""))
+        if isinstance(node, ast.ClassDef) and is_public:
+            yield from public_functions(node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and is_public:
+            yield node
+
+
+def missing_annotations(tree: ast.AST) -> list[str]:
+    missing = []
+    for function in public_functions(tree):
+        a = function.args
+        arguments = [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]
+        names = [argument.arg for argument in arguments if argument and not argument.annotation]
+        names += ["return"] * (function.returns is None and function.name not in NOTHING_TO_RETURN)
+        missing += [f"{function.name}: {name}" for name in names if name not in ("self", "cls")]
+    return missing
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_public_functions_are_annotated(path):
+    assert not missing_annotations(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_missing_annotations_are_found():
+    code = (
+        "class A:\n  def f(self, x, *y: int, z): ...\n  def _g(self, x): ...\ndef f(x) -> int: ..."
+    )
+    assert missing_annotations(ast.parse(code)) == ["f: x", "f: z", "f: return", "f: x"]
 
 
 @pytest.mark.parametrize(
