@@ -380,6 +380,53 @@ class SAM2ImagePredictor(ModuleLike):
         )
         return list(masks), list(ious), list(low_res)
 
+    def _prep_prompts(
+        self,
+        point_coords: Any,
+        point_labels: Any,
+        box: Any,
+        mask_logits: Any,
+        normalize_coords: bool,
+        img_idx: int = -1,
+    ) -> tuple[Any, Any, Any, Any]:
+        """Prompts as `predict` takes them -> mask logits, points, labels and boxes as `_predict` takes them."""
+        height, width = self._current()[1][img_idx]
+        size, side = (width, height) if normalize_coords else (1, 1), self.model.config.image_size
+        scale = lambda x: np.asarray(as_array(x), np.float32) / size * np.float32(side)
+        lead = lambda x, rank: x if x is None or x.ndim == rank else x[None]
+        points = None if point_coords is None else lead(scale(point_coords), 3)
+        labels = None if point_labels is None else lead(np.asarray(as_array(point_labels)), 2)
+        boxes = None if box is None else scale(np.reshape(as_array(box), (-1, 2, 2)))
+        logits = None if mask_logits is None else lead(np.asarray(as_array(mask_logits)), 4)
+        return logits, points, labels, boxes
+
+    def _predict(
+        self,
+        point_coords: Any,
+        point_labels: Any,
+        boxes: Any = None,
+        mask_input: Any = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        img_idx: int = -1,
+    ) -> tuple[Any, Any, Any]:
+        """`predict` with prompts in pixels of the S x S input, under the name by which programs call it.
+
+        Returns:
+          Masks (N, C, H, W) bool (or logits), predicted IoUs (N, C), and low-resolution logits; N also if it
+          is 1.
+        """
+        _, sizes = self._current()
+        image = range(len(sizes))[img_idx]
+        side = np.float32(self.model.config.image_size)
+        scale = lambda x: None if x is None else np.asarray(as_array(x), np.float32) / side
+        prompt = self._prompt(
+            sizes[image], scale(point_coords), point_labels, scale(boxes), mask_input, False
+        )
+        answer = self._answer([prompt], multimask_output, return_logits, first=image)[0]
+        masks, ious, low_res = (x[None] for x in answer) if len(prompt.labels) == 1 else answer
+        return (masks if return_logits else masks > 0), ious, low_res
+
     def _prompt(
         self,
         size: tuple[int, int],
