@@ -23,7 +23,7 @@ from sam2_jax.config import POSTPROCESSING_IMAGE, ModelConfig
 from sam2_jax.files import PartialFile
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.module_like import ModuleLike, lets_unknown_pass
-from sam2_jax.outputs import as_array, hand_out
+from sam2_jax.outputs import as_array, hand_out, to_host
 from sam2_jax.predict import postprocessing, preprocessing
 from sam2_jax.structs import Features, Prompt
 
@@ -200,7 +200,7 @@ class SAM2ImagePredictor(ModuleLike):
             return None
         features, sizes = self._current()
         maps = [features.embedding, *features.high_res]
-        embed, *high_res = [np.asarray(x[: len(sizes)]).transpose(0, 3, 1, 2) for x in maps]
+        embed, *high_res = [to_host(x[: len(sizes)]).transpose(0, 3, 1, 2) for x in maps]
         return {"image_embed": embed, "high_res_feats": high_res}
 
     @_features.setter
@@ -209,7 +209,8 @@ class SAM2ImagePredictor(ModuleLike):
             self._encoded = None
             return
         maps = [features["image_embed"], *features["high_res_feats"]]
-        tensors = [np.moveaxis(np.asarray(as_array(x)), 1, -1) for x in maps]
+        dtype = jnp.dtype(self.model.config.dtype)
+        tensors = [np.moveaxis(np.asarray(as_array(x)), 1, -1).astype(dtype) for x in maps]
         found = [x.shape for x in tensors]
         expected = list(_tensor_shapes(self.model.config, len(tensors[0])).values())
         if found != expected:
@@ -227,10 +228,11 @@ class SAM2ImagePredictor(ModuleLike):
             raise RuntimeError("No image is set: call set_image(image) before asking about it.")
         return self._encoded, self._sizes
 
-    def get_image_embedding(self) -> np.ndarray:
+    def get_image_embedding(self) -> Any:
         """Returns the embeddings of the B images in the original's layout, (B, C, S/16, S/16) float32."""
         features, sizes = self._current()
-        return np.asarray(features.embedding[: len(sizes)], np.float32).transpose(0, 3, 1, 2)
+        embedding = features.embedding[: len(sizes)].astype(jnp.float32)
+        return hand_out(embedding.transpose(0, 3, 1, 2), self.outputs)
 
     def save_embedding(self, path: str | os.PathLike) -> None:
         """Saves what `set_image` or `set_image_batch` computed, for `load_embedding`.
