@@ -72,7 +72,7 @@ class ModelConfig:
     sigmoid_scale_for_mem_enc: float = 20.0
     sigmoid_bias_for_mem_enc: float = -10.0
     binarize_mask_from_pts_for_mem_enc: bool = False
-    non_overlap_masks_for_mem_enc: bool = False
+    non_overlap_masks_for_mem_enc: bool = False  # accepted: every object is remembered alone
     no_obj_embed_spatial: bool = True
 
     # Mask decoder
@@ -168,12 +168,13 @@ Sam2Config = ModelConfig  # its name in earlier versions
 
 @dataclasses.dataclass(frozen=True)
 class SessionOptions:
-    """What a video session does with the answers of a model. Defaults: the original's, but for the last."""
+    """What a video session does with the answers of a model. Defaults: the original's, but for the last two."""
 
     fill_hole_area: int = 0  # background specks up to this many cells of the S/4 map are filled
     non_overlap_masks: bool = False  # of the objects at a pixel, only the likeliest keeps it
     clear_non_cond_mem_around_input: bool = False  # a prompt drops the tracked frames around it
     add_all_frames_to_correct_as_cond: bool = True  # a corrected frame counts as a prompted one
+    allow_empty_masks: bool = False  # an object may start with an empty mask, as absent
 
 
 @dataclasses.dataclass(frozen=True)

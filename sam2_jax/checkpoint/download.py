@@ -30,20 +30,31 @@ def official_url(model: str) -> str:
 
 
 def cached_checkpoint(model: str) -> Path:
-    """Returns the official file of a model in the user's cache, downloaded when it is not there.
+    """Returns the official file of a model in the user's cache or Hugging Face's, else downloads it.
 
     Raises:
       ValueError: for an unknown model; the message lists the known ones.
       FileNotFoundError: when it is not cached and cannot be fetched; the message says what to fetch
         and where to put it.
     """
-    path = cache_folder() / f"{config.resolve_model_name(model)}.pt"
+    name = config.resolve_model_name(model)
+    if (of_hub := _in_hub_cache(name)) is not None:
+        return of_hub
+    path = cache_folder() / f"{name}.pt"
     if not path.exists():
         try:
             fetch(official_url(model), path)
         except ConnectionError as error:
             raise FileNotFoundError(str(error)) from error
     return path
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    """The file of a model that Hugging Face's own tools have fetched, where they keep it."""
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    folder = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
+    repository = f"models--facebook--{name.replace('_', '-')}"
+    return next(folder.glob(f"{repository}/snapshots/*/{name}.pt"), None)
 
 
 def fetch(url: str, path: str | os.PathLike, sha256: str | None = None) -> str:

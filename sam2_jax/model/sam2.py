@@ -321,9 +321,6 @@ class Sam2(nn.Module):
         masks = masks.astype(jnp.float32)
         if masks.shape[-1] != config.image_size:
             masks = upsample_4x(masks)
-        if config.non_overlap_masks_for_mem_enc:
-            winner = jnp.arange(masks.shape[0])[:, None, None] == masks.argmax(0)
-            masks = jnp.where(winner, masks, jnp.minimum(masks, -10.0))
         probabilities = jax.nn.sigmoid(masks)
         if config.binarize_mask_from_pts_for_mem_enc:
             binary = (masks > 0).astype(jnp.float32)

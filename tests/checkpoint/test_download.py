@@ -125,6 +125,7 @@ def test_official_urls():
 def test_cache(server, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(download, "official_url", lambda name: f"{server.url}/missing")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     expected = tmp_path / "sam2_jax" / "sam2.1_hiera_tiny.pt"
     with pytest.raises(FileNotFoundError, match=f"put it at {expected}"):
         download.cached_checkpoint("facebook/sam2.1-hiera-tiny")
