@@ -3,8 +3,10 @@
 Flags instead of an argument parser, so that the command line can change any field of the experiment.
 """
 
+import argparse
 import contextlib
 import gc
+import importlib.util
 import logging
 import os
 import re
@@ -86,8 +88,7 @@ def _logging() -> Iterator[None]:
 
 
 def _run(argv: list[str], program: str) -> None:
-    argv = _rewritten(argv)
-    flags = _parse(argv, program)
+    name, flags = _parse(argv, program)
     cache_compiled_programs()
     keep_freed_memory()
     if flags.distributed:
@@ -105,7 +106,7 @@ def _run(argv: list[str], program: str) -> None:
             f"trainable is {experiment.trainable!r}, but the parts that stay as they are would be random: name "
             "weights to start from by --config.init_from=CHECKPOINT, or train all of it"
         )
-    workdir = flags.workdir or os.path.join("runs", _run_name(flags["config"].config_filename))
+    workdir = flags.workdir or os.path.join("runs", _run_name(name))
     if experiment.dry_run:
         print(dry_run(experiment, workdir))
     else:
@@ -135,29 +136,54 @@ def _find_config(config: str) -> str:
     return config
 
 
-def _rewritten(argv: list[str]) -> list[str]:
-    """The command line with the file of an experiment that is named, and fields by the names they have now."""
+def _load_config(config: str) -> Any:
+    """Calls `get_config` of a file, with what stands behind the colon, and returns its `ConfigDict`."""
+    name, colon, argument = config.partition(":")
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config={config} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(argument) if colon else module.get_config()
+    # It is the user's program, which can raise anything.
+    except Exception as error:
+        raise ValueError(f"--config={config}: {type(error).__name__}: {error}") from error
+
+
+def _split(argv: list[str]) -> tuple[str, list[str]]:
+    """The experiment, and the rest of the command line with fields by the names that they have now."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-config")
+    known, rest = parser.parse_known_args(argv)
+    if known.config is None:
+        raise ValueError("--config is missing")
     new = []
-    for argument in argv:
+    for argument in rest:
         flag, equals, value = argument.partition("=")
-        if flag.lstrip("-") == "config" and equals:
-            value = _find_config(value)
-        elif new and new[-1].lstrip("-") == "config":
-            flag = _find_config(flag)
-        elif flag in _RENAMED:
+        if flag in _RENAMED:
             print(f"{flag} is called {_RENAMED[flag]} now", file=sys.stderr)
             flag = _RENAMED[flag]
         new.append(f"{flag}{equals}{value}")
-    return new
+    return _find_config(known.config), new
 
 
-def _parse(argv: list[str], program: str) -> Any:
-    """Returns the values of the flags; a ValueError if they make no sense."""
+def _parse(argv: list[str], program: str) -> tuple[str, Any]:
+    """Returns the name of the experiment and the values of the flags; a ValueError if they make no sense."""
     from absl import flags
     from ml_collections import config_flags
 
+    from sam2_jax.experiment import new_dataset
+
+    name, argv = _split(argv)
+    config = _load_config(name)
+    for dataset in re.findall(r"^--?config\.datasets\.(\w+)\.", "\n".join(argv), re.MULTILINE):
+        if dataset not in config.datasets:
+            config.datasets[dataset] = new_dataset()
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", values, sys_argv=[program, *argv])
+    config_flags.DEFINE_config_dict(
+        "config", config, flag_values=values, sys_argv=[program, *argv]
+    )
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_bool("distributed", False, "", flag_values=values)
     flags.DEFINE_string("coordinator_address", None, "", flag_values=values)
@@ -175,6 +201,4 @@ def _parse(argv: list[str], program: str) -> Any:
         raise ValueError(f"{reason} (see {program} --help)") from error
     if rest:
         raise ValueError(f"{rest[0]!r} is no flag (see {program} --help)")
-    if values.config is None:
-        raise ValueError(f"--config is missing (see {program} --help)")
-    return values
+    return name, values

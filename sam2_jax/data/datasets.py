@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from sam2_jax.config import did_you_mean
+from sam2_jax.config import did_you_mean, within
 from sam2_jax.data import readers
 from sam2_jax.data.annotated import Video, VideoList
 from sam2_jax.data.listing import (
@@ -33,21 +33,20 @@ logger = logging.getLogger(__name__)
 class Augment:
     """Changes of clips; each is the same for all frames of a clip unless it says otherwise."""
 
-    flip: float = 0.5  # chance of a horizontal flip
-    degrees: float = 0.0  # rotation, uniform in +- this
-    shear: float = 0.0  # along x, degrees, uniform in +- this
-    scale: tuple[float, float] = (1.0, 1.0)  # zoom, uniform between these
-    brightness: float = 0.0  # factor, uniform in 1 +- this
-    contrast: float = 0.0
-    saturation: float = 0.0
-    gray: float = 0.0  # chance of a gray clip
-    frame_brightness: float = 0.0  # the same three, drawn anew for every frame
-    frame_contrast: float = 0.0
-    frame_saturation: float = 0.0
-    mosaic: float = (
-        0.0  # chance that the clip fills every cell of a 2 x 2 grid; one keeps its masks
-    )
-    reverse: float = 0.0  # chance that time runs backwards
+    flip: float = within("[0, 1]", 0.5)  # chance of a horizontal flip
+    degrees: float = within("[0, 180]", 0.0)  # rotation, uniform in +- this
+    shear: float = within("[0, 90)", 0.0)  # along x, degrees, uniform in +- this
+    scale: tuple[float, float] = within("(0, inf)", (1.0, 1.0))  # zoom, uniform between these
+    brightness: float = within("[0, 1]", 0.0)  # factor, uniform in 1 +- this
+    contrast: float = within("[0, 1]", 0.0)
+    saturation: float = within("[0, 1]", 0.0)
+    gray: float = within("[0, 1]", 0.0)  # chance of a gray clip
+    frame_brightness: float = within("[0, 1]", 0.0)  # the same three, drawn anew for every frame
+    frame_contrast: float = within("[0, 1]", 0.0)
+    frame_saturation: float = within("[0, 1]", 0.0)
+    # Chance that the clip fills every cell of a 2 x 2 grid; one keeps its masks.
+    mosaic: float = within("[0, 1]", 0.0)
+    reverse: float = within("[0, 1]", 0.0)  # chance that time runs backwards
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,14 +58,14 @@ class Dataset:
     """
 
     kind: str = "procedural"
-    weight: float = 1.0  # share of the steps that this dataset gets
-    batch_size: int = 1  # clips a step, over all devices
-    num_frames: int = 8  # T; 1 for images
-    max_objects: int = 3  # O, objects of a clip
-    stride: int = 1  # takes every stride-th annotated frame
-    first: int = 0  # uses videos or images first ... first + count - 1 of the sorted list
-    count: int = -1  # -1 is all
-    seed: int = 0  # of drawn videos, which; of others, which clips of them are held out
+    weight: float = within("[0, inf)", 1.0)  # share of the steps that this dataset gets; 0 leaves it out
+    batch_size: int = within("[1, inf)", 1)  # clips a step, over all devices
+    num_frames: int = within("[1, inf)", 8)  # T; 1 for images
+    max_objects: int = within("[1, inf)", 3)  # O, objects of a clip
+    stride: int = within("[1, inf)", 1)  # takes every stride-th annotated frame
+    first: int = within("[0, inf)", 0)  # uses videos or images first ... first + count - 1 of the sorted list
+    count: int = within("[-1, inf)", -1)  # -1 is all
+    seed: int = within("[0, inf)", 0)  # of drawn videos, which; of others, which clips of them are held out
     augment: Augment = Augment()
 
     RENAMED: ClassVar[Mapping[str, str]] = {}  # fields by the names that they once had
@@ -190,7 +189,7 @@ class Sav(_Files):
     """
 
     kind: str = "sav"
-    annotated_every: int = 4  # frames of the video between annotations
+    annotated_every: int = within("[1, inf)", 4)  # frames of the video between annotations
 
     def open(self, image_size: int) -> VideoList:
         """Opens the videos that have annotations."""
@@ -233,7 +232,7 @@ class _Images(_Files):
     """Images, which are videos of one frame."""
 
     num_frames: int = 1
-    max_area: float = 0.9  # masks that cover more of the image are left out
+    max_area: float = within("(0, 1]", 0.9)  # masks that cover more of the image are left out
 
     def __post_init__(self):
         super().__post_init__()

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from sam2_jax.config import check_intervals
 from sam2_jax.data.annotated import Video
 from sam2_jax.data.augment import augment_clip
 from sam2_jax.data.clips import Clip, sample_clip
@@ -43,7 +44,7 @@ def make_loader(
     """Makes an endless iterator over batches, each from one dataset, chosen by the weights.
 
     Args:
-        datasets: by name.
+        datasets: by name; those of weight 0 are left out.
         image_size: S, side of the model's input.
         seed: of the order, the clips and their changes.
         num_workers: processes that read; 0 reads in threads of this one.
@@ -64,6 +65,7 @@ def make_loader(
     """
     import grain
 
+    datasets = {name: dataset for name, dataset in datasets.items() if dataset.weight}
     parts = []
     for name, dataset in datasets.items():
         _check(name, dataset, process_count)
@@ -89,18 +91,12 @@ def _with_name(name: str, batch: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _check(name: str, dataset: Dataset, process_count: int) -> None:
-    if dataset.batch_size < 1 or dataset.batch_size % process_count:
+    check_intervals(dataset, f"datasets.{name}.")
+    if dataset.batch_size % process_count:
         raise ValueError(
             f"datasets.{name}.batch_size is {dataset.batch_size}; a multiple of the "
             f"{process_count} processes is needed"
         )
-    if not dataset.weight > 0:
-        raise ValueError(f"datasets.{name}.weight is {dataset.weight}; it must be above 0")
-    for field in ("num_frames", "max_objects", "stride"):
-        if getattr(dataset, field) < 1:
-            raise ValueError(
-                f"datasets.{name}.{field} is {getattr(dataset, field)}; it must be at least 1"
-            )
 
 
 @dataclasses.dataclass(frozen=True)

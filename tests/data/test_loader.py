@@ -90,6 +90,8 @@ def test_weights_are_shares_of_the_steps(datasets):
     assert names.count("videos") == 8
     one = dataclasses.replace(datasets["videos"], weight=0.1)
     assert {name for name, _ in batches({"only": one}, 3)} == {"only"}
+    none = dataclasses.replace(datasets["videos"], weight=0.0)
+    assert {name for name, _ in batches({"only": one, "none": none}, 3)} == {"only"}
 
 
 def test_every_video_once_an_epoch_and_in_another_order(datasets):
@@ -251,7 +253,7 @@ def test_objects_too_small_to_be_seen_are_left_out():
     [
         ({"batch_size": 3}, 2, "batch_size is 3; a multiple of the 2 processes"),
         ({"batch_size": 0}, 1, "batch_size is 0"),
-        ({"weight": 0.0}, 1, "weight is 0.0; it must be above 0"),
+        ({"weight": -1.0}, 1, "weight is -1.0; it must be at least 0"),
         ({"num_frames": 0}, 1, "num_frames is 0"),
         ({"max_objects": 0}, 1, "max_objects is 0"),
         ({"stride": 0}, 1, "stride is 0"),
