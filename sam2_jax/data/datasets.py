@@ -146,9 +146,10 @@ class _Folders(_Files):
         """Opens the videos that have both folders."""
         frames = check_folder(self.frames, "a folder of pictures for every video")
         masks = check_folder(self.annotations, "a folder of masks for every video")
-        annotated = list_folders(masks)
-        names = set(list_folders(frames)).intersection(annotated)
-        warn_if_fewer(len(names), len(annotated), f"videos in {masks}", f"pictures in {frames}")
+        annotated, filmed = list_folders(masks), list_folders(frames)
+        names = set(filmed).intersection(annotated)
+        warn_if_fewer(names, annotated, f"videos in {masks}", f"pictures in {frames}")
+        warn_if_fewer(names, filmed, f"videos in {frames}", f"masks in {masks}")
         return self._list(
             names,
             f"videos with a folder both in {frames} and in {masks}",
@@ -201,14 +202,17 @@ class Sav(_Files):
             annotations = {n.removesuffix(end): p for n, p in files.items() if n.endswith(end)}
             if annotations:
                 break
+        videos = {name: _find_sav_video(frames, name) for name in annotations}
         parts = {
-            os.path.basename(name): (video, path)
-            for name, path in annotations.items()
-            if (video := _find_sav_video(frames, name))
+            os.path.basename(name): (video, annotations[name])
+            for name, video in videos.items()
+            if video
         }
-        warn_if_fewer(
-            len(parts), len(annotations), f"annotations in {folder}", f"video in {frames}"
-        )
+        with_video = [name for name, video in videos.items() if video]
+        warn_if_fewer(with_video, annotations, f"annotations in {folder}", f"video in {frames}")
+        films = list_files(frames, (".mp4",), recursive=True)
+        annotated = [name for name in films if os.path.basename(name) in parts]
+        warn_if_fewer(annotated, films, f"videos in {frames}", f"annotation in {folder}")
         found = (
             f"videos in {frames} (.mp4 or folders) with a *_manual.json or *_auto.json in {folder}"
         )
@@ -248,8 +252,13 @@ class _Images(_Files):
         images = list_files(folder, IMAGE_SUFFIXES, recursive=True)
         files = list_files(annotations, (suffix,), recursive=True)
         kind = suffix[1:].upper()
+        names = images.keys() & files.keys()
+        if folder == annotations:  # images are such files themselves
+            files = {name: path for name, path in files.items() if path != images.get(name)}
+        warn_if_fewer(names, images, f"images in {folder}", f"{kind} in {annotations}")
+        warn_if_fewer(names, files, f"{kind} files in {annotations}", f"image in {folder}")
         return self._list(
-            images.keys() & files.keys(),
+            names,
             f"images in {folder} with a {kind} of the same name in {annotations}",
             lambda name: read(name, images[name], files[name], self.max_area),
         )
@@ -285,7 +294,10 @@ class Coco(_Images):
             raise FileNotFoundError(f"no such file of annotations of COCO: {path!r}")
         images = readers.coco_images(path, folder)
         there = [name for name, (file, *_) in images.items() if os.path.exists(file)]
-        warn_if_fewer(len(there), len(images), f"images in {path}", f"file in {folder}")
+        warn_if_fewer(there, images, f"images in {path}", f"file in {folder}")
+        files = {os.path.splitext(name)[0]: name for name in there}
+        others = list_files(folder, IMAGE_SUFFIXES, recursive=True)
+        warn_if_fewer(files, others, f"images in {folder}", f"objects in {path}")
         return self._list(
             there,
             f"images in {folder} with annotated objects in {path}",

@@ -25,7 +25,7 @@ from sam2_jax.config import check_intervals
 from sam2_jax.data.annotated import Video
 from sam2_jax.data.augment import augment_clip
 from sam2_jax.data.clips import Clip, sample_clip
-from sam2_jax.data.datasets import Dataset
+from sam2_jax.data.datasets import Dataset, Procedural
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,9 @@ def make_loader(
     for name, dataset in datasets.items():
         _check(name, dataset, process_count)
         source = dataset.open(image_size)
+        if not isinstance(dataset, Procedural):
+            kind = "videos" if dataset.num_frames > 1 else "images"
+            logger.info("datasets.%s: %d %s with masks.", name, len(source), kind)
         own_seed = np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)
         samples = (
             grain.MapDataset.range(len(source))
