@@ -44,12 +44,20 @@ SHARDING: Rules = (
 class Interaction:
     """The simulated annotator (paper, appendix D.2.2). Images always start from a point."""
 
-    point_probability: float = within("[0, 1]", 0.5)  # a clip starts from points or boxes, else from masks
+    point_probability: float = within(
+        "[0, 1]", 0.5
+    )  # a clip starts from points or boxes, else from masks
     box_probability: float = within("[0, 1]", 0.5)  # and then from a box instead of a point
-    max_initial_frames: int = within("[1, inf)", 2)  # prompted frames; how many is drawn anew for every step
-    max_corrected_frames: int = within("[0, inf)", 2)  # frames with correction clicks; includes the prompted ones
-    num_corrections: int = within("[0, inf)", 7)  # clicks on a corrected frame after its first prompt
-    target_probability: float = within("[0, 1]", 0.1)  # a correction click goes into the target instead of the error
+    max_initial_frames: int = within("[1, inf)", 2)  # prompted frames; drawn anew for every step
+    max_corrected_frames: int = within(
+        "[0, inf)", 2
+    )  # with correction clicks; includes the prompted ones
+    num_corrections: int = within(
+        "[0, inf)", 7
+    )  # clicks on a corrected frame after its first prompt
+    target_probability: float = within(
+        "[0, 1]", 0.1
+    )  # a correction goes into the target, not the error
     truth_probability: dataclasses.InitVar[float | None] = None  # its name in earlier versions
 
     def __post_init__(self, truth_probability: float | None):
@@ -66,6 +74,16 @@ class LossWeights:
     iou: float = within("[0, inf)", 1.0)  # L1
     presence: float = within("[0, inf)", 1.0)  # cross-entropy
     supervise_all_ious: bool = True  # of all three masks, not only of the best one
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are trained in another way than the others; a parameter is in the first that fits."""
+
+    pattern: str = ""  # a regular expression that is found in their paths, such as "^mask_decoder/"
+    learning_rate: float = within("[-1, inf)", -1.0)  # peak; below 0 is that of the others
+    weight_decay: float = within("[-1, inf)", -1.0)  # below 0 is that of the others
+    is_frozen: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +104,7 @@ class Optimizer:
     weight_decay: float = within("[0, inf)", 0.1)
     gradient_clip: float = within("(0, inf]", 0.1)  # global L2 norm
     accumulate: int = within("[1, inf)", 1)  # parts that a batch is cut into, one after the other
+    groups: dict[str, ParameterGroup] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +143,9 @@ class Experiment:
     loss: LossWeights = LossWeights()
     optimizer: Optimizer = Optimizer()
     trainable: str = "all"  # all, no_encoder, decoder, memory (attention and encoder), none
-    lora_rank: int = within("[0, inf)", 0)  # > 0 adds low-rank updates to the attention projections that stay frozen
+    lora_rank: int = within(
+        "[0, inf)", 0
+    )  # > 0 adds low-rank updates to frozen attention projections
     ema_decay: float = within("[0, 1)", 0.0)  # > 0 also keeps an average of the parameters
     remat: str = "full"  # what the backward pass recomputes: none, dots (all but products), full
     mesh: Mesh = Mesh()
@@ -137,7 +158,9 @@ class Experiment:
     log_every: int = within("[1, inf)", 10)
     draw_every: int = within("[0, inf)", 0)  # steps between pictures of predictions; 0 is never
     validation: Validation = Validation()
-    max_skipped: int = within("[1, inf)", 10)  # steps in a row without a finite loss and gradient until the run stops
+    max_skipped: int = within(
+        "[1, inf)", 10
+    )  # steps in a row without a finite loss that end the run
     num_workers: int = within("[0, inf)", 0)  # processes that read data; 0 reads in threads
     seed: int = within("[0, inf)", 0)
     wandb_project: str = ""

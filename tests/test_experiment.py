@@ -84,9 +84,15 @@ def changed(**changes):
         (changed(num_steps="many"), r"config\.num_steps is 'many'; int is expected"),
         (changed(num_steps=0), "num_steps is 0; it must be at least 1"),
         (changed(keep_last=0), "keep_last is 0; it must be at least 1"),
-        (changed(optimizer={"accumulate": 0}), r"optimizer\.accumulate is 0; it must be at least 1"),
+        (
+            changed(optimizer={"accumulate": 0}),
+            r"optimizer\.accumulate is 0; it must be at least 1",
+        ),
         (changed(optimizer={"b2": 2.0}), r"b2 is 2\.0; it must be at least 0 and less than 1"),
-        (changed(optimizer={"learning_rate": -1e-3}), r"optimizer\.learning_rate is -0\.001; .*least 0"),
+        (
+            changed(optimizer={"learning_rate": -1e-3}),
+            r"optimizer\.learning_rate is -0\.001; .*least 0",
+        ),
         (changed(optimizer={"gradient_clip": float("nan")}), "gradient_clip is nan; .*more than 0"),
         (changed(ema_decay=1.5), "ema_decay is 1.5; it must be at least 0 and less than 1"),
         (changed(interaction={"point_probability": 2}), r"interaction\.point_probability is 2\.0"),

@@ -26,6 +26,8 @@ USAGE = """usage: {program} --config=EXPERIMENT [--config.field=value ...] [--wo
                         smoke or nano:small; --config.optimizer.learning_rate=1e-4 changes a field of it
   --workdir=DIR         folder of the run (default: runs/<experiment>); the same command goes on from its
                         newest checkpoint
+  --resume=auto         must: go on even though the data or the start have changed; never: start anew and set
+                        aside what the folder holds
   --distributed         join the other processes of a pod or a cluster, found by its environment, or by
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I
   --config.dry_run      print what would be trained and stop
@@ -37,6 +39,19 @@ _RENAMED = {"--config.interaction.truth_probability": "--config.interaction.targ
 
 def main(argv: Sequence[str], program: str = "sam2-jax train") -> int:
     """Runs the command; returns its exit status."""
+    status = _status(argv, program)
+    from sam2_jax.train.interruptions import is_left_behind
+
+    if is_left_behind():  # Python would wait for a compilation that nobody needs
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _status(argv: Sequence[str], program: str) -> int:
+    import jax
+
     try:
         if set(argv) & {"-h", "--help"}:
             print(USAGE.format(program=program), end="")
@@ -45,6 +60,15 @@ def main(argv: Sequence[str], program: str = "sam2-jax train") -> int:
             _run(list(argv), program)
     except (ValueError, OSError) as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            f"{program}: error: out of memory: {' '.join(str(error).split())[:200]}. The last checkpoint "
+            "stays. Fewer clips at once (batch_size, or accumulate), remat=full or more mesh.fsdp need less.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -101,16 +125,34 @@ def _run(argv: list[str], program: str) -> None:
     from sam2_jax.train.loop import train
 
     experiment = from_config_dict(flags.config.to_dict())
-    if experiment.trainable != "all" and not experiment.init_from:
-        raise ValueError(
-            f"trainable is {experiment.trainable!r}, but the parts that stay as they are would be random: name "
-            "weights to start from by --config.init_from=CHECKPOINT, or train all of it"
-        )
     workdir = flags.workdir or os.path.join("runs", _run_name(name))
     if experiment.dry_run:
         print(dry_run(experiment, workdir))
     else:
-        train(experiment, workdir)
+        with _log_file(workdir):
+            train(experiment, workdir, resume=flags.resume)
+
+
+@contextlib.contextmanager
+def _log_file(workdir: str) -> Iterator[None]:
+    """Also writes what the first process says into the folder of the run."""
+    import jax
+
+    from sam2_jax.train.workdir import LOG
+
+    if jax.process_index() > 0:
+        yield
+        return
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(Path(workdir) / LOG, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("sam2_jax")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def _run_name(config: str) -> str:
@@ -181,15 +223,16 @@ def _parse(argv: list[str], program: str) -> tuple[str, Any]:
         if dataset not in config.datasets:
             config.datasets[dataset] = new_dataset()
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict(
-        "config", config, flag_values=values, sys_argv=[program, *argv]
-    )
     flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_enum("resume", "auto", ("auto", "must", "never"), "", flag_values=values)
     flags.DEFINE_bool("distributed", False, "", flag_values=values)
     flags.DEFINE_string("coordinator_address", None, "", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "", flag_values=values)
     flags.DEFINE_integer("process_id", None, "", flag_values=values)
     try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=[program, *argv]
+        )
         rest = values([program, *argv])[1:]
     # Overrides of fields that do not exist, or that cannot be converted, raise various types.
     except (flags.Error, AttributeError, KeyError, TypeError) as error:

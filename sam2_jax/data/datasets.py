@@ -58,14 +58,20 @@ class Dataset:
     """
 
     kind: str = "procedural"
-    weight: float = within("[0, inf)", 1.0)  # share of the steps that this dataset gets; 0 leaves it out
+    weight: float = within(
+        "[0, inf)", 1.0
+    )  # share of the steps that this dataset gets; 0 leaves it out
     batch_size: int = within("[1, inf)", 1)  # clips a step, over all devices
     num_frames: int = within("[1, inf)", 8)  # T; 1 for images
     max_objects: int = within("[1, inf)", 3)  # O, objects of a clip
     stride: int = within("[1, inf)", 1)  # takes every stride-th annotated frame
-    first: int = within("[0, inf)", 0)  # uses videos or images first ... first + count - 1 of the sorted list
+    first: int = within(
+        "[0, inf)", 0
+    )  # uses videos or images first ... first + count - 1 of the sorted list
     count: int = within("[-1, inf)", -1)  # -1 is all
-    seed: int = within("[0, inf)", 0)  # of drawn videos, which; of others, which clips of them are held out
+    seed: int = within(
+        "[0, inf)", 0
+    )  # of drawn videos, which; of others, which clips of them are held out
     augment: Augment = Augment()
 
     RENAMED: ClassVar[Mapping[str, str]] = {}  # fields by the names that they once had

@@ -165,7 +165,9 @@ def warn_once(message: str, *values: object) -> None:
     logger.warning(message, *values)
 
 
-def warn_if_fewer(used: Collection[str], total: Collection[str], of_what: str, missing: str) -> None:
+def warn_if_fewer(
+    used: Collection[str], total: Collection[str], of_what: str, missing: str
+) -> None:
     """Logs how many of something cannot be used, and the first of them, since what is missing is missing."""
     lost = sorted(set(total).difference(used), key=natural_order)
     if lost:

@@ -30,6 +30,7 @@ from sam2_jax.data.datasets import Dataset, Procedural
 logger = logging.getLogger(__name__)
 
 MAX_TRIES = 100
+MAX_DEATHS = 3
 MAX_THREADS = 8
 
 
@@ -187,13 +188,29 @@ class Loader(Iterator):
         self._position, self._iterator = 0, None
 
     def __next__(self) -> tuple[str, dict[str, Any]]:
-        if self._iterator is None:
-            self._iterator = self._start()
-        name, batch = next(self._iterator)
+        name, batch = self._read()
         self._position += 1
         # Workers hand arrays over in shared memory, which must not outlive them.
         own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
         return name, {k: own(v) for k, v in batch.items()} if self._num_workers else batch
+
+    def _read(self) -> tuple[str, dict[str, Any]]:
+        for num_deaths in range(1, MAX_DEATHS + 1):
+            if self._iterator is None:
+                self._iterator = self._start()
+            try:
+                return next(self._iterator)
+            except RuntimeError as error:
+                if "terminated unexpectedly" not in str(error):
+                    raise
+                reason = str(error).partition(". ")[0]
+            self.close()
+            if num_deaths < MAX_DEATHS:
+                logger.warning("a process that reads data died, all are started again: %s", reason)
+        raise OSError(
+            f"processes that read data died {MAX_DEATHS} times in a row: {reason}. Is memory short? Fewer "
+            "num_workers, or 0, which reads in threads, need less."
+        )
 
     def _start(self) -> Any:
         import grain

@@ -33,9 +33,7 @@ def read_sav_json(path: str | os.PathLike) -> dict[str, Any]:
     document = read_json(path)
     _check(document, os.fspath(path))
     integers = {name: int(document[name]) for name in _INTEGERS if name in document}
-    masklet = [
-        None if frame is None or None in frame else frame for frame in document["masklet"]
-    ]
+    masklet = [None if frame is None or None in frame else frame for frame in document["masklet"]]
     return document | integers | {"masklet": masklet}
 
 

@@ -17,6 +17,7 @@ from sam2_jax.experiment import Experiment
 from sam2_jax.files import write_file
 from sam2_jax.parallel.mesh import batch_share, make_mesh
 from sam2_jax.train.optimizer import learning_rates, weight_decays
+from sam2_jax.train.preflight import preflight
 from sam2_jax.train.recipe import Recipe, make_recipe
 from sam2_jax.train.state import abstract_state
 
@@ -38,7 +39,7 @@ def dry_run(experiment: Experiment, folder: str | os.PathLike) -> str:
       FileNotFoundError: data are missing.
     """
     recipe, mesh = make_recipe(experiment), make_mesh(experiment.mesh)
-    check_batch_sizes(experiment, mesh)
+    preflight(experiment, mesh, recipe.config.image_size)
     start = "random weights"
     if experiment.init_from:
         load_start(experiment.init_from, experiment.model, recipe.config, recipe.draw)
@@ -70,18 +71,6 @@ def dry_run(experiment: Experiment, folder: str | os.PathLike) -> str:
         *(f"  {clip}" for clip in batch["names"]),
     ]
     return "\n".join(lines)
-
-
-def check_batch_sizes(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Raises a ValueError if the clips of a batch do not spread evenly over the devices."""
-    parts = experiment.optimizer.accumulate
-    multiple = mesh.shape["data"] * mesh.shape["fsdp"] * parts
-    for name, dataset in experiment.datasets.items():
-        if dataset.batch_size % multiple:
-            raise ValueError(
-                f"datasets.{name}.batch_size is {dataset.batch_size}; it must be a multiple of {multiple}: "
-                f"mesh.data {mesh.shape['data']} x mesh.fsdp {mesh.shape['fsdp']} x accumulate {parts}."
-            )
 
 
 def parameter_table(recipe: Recipe, mesh: jax.sharding.Mesh) -> list[str]:

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from sam2_jax.checkpoint.run_folder import exported
 from sam2_jax.parallel.mesh import batch_sharding
 from sam2_jax.parallel.rules import shardings
+from sam2_jax.train.optimizer import Hyperparameters
 from sam2_jax.train.params import partition, with_lora
 from sam2_jax.train.recipe import Batch, Recipe
 
@@ -104,6 +105,12 @@ def put_batch(mesh: jax.sharding.Mesh, batch: Mapping[str, np.ndarray]) -> Batch
     """
     put = functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
     return Batch(put(batch["images"]), put(batch["masks"]), put(batch["is_object"]))
+
+
+def put_hyperparameters(recipe: Recipe, mesh: jax.sharding.Mesh) -> Hyperparameters:
+    """Puts the numbers of a recipe on the devices, () float32 each."""
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.device_put(jax.tree.map(np.float32, recipe.hyperparameters), whole)
 
 
 def export_params(state: TrainState) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -83,6 +84,32 @@ def test_batches(datasets):
         assert len(batch["names"]) == b
         assert all(clip.startswith(f"{name}/") for clip in batch["names"])
         assert batch["replaced"] == 0
+
+
+def test_a_dead_worker_is_started_again_where_it_was(datasets, caplog):
+    made = loader.make_loader(datasets, SIZE, 0, num_workers=1)
+    first = next(made)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    rest = [next(made) for _ in range(4)]  # some had been read ahead
+    made.close()
+    assert_same([first, *rest], batches(datasets, 5))
+    assert "all are started again" in caplog.text
+
+
+def test_workers_that_die_again_and_again_are_one_error(datasets, monkeypatch):
+    made = loader.make_loader(datasets, SIZE, 0, num_workers=0)
+
+    class Dying:
+        def __next__(self):
+            raise RuntimeError("Worker process was terminated unexpectedly with exit code -9. S")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(made, "_start", lambda: Dying())
+    with pytest.raises(OSError, match=r"died 3 times in a row: .*exit code -9.*num_workers"):
+        next(made)
 
 
 def test_weights_are_shares_of_the_steps(datasets):
