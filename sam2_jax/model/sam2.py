@@ -71,7 +71,7 @@ class Sam2(nn.Module):
     drop_path_rate: float = 0.0
     memory_attention_dropout: float = 0.0
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates the parts."""
         config = self.config
         c, m, dtype = config.hidden_dim, config.memory_dim, config.dtype
