@@ -125,6 +125,10 @@ class Validation:
 
     every: int = within("[0, inf)", 0)  # steps; 0 is never
     dataset: Dataset = dataclasses.field(default_factory=lambda: Dataset(seed=1, count=8))
+    more: dict[str, Dataset] = dataclasses.field(
+        default_factory=dict
+    )  # the best is chosen without them
+    has_loss: bool = False  # also that of training, with prompts that are always the same ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +139,9 @@ class Experiment:
     model_overrides: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `ModelConfig`
     drop_path_rate: float = within("[0, 1)", 0.1)  # of the last trunk block
     memory_attention_dropout: float = within("[0, 1)", 0.1)
-    init_from: str = ""  # checkpoint (.pt, .safetensors, folder) or Hiera MAE weights; "" is random
+    # Checkpoint (.pt, .safetensors, folder, run), Hiera MAE weights, or the name of a model; "" is random.
+    init_from: str = ""
+    init_except: str = ""  # pattern of parameters that are drawn anew all the same; "" is none
     datasets: dict[str, Dataset] = dataclasses.field(
         default_factory=lambda: {"procedural": Dataset()}
     )
@@ -155,6 +161,7 @@ class Experiment:
     checkpoint_every: int = within("[1, inf)", 1000)
     keep_last: int = within("[1, inf)", 3)
     keep_best: int = within("[0, inf)", 1)  # by validation score
+    keep_steps: tuple[int, ...] = ()  # saved and kept for ever
     log_every: int = within("[1, inf)", 10)
     draw_every: int = within("[0, inf)", 0)  # steps between pictures of predictions; 0 is never
     validation: Validation = Validation()
@@ -201,7 +208,12 @@ def to_config_dict(experiment: Experiment) -> Any:
     fields["model_overrides"] = _open_fields(ModelConfig) | fields["model_overrides"]
     hiera = fields["model_overrides"]["hiera"]
     fields["model_overrides"]["hiera"] = _open_fields(HieraConfig) | hiera
-    for dataset in (*fields["datasets"].values(), fields["validation"]["dataset"]):
+    validation = fields["validation"]
+    for dataset in (
+        *fields["datasets"].values(),
+        validation["dataset"],
+        *validation["more"].values(),
+    ):
         for name, value in new_dataset().items():
             dataset.setdefault(name, value)
     return config_dict.ConfigDict(fields)

@@ -5,6 +5,8 @@ Flags instead of an argument parser, so that the command line can change any fie
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import gc
 import importlib.util
 import logging
@@ -215,13 +217,20 @@ def _parse(argv: list[str], program: str) -> tuple[str, Any]:
     from absl import flags
     from ml_collections import config_flags
 
-    from sam2_jax.experiment import new_dataset
+    from sam2_jax.experiment import ParameterGroup, new_dataset
 
     name, argv = _split(argv)
     config = _load_config(name)
-    for dataset in re.findall(r"^--?config\.datasets\.(\w+)\.", "\n".join(argv), re.MULTILINE):
-        if dataset not in config.datasets:
-            config.datasets[dataset] = new_dataset()
+    # Those that the command line adds.
+    for groups, make in (
+        ("datasets", new_dataset),
+        ("validation.more", new_dataset),
+        ("optimizer.groups", lambda: dataclasses.asdict(ParameterGroup())),
+    ):
+        here = functools.reduce(getattr, groups.split("."), config)
+        for named in re.findall(rf"^--?config\.{groups}\.(\w+)\.", "\n".join(argv), re.MULTILINE):
+            if named not in here:
+                here[named] = make()
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_enum("resume", "auto", ("auto", "must", "never"), "", flag_values=values)

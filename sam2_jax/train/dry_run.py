@@ -9,7 +9,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from sam2_jax.checkpoint import load_start
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
 from sam2_jax.data.loader import make_loader
 from sam2_jax.data.masks import png_bytes
@@ -19,7 +18,7 @@ from sam2_jax.parallel.mesh import batch_share, make_mesh
 from sam2_jax.train.optimizer import learning_rates, weight_decays
 from sam2_jax.train.preflight import preflight
 from sam2_jax.train.recipe import Recipe, make_recipe
-from sam2_jax.train.state import abstract_state
+from sam2_jax.train.state import abstract_state, starting_params
 
 FIRST_BATCH = "first_batch.png"
 
@@ -41,8 +40,7 @@ def dry_run(experiment: Experiment, folder: str | os.PathLike) -> str:
     recipe, mesh = make_recipe(experiment), make_mesh(experiment.mesh)
     preflight(experiment, mesh, recipe.config.image_size)
     start = "random weights"
-    if experiment.init_from:
-        load_start(experiment.init_from, experiment.model, recipe.config, recipe.draw)
+    if starting_params(recipe) is not None:
         start = experiment.init_from
     loader = make_loader(
         experiment.datasets,

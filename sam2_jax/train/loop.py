@@ -22,11 +22,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sam2_jax.checkpoint import Checkpoint, folder, load_start, run_folder
+from sam2_jax.checkpoint import Checkpoint, folder, run_folder
 from sam2_jax.checkpoint.run_folder import CHECKPOINTS
 from sam2_jax.config import ModelConfig, resolve_model_name
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
-from sam2_jax.data.loader import Loader, make_loader
+from sam2_jax.data.datasets import Dataset
+from sam2_jax.data.loader import Loader, collate, make_loader, pad_clip
 from sam2_jax.evaluate.clips import clip_scores, held_out_clips, predict_masks, score_names
 from sam2_jax.experiment import Experiment
 from sam2_jax.model.sam2 import Sam2
@@ -47,6 +48,7 @@ from sam2_jax.train.state import (
     init_state,
     put_batch,
     put_hyperparameters,
+    starting_params,
 )
 from sam2_jax.train.step import compiled_step
 from sam2_jax.train.workdir import (
@@ -102,7 +104,12 @@ def train(
         if resume == "never":
             set_aside(workdir)
         checkpoints = stack.enter_context(
-            Checkpoints(workdir / CHECKPOINTS, experiment.keep_last, experiment.keep_best)
+            Checkpoints(
+                workdir / CHECKPOINTS,
+                experiment.keep_last,
+                experiment.keep_best,
+                experiment.keep_steps,
+            )
         )
         if checkpoints.steps:
             check_settings(workdir, experiment, resume)
@@ -203,13 +210,14 @@ def train(
                     experiment.checkpoint_every,
                 )
             )
+            saves = saves or step in experiment.keep_steps
             position = loader.get_state()
             scores, score = {}, None
             if validates or draws:
                 params = jax.device_put(export_params(state), jax.local_devices()[0])
                 try:
                     if validates:
-                        scores = validate(experiment, recipe.config, params)
+                        scores = validate(recipe, params)
                     if draws and writer is not None:
                         path = workdir / PICTURES / f"step_{step:07d}.png"
                         write_png(path, draw_predictions(experiment, recipe.config, params))
@@ -247,11 +255,7 @@ def _load(
         zero = jax.device_put(np.zeros((), np.int32), counter.sharding)
         state = dataclasses.replace(restored.state, skipped_in_a_row=zero)
         return restored.step, state, restored.record
-    experiment, params = recipe.experiment, None
-    if experiment.init_from:
-        start = load_start(experiment.init_from, experiment.model, recipe.config, recipe.draw)
-        params = start.params
-    return 0, init_state(recipe, mesh, params), {}
+    return 0, init_state(recipe, mesh, starting_params(recipe)), {}
 
 
 def compile_step(
@@ -278,34 +282,50 @@ def compile_step(
     return program, flops
 
 
-def validate(
-    experiment: Experiment, config: ModelConfig, params: dict[str, Any]
-) -> dict[str, float]:
+def validate(recipe: Recipe, params: dict[str, Any]) -> dict[str, float]:
     """Scores parameters on the held-out clips, which the processes share.
 
     Args:
-      experiment: whose clips.
-      config: of the model as its users run it.
+      recipe: whose clips.
       params: of the model, on a device of this process.
 
     Returns:
-      Means over the objects of all clips; models are compared by the first one.
+      Means over the objects of all clips, and the loss if it is asked for; models are compared by the first one.
+      Those of further datasets begin with their names, as in "street/J&F".
 
     Raises:
       ValueError: there is nothing to score.
     """
-    dataset, names = experiment.validation.dataset, score_names(experiment.validation.dataset)
-    totals = np.zeros((len(names), 2))
+    validation = recipe.experiment.validation
+    scores = _validate_on(recipe, params, validation.dataset, "validation.dataset")
+    for name, dataset in validation.more.items():
+        others = _validate_on(recipe, params, dataset, f"validation.more.{name}")
+        scores |= {f"{name}/{score}": value for score, value in others.items()}
+    return scores
+
+
+def _validate_on(
+    recipe: Recipe, params: dict[str, Any], dataset: Dataset, label: str
+) -> dict[str, float]:
+    names = score_names(dataset)
+    has_loss = recipe.experiment.validation.has_loss
+    totals = np.zeros((len(names) + has_loss, 2))
     shared = (jax.process_index(), jax.process_count())
-    for clip in held_out_clips(dataset, config.image_size, *shared):
-        predicted = predict_masks(Sam2(config), params, clip, dataset.max_objects)
+    for clip in held_out_clips(dataset, recipe.config.image_size, *shared):
+        predicted = predict_masks(Sam2(recipe.config), params, clip, dataset.max_objects)
         scores = clip_scores(predicted, clip)
-        totals += [(sum(scores[name]), len(scores[name])) for name in names]
+        rows = [(sum(scores[name]), len(scores[name])) for name in names]
+        if has_loss:
+            batch = collate([pad_clip(clip, dataset.max_objects) | {"name": "", "replaced": 0}])
+            sums = recipe.loss_of_batch(params, batch)
+            rows.append((float(sums["loss"]), int(batch["is_object"].sum())))
+        totals += rows
     if jax.process_count() > 1:
         totals = multihost_utils.process_allgather(totals).sum(0)
     if not totals[0, 1]:
-        raise ValueError("validation.dataset has no clip with an object to score.")
-    return dict(zip(names, (totals[:, 0] / totals[:, 1]).tolist(), strict=True))
+        raise ValueError(f"{label} has no clip with an object to score.")
+    means = (totals[:, 0] / totals[:, 1]).tolist()
+    return dict(zip((*names, *["loss"] * has_loss), means, strict=True))
 
 
 def draw_predictions(

@@ -175,8 +175,7 @@ def check_wandb(project: str) -> None:
 
 def _start_wandb(project: str, folder: Path, settings: Mapping[str, Any] | None) -> Any:
     check_wandb(project)
-    import wandb
-
+    wandb = importlib.import_module("wandb")
     identity = folder / _WANDB_ID
     if not identity.exists():
         write_file(identity, secrets.token_hex(8).encode())

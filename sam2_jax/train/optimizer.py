@@ -6,7 +6,7 @@ or another number of steps compiles nothing.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -104,7 +104,7 @@ def weight_decays(
     return {path: decay(path) for path in paths}
 
 
-def schedule(kind: str, values: Hyperparameters) -> optax.Schedule:
+def schedule(kind: str, values: Hyperparameters) -> Callable[[Any], jax.Array]:
     """Returns the share of the peak learning rate as a function of the step.
 
     Args:

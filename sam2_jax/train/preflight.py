@@ -29,7 +29,9 @@ def preflight(experiment: Experiment, mesh: jax.sharding.Mesh, image_size: int) 
         )
     check_wandb(experiment.wandb_project)
     if experiment.validation.every or experiment.draw_every:
-        open_held_out(experiment.validation.dataset, image_size)
+        validation = experiment.validation
+        for dataset in (validation.dataset, *validation.more.values()):
+            open_held_out(dataset, image_size)
 
 
 def check_batch_sizes(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:

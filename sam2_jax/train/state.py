@@ -10,6 +10,8 @@ import numpy as np
 from flax import struct
 from jax.experimental import multihost_utils
 
+from sam2_jax.checkpoint import load_start
+from sam2_jax.checkpoint.download import find_weights
 from sam2_jax.checkpoint.run_folder import exported
 from sam2_jax.parallel.mesh import batch_sharding
 from sam2_jax.parallel.rules import shardings
@@ -84,6 +86,21 @@ def init_state(
     out = jax.tree.map(lambda x: x.sharding, abstract)
     start = jax.jit(functools.partial(_start, recipe), out_shardings=out, donate_argnums=0)
     return start(placed)
+
+
+def starting_params(recipe: Recipe) -> dict[str, Any] | None:
+    """Loads the parameters from which an experiment starts, on the host; None if it draws them.
+
+    Raises:
+      FileNotFoundError: there are none where `init_from` says.
+      ValueError: they do not fit the model.
+    """
+    experiment = recipe.experiment
+    if not experiment.init_from:
+        return None
+    path = find_weights(experiment.init_from)
+    name, fresh = experiment.model, experiment.init_except
+    return load_start(path, name, recipe.config, recipe.draw, fresh).params
 
 
 def abstract_batch(
