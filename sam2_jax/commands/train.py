@@ -26,11 +26,11 @@ USAGE = """usage: {program} --config=EXPERIMENT [--config.field=value ...] [--wo
 
   --config=EXPERIMENT   a file, such as configs/nano.py:small, or the name of one that is installed, such as
                         smoke or nano:small; --config.optimizer.learning_rate=1e-4 changes a field of it
-  --workdir=DIR         folder of the run (default: runs/<experiment>); the same command goes on from its
-                        newest checkpoint
-  --resume=auto         must: go on even though the data or the start have changed; never: start anew and set
-                        aside what the folder holds
-  --distributed         join the other processes of a pod or a cluster, found by its environment, or by
+  --workdir=DIR         folder of the run (default: runs/<experiment>); the same command continues from
+                         its newest checkpoint
+  --resume=auto         must: continue even though the data or the start have changed; never: start anew and
+                        set aside what is in the folder
+  --distributed         join the other processes of a pod or a cluster, found by its environment, or given by
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I
   --config.dry_run      print what would be trained and stop
 """
@@ -80,9 +80,9 @@ def _status(argv: Sequence[str], program: str) -> int:
 
 @contextlib.contextmanager
 def _logging() -> Iterator[None]:
-    """Shows what a run says, and keeps errors to the one line that `main` prints.
+    """Shows the log of a run, and keeps errors to the one line that `main` prints.
 
-    Orbax raises what it logs with stacks on the way, also from threads, and what it leaves behind complains
+    Orbax logs what it raises with stack traces, also from threads, and what it leaves behind complains
     when it is collected.
     """
     handler = logging.StreamHandler(sys.stderr)
@@ -158,13 +158,13 @@ def _log_file(workdir: str) -> Iterator[None]:
 
 
 def _run_name(config: str) -> str:
-    """nano_small of configs/nano.py:small: what another argument trains is another run."""
+    """nano_small for configs/nano.py:small: another argument is another run."""
     path, _, argument = config.partition(":")
     return "_".join([Path(path).stem, *re.findall(r"[\w.+-]+", argument)])
 
 
 def _find_config(config: str) -> str:
-    """The file of a bare name, with its argument; anything else is the path of one."""
+    """The file of an experiment given by name, with its argument; a path stays as it is."""
     name, colon, argument = config.partition(":")
     if re.fullmatch(r"[\w-]+", name) and not Path(name).is_file():
         for folder in _CONFIGS:
@@ -252,5 +252,5 @@ def _parse(argv: list[str], program: str) -> tuple[str, Any]:
             reason = f"the experiment has no field {reason.strip(_QUOTES)!r}"
         raise ValueError(f"{reason} (see {program} --help)") from error
     if rest:
-        raise ValueError(f"{rest[0]!r} is no flag (see {program} --help)")
+        raise ValueError(f"{rest[0]!r} is not a flag (see {program} --help)")
     return name, values

@@ -24,8 +24,8 @@ def preflight(experiment: Experiment, mesh: jax.sharding.Mesh, image_size: int) 
         frozen.append(f"trainable is {experiment.trainable!r}")
     if frozen and not experiment.init_from:
         raise ValueError(
-            f"{frozen[-1]}, but the parts that stay as they are would be random: name weights to start from by "
-            "--config.init_from=CHECKPOINT, or train all of it"
+            f"{frozen[-1]}, but the frozen parts would be random: name weights to start from with "
+            "--config.init_from=CHECKPOINT, or train everything"
         )
     check_wandb(experiment.wandb_project)
     if experiment.validation.every or experiment.draw_every:

@@ -231,14 +231,14 @@ def test_nothing_to_go_on_from_is_an_error_where_it_must_be(tmp_path):
     [
         ({"validation": Validation(2, Palette(frames="gone", annotations="gone"))}, "gone"),
         ({"draw_every": 1, "validation": Validation(0, Dataset(count=-1))}, "need a number"),
-        ({"trainable": "decoder"}, "trainable is 'decoder', but the parts"),
+        ({"trainable": "decoder"}, "trainable is 'decoder', but the frozen parts"),
         (
             {
                 "optimizer": Optimizer(
                     groups={"a": ParameterGroup("^image_encoder/", is_frozen=True)}
                 )
             },
-            r"groups\.a\.is_frozen is True, but the parts",
+            r"groups\.a\.is_frozen is True, but the frozen parts",
         ),
     ],
 )
@@ -537,7 +537,7 @@ def test_the_command_leaves_loggers_and_hooks_as_they_were(tmp_path):
         (["--config={}", "--config.wandb_project=mine"], "wandb is not installed"),
         (["--config={}", "--workdir={}"], "File exists"),
         (["--config={}", "--frequency=3"], "frequency"),
-        (["--config={}", "now"], "'now' is no flag"),
+        (["--config={}", "now"], "'now' is not a flag"),
     ],
 )
 def test_errors_of_users_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
