@@ -290,7 +290,7 @@ def validate(recipe: Recipe, params: dict[str, Any]) -> dict[str, float]:
       params: of the model, on a device of this process.
 
     Returns:
-      Means over the objects of all clips, and the loss if it is asked for; models are compared by the first one.
+      Means over the objects of all clips, and the loss if it is asked for; models are compared by the first.
       Those of further datasets begin with their names, as in "street/J&F".
 
     Raises:

@@ -18,7 +18,7 @@ import pytest
 
 from sam2_jax.checkpoint import folder, run_folder
 from sam2_jax.commands import train as command
-from sam2_jax.data.datasets import Palette
+from sam2_jax.data.datasets import Augment, Palette
 from sam2_jax.data.media import read_image
 from sam2_jax.experiment import Dataset, Interaction, Optimizer, ParameterGroup, Validation
 from sam2_jax.parallel.mesh import make_mesh
@@ -448,6 +448,58 @@ def test_validation_scores_are_in_the_lines_and_the_best_checkpoint_stays(tmp_pa
     np.testing.assert_equal(last, run_folder.load(tmp_path / "checkpoints" / "6").params)
 
 
+def test_further_validation_sets_and_the_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "predict_masks", lambda sam2, params, clip, num_objects: clip.masks)
+    images = Dataset(num_frames=1, max_objects=2, count=2, seed=1)
+    validation = dataclasses.replace(VALIDATION, every=3, more={"still": images}, has_loss=True)
+    train(toy(validation=validation), tmp_path)
+    lines = [line for line in read_metrics(tmp_path) if "validation/J&F" in line]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert [line["validation/still/iou"] for line in lines] == [1, 1]
+    for name in ("validation/loss", "validation/still/loss"):
+        first, last = (line[name] for line in lines)
+        assert first != last
+        assert 0 < min(first, last) < max(first, last) < 2
+
+
+def test_some_checkpoints_stay(tmp_path):
+    train(toy(keep_last=1, keep_steps=(2,)), tmp_path)
+    assert checkpoint_steps(tmp_path) == [2, 6]
+
+
+def test_the_command_line_adds_data_and_groups_and_changes_any_field_of_the_model(
+    tmp_path, monkeypatch
+):
+    config = toy_run.write_config(tmp_path)
+    given = []
+    monkeypatch.setattr(loop, "train", lambda experiment, *_, **__: given.append(experiment))
+    flags = (
+        "datasets.mine.kind=palette",
+        "datasets.mine.frames=f",
+        "datasets.mine.annotations=a",
+        "datasets.mine.augment.flip=0.0",
+        "datasets.drawn.weight=0",
+        "validation.more.still.num_frames=1",
+        "optimizer.groups.slow.pattern=^no_mem",
+        "optimizer.groups.slow.learning_rate=1e-6",
+        "model_overrides.num_maskmem=5",
+        "model_overrides.hiera.stages=(1, 2, 5, 1)",
+        "model_overrides.soft_no_obj_ptr=True",
+    )
+    assert run_command(f"--config={config}", *(f"--config.{flag}" for flag in flags)) == 0
+    (found,) = given
+    mine = Palette(frames="f", annotations="a", augment=Augment(flip=0.0))
+    assert found.datasets["mine"] == mine
+    assert found.datasets["drawn"].weight == 0
+    assert found.validation.more == {"still": Dataset(num_frames=1)}
+    assert found.optimizer.groups == {"slow": ParameterGroup("^no_mem", 1e-6)}
+    assert found.model_overrides == {
+        "num_maskmem": 5,
+        "hiera": {"stages": (1, 2, 5, 1)},
+        "soft_no_obj_ptr": True,
+    }
+
+
 def test_images_are_validated_by_one_click(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "predict_masks", lambda sam2, params, clip, num_objects: clip.masks)
     images = Validation(every=3, dataset=Dataset(num_frames=1, count=1, seed=1))
@@ -530,6 +582,9 @@ def test_the_command_leaves_loggers_and_hooks_as_they_were(tmp_path):
         (["--config=nowhere"], "no experiment 'nowhere'; known are finetune_decoder_lora, "),
         (["--config={}", "--config.num_stepz=2"], 'Did you mean "num_steps"'),
         (["--config={}", "--config.batch_size=2"], "has no field 'batch_size'"),
+        (["--config={}:small"], "TypeError: get_config() takes 0 positional arguments"),
+        (["--config={}", "--config.ema_decay=1.5"], "ema_decay is 1.5; it must be at least 0"),
+        (["--config={}", "--config.datasets.x.kind=none"], "datasets.x.kind is 'none'"),
         (["--config={}", "--config.num_steps=x"], "config.num_steps=x"),
         (["--config={}", "--config.remat=some"], "remat is 'some'"),
         (["--config={}", "--config.mesh.fsdp=3"], "does not fit"),
