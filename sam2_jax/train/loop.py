@@ -216,11 +216,12 @@ def train(
             if validates or draws:
                 params = jax.device_put(export_params(state), jax.local_devices()[0])
                 try:
-                    if validates:
-                        scores = validate(recipe, params)
-                    if draws and writer is not None:
-                        path = workdir / PICTURES / f"step_{step:07d}.png"
-                        write_png(path, draw_predictions(experiment, recipe.config, params))
+                    with reporter.speed.paused():
+                        if validates:
+                            scores = validate(recipe, params)
+                        if draws and writer is not None:
+                            path = workdir / PICTURES / f"step_{step:07d}.png"
+                            write_png(path, draw_predictions(experiment, recipe.config, params))
                 except Exception:  # whatever it is, the steps before it are not lost
                     reporter.flush()
                     save(step, state, position)

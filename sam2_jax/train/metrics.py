@@ -3,6 +3,7 @@
 Written by one process; a run that is resumed goes on as if it had never stopped.
 """
 
+import contextlib
 import importlib
 import json
 import math
@@ -12,7 +13,7 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,15 @@ class Speed:
         """Begins anew, for example after a pause."""
         self._start, self._steps, self._frames = time.monotonic(), 0, 0
         self._flops, self._waited = 0.0, 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it, no time passes."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._start += time.monotonic() - start
 
     def count(self, frames: int, flops: float | None, waited: float = 0.0) -> None:
         """Adds a step; `flops` is None where they are not known, `waited` are seconds for its batch."""

@@ -197,6 +197,11 @@ def test_speed(monkeypatch):
     now += 4
     assert speed.rates() == {"frames_per_s": 8.0, "step_s": 2.0, "data_s": 0.25, "mfu": 0.5}
     assert speed.rates() == {}  # nothing was done since
+    speed.count(6, None)
+    with speed.paused():
+        now += 50
+    now += 3
+    assert speed.rates()["step_s"] == 3.0
     unknown = Speed(peak_flops=None)
     unknown.count(6, None)
     now += 2
