@@ -60,13 +60,14 @@ def remove_small_regions(
     if mode not in ("holes", "islands"):
         raise ValueError(f"mode is {mode!r}; expected 'holes' or 'islands'.")
     mask = np.asarray(as_array(mask)) != 0
-    regions, count = ndimage.label(mask ^ (mode == "holes"), np.ones((3, 3)))
-    areas = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+    regions = np.zeros(mask.shape, np.int32)
+    ndimage.label(mask ^ (mode == "holes"), np.ones((3, 3)), output=regions)
+    areas = np.bincount(regions.ravel())[1:]
     small = 1 + np.flatnonzero(areas < area_thresh)
     if not len(small):
         return mask, False
     if mode == "holes":
         return mask | np.isin(regions, small), True
-    if len(small) == count:
+    if len(small) == len(areas):
         small = small[small != 1 + areas.argmax()]
     return mask & ~np.isin(regions, small), True
