@@ -1,8 +1,6 @@
 """Two-way transformer: prompt tokens and image exchange information in both directions.
 
 tokens (N, K, C), image (N, L, C)  ->  the same shapes
-
-Both stay float32 between the layers, whatever the compute type: in bfloat16 masks, and which is taken, flip.
 """
 
 import jax
@@ -49,7 +47,7 @@ class TwoWayBlock(nn.Module):
     def __call__(self, tokens, image, token_positions, image_positions, token_mask):
         """Maps tokens (N, K, C) and image (N or 1, L, C) to (N, K, C) and (N, L, C)."""
         c = tokens.shape[-1]
-        norm = lambda name: LayerNorm(1e-5, name=name)
+        norm = lambda name: LayerNorm(1e-5, self.dtype, name=name)
 
         attend = Attention(c, self.dtype, name="self_attn")
         if self.is_first:  # the tokens still are their own positions: neither encoding nor residual
@@ -96,4 +94,4 @@ class TwoWayTransformer(nn.Module):
             tokens, image = block(tokens, image, positions, image_positions, token_mask)
         attend = Attention(tokens.shape[-1] // 2, self.dtype, name="final_attn_token_to_image")
         tokens = tokens + attend(tokens + positions, image + image_positions, image)
-        return LayerNorm(1e-5, name="norm_final_attn")(tokens), image
+        return LayerNorm(1e-5, self.dtype, name="norm_final_attn")(tokens), image
