@@ -13,7 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests import flags
+from tests import annotations, flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{flags.DEVICES} {flags.QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
@@ -29,6 +29,16 @@ gc.set_threshold(50_000, 20, 50)
 # The same examples every time: what fails fails again, and what passes here passes there.
 hypothesis.settings.register_profile("sam2_jax", derandomize=True)
 hypothesis.settings.load_profile("sam2_jax")
+
+
+annotations.check(
+    "sam2_jax.ops",
+    "sam2_jax.model",
+    "sam2_jax.track",
+    "sam2_jax.train.losses",
+    # These call checked functions so often that checking them too would make tracing a fifth slower.
+    but=("sam2_jax.model.layers", "sam2_jax.model.hiera", "sam2_jax.model.two_way"),
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

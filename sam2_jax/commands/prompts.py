@@ -35,7 +35,7 @@ def _numbers(kind: str, counts: tuple[int, ...], usage: str) -> Callable[[str], 
         plain = "".join(text.split()).lower()
         match = re.fullmatch(rf"(?:(\d+):)?({_NUMBER}(?:,{_NUMBER})*)(?:@(\d+))?", plain)
         numbers = [float(x) for x in match[2].split(",")] if match else []
-        if len(numbers) not in counts:
+        if not match or len(numbers) not in counts:
             raise argparse.ArgumentTypeError(f"{text!r} is not of the form {usage}")
         if kind == "point":
             label = numbers[2] if len(numbers) == 3 else 1
@@ -51,11 +51,13 @@ def _numbers(kind: str, counts: tuple[int, ...], usage: str) -> Callable[[str], 
 
 def _mask(text: str) -> UserPrompt:
     match = re.fullmatch(r"(?:(\d+):)?(.+?)(?:@(\d+))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form [OBJECT:]FILE[@FRAME]")
     return UserPrompt("mask", int(match[1]) if match[1] else None, int(match[3] or 0), match[2])
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:
-    """Adds --point, --box and --mask, which gather in `prompts`."""
+    """Adds --point, --box and --mask, which are collected in `prompts`."""
     point = _numbers("point", (2, 3), "[OBJECT:]X,Y[,LABEL][@FRAME]")
     box = _numbers("box", (4,), "[OBJECT:]X0,Y0,X1,Y1[@FRAME]")
     add = lambda name, type, metavar, help: parser.add_argument(
@@ -97,7 +99,7 @@ def group_prompts(prompts: list[UserPrompt], height: int, width: int) -> Groups:
         if len(group["box"]) > 1 or len(group["mask"]) > 1 or is_mixed:
             raise ValueError(
                 f"object {obj} has several boxes, or a mask and another prompt, on frame {frame}: name "
-                "different objects by OBJECT: before the prompt, as in --box 2:10,20,30,40"
+                "different objects with OBJECT: before the prompt, as in --box 2:10,20,30,40"
             )
     return groups
 

@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from typing import Any, Self
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -29,8 +30,8 @@ def read_image(
     """Reads a picture, a file or the bytes of one, as RGB; see `rgb_picture`.
 
     An orientation stored in EXIF is not applied: the original does not either, and prompts are given
-    in the pixels of the file. Tools for annotation apply it, so that it counts where `drawn_on` is
-    given, unless only the stored picture is of that size.
+    in the pixels of the file. Annotation tools do apply it, so that it is applied where `drawn_on`
+    is given, unless only the stored picture has that size.
 
     Args:
         picture: the file.
@@ -54,7 +55,7 @@ def read_image(
             image = ImageOps.exif_transpose(image)
         elif _orientation(image) != 1 and drawn_on is None:
             warn_once(
-                "%s has an orientation in EXIF, which is not applied: its pixels count as they are stored",
+                "%s has an orientation in EXIF, which is not applied: its pixels are used as they are stored",
                 name,
             )
         return rgb_picture(image, name)
@@ -79,8 +80,8 @@ def rgb_picture(image: Image.Image, name: str = "the picture") -> np.ndarray:
         low, high = values.min(), values.max()
         scaled = (values - low) * (255 / (high - low) if high > low else 0)
         return np.repeat(np.round(scaled).astype(np.uint8)[..., None], 3, -1)
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-        warn_once("%s is transparent in parts, which count with the colours stored there", name)
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        warn_once("%s is transparent in parts, which are read with the colours stored there", name)
     try:
         return np.asarray(image.convert("RGB"))
     except ValueError as error:
@@ -88,7 +89,7 @@ def rgb_picture(image: Image.Image, name: str = "the picture") -> np.ndarray:
 
 
 def _count_pages(image: Image.Image) -> int:
-    """Counts the pictures of a file; previews of the first one in other sizes are none."""
+    """Counts the pictures of a file; previews of the first one in other sizes do not count."""
     count = getattr(image, "n_frames", 1)
     if image.format == "MPO":  # a JPEG with a preview, or the other eye's picture, behind it
         return 1
@@ -109,7 +110,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _is_turned(image: Image.Image, drawn_on: tuple[int, int] | None) -> bool:
-    """Says whether annotations were drawn on a picture as its EXIF turns it."""
+    """Says whether annotations were drawn on a picture as EXIF turns it."""
     orientation = _orientation(image)
     if drawn_on is None or orientation == 1:
         return False
@@ -227,8 +228,7 @@ class VideoWriter:
                 f"frame {self.num_frames} is {frame.shape} {frame.dtype}; "
                 "(H, W, 3) uint8 is expected"
             )
-        if self._container is None:
-            self._open(frame.shape)
+        container = self._container or self._open(frame.shape)
         if frame.shape != self._shape:
             raise ValueError(
                 f"frame {self.num_frames} is {frame.shape}, but the first is {self._shape}"
@@ -247,11 +247,11 @@ class VideoWriter:
         picture.pts, picture.time_base = tick, Fraction(1, _TICKS)
         picture.duration = max(1, round(_TICKS / self._fps))
         with self._file.named_errors():
-            self._container.mux(self._stream.encode(picture))
+            container.mux(self._stream.encode(picture))
         self._last_tick = tick
         self.num_frames += 1
 
-    def _open(self, shape: tuple[int, int, int]) -> None:
+    def _open(self, shape: tuple[int, int, int]) -> Any:
         import av
 
         with self._file.named_errors():
@@ -272,6 +272,7 @@ class VideoWriter:
         context.sample_aspect_ratio = self._pixel_aspect
         context.colorspace, context.color_range = self._matrix, _LIMITED_RANGE
         context.color_primaries = context.color_trc = _BT709
+        return self._container
 
     def close(self) -> None:
         """Finishes the file and gives it its name; does nothing the second time.
@@ -306,10 +307,10 @@ class VideoWriter:
         finally:
             self._file.discard()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -8,7 +8,7 @@ Memory does not grow with the number of frames.
 import glob
 import sys
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -64,8 +64,8 @@ class Stream(Iterator):
         check_size(frame, self.height, self.width, f"frame {self._count} of {self._name}")
         if self._count:
             expected = self.time + 1 / self.fps
-            is_known = seconds is not None and self._start is not None
-            now = seconds - self._start if is_known else expected
+            start = self._start
+            now = expected if seconds is None or start is None else seconds - start
             self.time = now if now > self.time else expected  # clocks of cameras may be set back
         self._count += 1
         return frame
@@ -75,10 +75,10 @@ class Stream(Iterator):
         self._first = None
         self._frames.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -94,7 +94,7 @@ def read_stream(file: BinaryIO, raw_size: tuple[int, int] | None = None) -> Stre
         file: gives mpegts, matroska, fragmented mp4, y4m, mjpeg or whatever else FFmpeg reads
             without seeking; it is only read from, and the caller closes it.
         raw_size: (height, width) of raw frames, 3 bytes a pixel in the order R, G, B, row by row;
-            None for a format that says so itself.
+            None for a format that states it.
 
     Raises:
         ValueError: not a video, no whole frame in it, or a size that is not positive.
@@ -166,11 +166,11 @@ def open_camera(device: str | int = "0") -> Stream:
     """Opens a camera of this machine.
 
     Args:
-        device: number of the camera from 0, or its name: `/dev/video0` on Linux, where 0 means just
-            that, and on macOS and Windows what the error for a wrong name lists.
+        device: number of the camera from 0, or its name: `/dev/video0` on Linux, which 0 stands
+            for, and on macOS and Windows one of those that the error for a wrong name lists.
 
     Raises:
-        FileNotFoundError: there is no such camera; the error lists those that there are.
+        FileNotFoundError: there is no such camera; the error lists those there are.
         ValueError: it cannot be opened, for example because another program uses it, or sends no
             picture.
     """
@@ -203,7 +203,7 @@ def _list_cameras(format_name: str) -> list[str]:
 
 
 def _camera_address(device: str, format_name: str, cameras: list[str]) -> str:
-    """Returns how FFmpeg calls a camera that is given by number or name."""
+    """Returns FFmpeg's address of a camera that is given by number or name."""
     if format_name == "v4l2":
         return f"/dev/video{device}" if device.isdecimal() else device
     if format_name == "dshow":

@@ -3,7 +3,7 @@
     prediction, target (H, W)  ->  next_click: point and label
     target (H, W)              ->  box_around: corners
 
-Clicks go to the centre of the error: to the pixel that is deepest within what is missing or too much.
+Clicks go to the centre of the error: the pixel that is deepest inside what is missing or wrongly included.
 """
 
 import numpy as np
@@ -25,22 +25,22 @@ def next_click(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, 
       (2,) int point (x, y) in pixels, and its label: 1 if it is missing from the prediction, 0 if it should
       not be there. None if there is no error.
     """
-    missing, surplus = _deepest(target & ~prediction), _deepest(prediction & ~target)
-    if missing is None and surplus is None:
+    surplus, missing = _deepest(prediction & ~target), _deepest(target & ~prediction)
+    errors = [(*error, label) for label, error in enumerate((surplus, missing)) if error]
+    if not errors:
         return None
-    if surplus is None or (missing is not None and missing[0] > surplus[0]):
-        return missing[1], 1
-    return surplus[1], 0
+    _, point, label = max(errors, key=lambda error: error[0])
+    return point, label
 
 
 def _deepest(region: np.ndarray) -> tuple[float, np.ndarray] | None:
-    """Depth and (x, y) of the pixel farthest from the outline of a region; around the picture is outside."""
+    """Depth and (x, y) of the pixel farthest from the outline of a region; beyond the picture is outside."""
     if not region.any():
         return None
     rows, columns = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
     top, left = rows[0], columns[0]
     crop = region[top : rows[-1] + 1, left : columns[-1] + 1]
-    depth = ndimage.distance_transform_edt(np.pad(crop, 1))[1:-1, 1:-1]
+    depth = np.asarray(ndimage.distance_transform_edt(np.pad(crop, 1)))[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     return float(depth[y, x]), np.array([left + x, top + y])
 
@@ -63,13 +63,13 @@ def click_on_frame(
     """Corrects an object on a frame of a session, click by click.
 
     Args:
-      predictor: answers the clicks.
+      predictor: takes the clicks.
       state: the session.
       frame: frame index.
       object_id: the object, new or known.
       prediction: (H, W) bool, what is predicted so far; empty for a new object.
       target: (H, W) bool.
-      count: of clicks; fewer if no error is left.
+      count: number of clicks; fewer are made if no error is left.
     """
     for _ in range(count):
         click = next_click(prediction, target)

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jaxtyping import Bool, Float, Float32
 
 from sam2_jax.config import ModelConfig
 from sam2_jax.model.layers import MLP, Conv, Dense, LayerNorm, Upsample2x2, gelu, normal
 from sam2_jax.model.two_way import TwoWayTransformer
+from sam2_jax.structs import Array
 
 NUM_MASKS = 4  # one for clear prompts, three for ambiguous ones
 _ALWAYS_VISIBLE = 10.0  # score logit of models without an object score
@@ -21,16 +23,16 @@ class Decoded:
     """All outputs of the decoder, before any choice.
 
     Attributes:
-      masks: (N, 4, 4H, 4W) float32 logits; 0 answers clear prompts, 1 to 3 ambiguous ones.
-      ious: (N, 4) float32 predicted IoU.
-      tokens: (N, 4, C) mask tokens, from which object pointers are made.
-      scores: (N,) float32 logit that the object is visible.
+      masks: logits; the first mask answers clear prompts, the other three ambiguous ones.
+      ious: predicted IoU.
+      tokens: mask tokens, from which object pointers are made.
+      scores: logit that the object is visible.
     """
 
-    masks: jax.Array
-    ious: jax.Array
-    tokens: jax.Array
-    scores: jax.Array
+    masks: Float32[Array, "n 4 q q"]
+    ious: Float32[Array, "n 4"]
+    tokens: Float[Array, "n 4 c"]
+    scores: Float32[Array, " n"]
 
 
 class MaskDecoder(nn.Module):
@@ -38,7 +40,7 @@ class MaskDecoder(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates the parts."""
         config = self.config
         c, dtype = config.hidden_dim, config.dtype
@@ -61,7 +63,9 @@ class MaskDecoder(nn.Module):
             is_mlp = config.pred_obj_scores_mlp
             self.pred_obj_score_head = MLP((c, c, 1), dtype=dtype) if is_mlp else Dense(1, dtype)
 
-    def project_high_res(self, maps: list[jax.Array]) -> tuple[jax.Array, ...]:
+    def project_high_res(
+        self, maps: list[Float[Array, "b _ _ c"]]
+    ) -> tuple[Float[jax.Array, "b _ _ _"], ...]:
         """Narrows the stride-4 and stride-8 maps for the skips; done once a frame, not once a prompt."""
         if not self.config.use_high_res_features_in_sam:
             return ()
@@ -69,21 +73,21 @@ class MaskDecoder(nn.Module):
 
     def __call__(
         self,
-        embedding: jax.Array,
-        positions: jax.Array,
-        tokens: jax.Array,
-        token_mask: jax.Array,
-        dense: jax.Array,
-        high_res: tuple[jax.Array, ...],
+        embedding: Float[Array, "#n h w c"],
+        positions: Float[Array, "1 h w c"],
+        tokens: Float[Array, "n p c"],
+        token_mask: Bool[Array, "n p"],
+        dense: Float[Array, "#n h w c"],
+        high_res: tuple[Float[Array, "#n _ _ _"], ...],
     ) -> Decoded:
         """Decodes all masks of all prompts.
 
         Args:
-          embedding: (N or 1, H, W, C) conditioned image embedding.
-          positions: (1, H, W, C) encoding of the cells.
-          tokens: (N, P, C) prompt tokens.
-          token_mask: (N, P) bool, False for padding.
-          dense: (N or 1, H, W, C) encoded mask prompt.
+          embedding: conditioned image embedding.
+          positions: encoding of the cells.
+          tokens: prompt tokens.
+          token_mask: False for padding.
+          dense: encoded mask prompt.
           high_res: skips (N or 1, 4H, 4W, C/8) and (N or 1, 2H, 2W, C/4), or empty.
 
         Returns:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sam2_jax.data.masks import encode_rle
 from sam2_jax.outputs import HostArray, as_array, to_host
 from sam2_jax.predict import mask_generator
 from sam2_jax.predict.regions import (
@@ -154,10 +155,7 @@ def area_from_rle(rle: dict[str, Any]) -> int:
 
 def coco_encode_rle(uncompressed_rle: dict[str, Any]) -> dict[str, Any]:
     """Run lengths -> COCO's compressed ones, as text."""
-    from pycocotools import mask as coco
-
-    packed = coco.frPyObjects(uncompressed_rle, *uncompressed_rle["size"])
-    return packed | {"counts": packed["counts"].decode("utf-8")}
+    return encode_rle(rle_to_mask(uncompressed_rle))
 
 
 def box_xyxy_to_xywh(box_xyxy: Any) -> HostArray:

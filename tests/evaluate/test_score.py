@@ -155,7 +155,7 @@ def test_colours_are_no_ids(folders):
     target, predictions = folders
     path = predictions / "bear" / "00002.png"
     Image.open(path).convert("RGB").save(path)
-    with pytest.raises(ValueError, match=r"00002.png is a RGB picture; a palette or grey PNG"):
+    with pytest.raises(ValueError, match=r"00002.png is a coloured RGB picture"):
         scores_of(target, predictions)
 
 
@@ -180,7 +180,7 @@ def test_seen_and_unseen_categories(tmp_path):
         {"G": 40, "J seen": 50, "F seen": 70, "J unseen": 10, "F unseen": 30}
     )
     meta.write_text('{"videos": []}')
-    with pytest.raises(ValueError, match=r"meta.json is no meta.json of YouTube-VOS"):
+    with pytest.raises(ValueError, match=r"meta.json is not a meta.json of YouTube-VOS"):
         read_categories(str(meta))
 
 

@@ -192,7 +192,9 @@ def test_raw_pixels_of_another_width_are_refused(size):
     track._check_row_length(frame)
     track._check_row_length(np.zeros_like(frame))
     wrong = frame.ravel()[: 50 * 70 * 3].reshape(50, 70, 3)
-    with pytest.raises(ValueError, match=rf"--raw is 70x50, but rows of {size[1]} pixels"):
+    with pytest.raises(
+        ValueError, match=rf"--raw is 70x50, but the data looks like rows of {size[1]} pixels"
+    ):
         track._check_row_length(wrong)
 
 
