@@ -151,8 +151,8 @@ def track(
     """Tracks the objects of several videos, which are spread over the devices of this process.
 
     Args:
-        predictor: tracks; its configuration says whether objects may overlap, and whether they may start with an
-            empty mask.
+        predictor: tracks; its configuration says whether objects may overlap, and whether they may start
+            with an empty mask.
         videos: frames and masks of each.
         options: see `Options`.
 
