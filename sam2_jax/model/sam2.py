@@ -47,9 +47,9 @@ def no_prompt(num_objects: int) -> Prompt:
 
 def asks_for_three(
     config: ModelConfig,
-    num_points: Int[Array, " n"],
-    is_initial: Bool[Array, " n"] | Bool[ArrayLike, ""],
-) -> Bool[jax.Array, " n"]:
+    num_points: Int[Array, "*n"],
+    is_initial: Bool[Array, "*n"] | Bool[ArrayLike, ""],
+) -> Bool[jax.Array, "*n"]:
     """Tells which prompts are ambiguous: those of few points; a box counts as two."""
     return (
         config.multimask_output_in_sam
