@@ -35,6 +35,24 @@ _WHICH_MODEL = (
 )
 
 
+_users: set[int] = set()  # processes, this one and those that it was forked from, in which a model was used
+
+
+def check_process() -> None:
+    """Fails in a process that was forked from one with a model: JAX's threads are not in it, it would hang.
+
+    Raises:
+      RuntimeError: see above.
+    """
+    _users.add(os.getpid())
+    if len(_users) > 1:
+        raise RuntimeError(
+            "This process was forked from one in which a model was used; JAX would hang in it. Start workers "
+            'by spawn, multiprocessing.get_context("spawn") or mp_context= of ProcessPoolExecutor, or build '
+            "the model in the workers alone."
+        )
+
+
 @dataclasses.dataclass(eq=False)
 class Model(ModuleLike):
     """A module and its parameters. Options of `config` can be set as attributes, as on the original's.
@@ -53,9 +71,14 @@ class Model(ModuleLike):
     session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
     outputs: str = "numpy"
 
-    @functools.cached_property
+    @property
     def module(self) -> Sam2:
         """The Linen module; hashable, so it is a static argument of compiled functions."""
+        check_process()
+        return self._module
+
+    @functools.cached_property
+    def _module(self) -> Sam2:
         return Sam2(self.config)
 
     @functools.cached_property
@@ -112,6 +135,7 @@ def build_model(
             "how."
         )
     check_outputs(outputs)
+    check_process()
     checkpoint = checkpoint if checkpoint is not None else ckpt_path
     name, implied = find_config(model or config_file, has_checkpoint=checkpoint is not None)
     overrides = {

@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sam2_jax.ops import attention_cudnn, attention_tokamax, attention_tpu
 
@@ -29,7 +30,7 @@ IMPLEMENTATIONS = ("reference", "xla", "cpu", "cudnn", "tpu", "tokamax")
 # Queries scored at a time where the whole would not fit; on CPU 256 to 2048 are equally fast.
 _CHUNK = 512
 _MANY = 1024  # queries, and keys, from which on a fused kernel is worth a launch of its own
-_NEVER = -1e30  # finite, so that a row without any key gives numbers, not NaN
+_NEVER = np.float32(-1e30)  # finite, so that a row without any key gives numbers, not NaN
 
 Parts = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -286,9 +287,9 @@ def _parts_in_caches(q, k, v, used):
         q, k, v, used = xs
         chunks = q.reshape(t // chunk, chunk, d)
         nothing = (
-            jnp.zeros((t // chunk, chunk, e)),
-            jnp.full((t // chunk, chunk, 1), _NEVER),
-            jnp.zeros((t // chunk, chunk, 1)),
+            jnp.zeros((t // chunk, chunk, e), jnp.float32),
+            jnp.full((t // chunk, chunk, 1), _NEVER, jnp.float32),
+            jnp.zeros((t // chunk, chunk, 1), jnp.float32),
         )
 
         def slot(state, xs):

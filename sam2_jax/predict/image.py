@@ -418,13 +418,18 @@ class SAM2ImagePredictor(ModuleLike):
         ):
             own = slice(end - n, end)
             padded = preprocessing.pad_rows(cleaned[own], preprocessing.bucket(n))
-            masks = postprocessing.resize_masks(padded, height, width)
-            if not return_logits:
-                masks = masks > self.mask_threshold
+            masks = postprocessing.finish_masks(
+                padded,
+                postprocessing.padded_weights(padded.shape[-2], height),
+                postprocessing.padded_weights(padded.shape[-1], width),
+                self.mask_threshold,
+                return_logits,
+            )
             if self.outputs == "numpy":
                 masks = np.asarray(masks)
+            masks = masks[:n, :, :height, :width]
             limit = postprocessing.LOGIT_LIMIT
-            answer = masks[:n].astype(np.float32), ious[own], low_res[own].clip(-limit, limit)
+            answer = masks.astype(np.float32), ious[own], low_res[own].clip(-limit, limit)
             if n == 1:  # as in the original, a single prompt has no axis of its own
                 answer = tuple(x[0] for x in answer)
             answers.append(tuple(hand_out(x, self.outputs) for x in answer))

@@ -38,7 +38,6 @@ from sam2_jax.predict.image import SAM2ImagePredictor
 from sam2_jax.structs import Prompt
 
 _EDGE = 20  # pixels; a box that ends so close to the edge of a crop is cut off by it
-_SIZE_STEP = 256  # sides are rounded up to it: one program serves photos of similar size
 _PIXELS_AT_ONCE = 2**24  # of enlarged masks
 _PAGE = 16  # maps that are kept in one array
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
@@ -205,9 +204,7 @@ def _take(masks: jax.Array, index: jax.Array) -> jax.Array:
 def _enlarge(mask, rows, columns):
     """(h, w) logits -> (H, W), minus infinity outside of the crop."""
     wide = jnp.einsum("ij,xj->ix", mask, columns, precision="highest")
-    # A row of pixels lies between two of the map: two products instead of h.
-    first = jnp.minimum(jnp.argmax(rows > 0, 1), rows.shape[1] - 2)
-    enlarged = sum(jnp.take_along_axis(rows, i[:, None], 1) * wide[i] for i in (first, first + 1))
+    enlarged = postprocessing.blend_rows(wide, rows)
     is_inside = rows.any(1)[:, None] & columns.any(1)
     return jnp.where(is_inside, enlarged, -jnp.inf)
 
@@ -246,13 +243,7 @@ class _Crop:
 
     def __init__(self, height: int, width: int, mask_size: int):
         self.height, self.width = height, width
-        padded = [-(-side // _SIZE_STEP) * _SIZE_STEP for side in (height, width)]
-        self._weights = [
-            jnp.asarray(
-                preprocessing.pad_rows(postprocessing.resize_weights(mask_size, side), size)
-            )
-            for side, size in zip((height, width), padded, strict=True)
-        ]
+        self._weights = [postprocessing.padded_weights(mask_size, side) for side in (height, width)]
 
     def measure(
         self, masks: jax.Array, is_chosen: jax.Array, threshold: float, offset: float

@@ -62,7 +62,7 @@ def schedule(config: Optimizer, num_steps: int) -> optax.Schedule:
         elif config.schedule == "rsqrt":
             share = jnp.sqrt(config.timescale / (config.timescale + after))
         else:
-            share = jnp.ones(())
+            share = jnp.float32(1)
         if config.warmup_steps:
             share = share * jnp.minimum(step / config.warmup_steps, 1.0)
         if config.cooldown_steps:

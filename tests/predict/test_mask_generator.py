@@ -165,7 +165,8 @@ def test_masks_are_measured_at_the_size_of_the_crop(height, width):
     masks[2] = 0.25  # empty at the threshold alone
     masks[3] = 5
     masks[4, :, :5] = -5
-    full = np.asarray(postprocessing.resize_masks(masks, height, width))
+    weights = (postprocessing.resize_weights(16, side) for side in (height, width))
+    full = np.asarray(postprocessing.resize_masks(masks, *weights))
     crop = mask_generator._Crop(height, width, 16)
     stability, boxes = jax.device_get(crop.measure(masks, np.ones(19, bool), 0.3, 0.2))
     inner, outer = ((full > level).sum((1, 2)) for level in (0.5, 0.1))
