@@ -110,7 +110,9 @@ def read(config: ModelConfig, bank: MemoryBank, now: jax.Array | int) -> MemoryT
     rule, pointer_rule = rules(config)
     prompted_code = config.num_maskmem - 1
     pointer_limit = jnp.minimum(bank.num_frames, config.max_obj_ptrs_in_encoder) - 1
-    furthest = jnp.maximum(pointer_limit, 1).astype(jnp.float32)  # a video of one frame has no distances
+    furthest = jnp.maximum(pointer_limit, 1).astype(
+        jnp.float32
+    )  # a video of one frame has no distances
 
     def one_object(bank):
         frames = bank.prompted_frames

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam2_jax.model.sam2 import usual_promotion
 from sam2_jax.ops import components
 from sam2_jax.outputs import hand_out
 
@@ -31,6 +32,7 @@ def padded_weights(size: int, new_size: int) -> jax.Array:
     return jnp.asarray(np.pad(weights, [(0, -new_size % _SIZE_STEP), (0, 0)]))
 
 
+@usual_promotion()
 def blend_rows(maps: jax.Array, rows: jax.Array) -> jax.Array:
     """(..., h, W) times weights (H, h) of `resize_weights` -> (..., H, W): two products a row instead of h."""
     first = jnp.clip(jnp.argmax(rows > 0, 1), 0, max(rows.shape[1] - 2, 0))
@@ -41,6 +43,7 @@ def blend_rows(maps: jax.Array, rows: jax.Array) -> jax.Array:
     return maps[..., first, :] * weight(first) + maps[..., second, :] * last
 
 
+@usual_promotion()
 def resize_masks(masks: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Bilinear resize of mask logits without antialiasing.
 
@@ -71,11 +74,38 @@ def finish_masks(
     return resized if return_logits else resized > threshold
 
 
+@usual_promotion()
 def keep_strongest(masks: jax.Array, count: jax.Array) -> jax.Array:
     """Non-overlap: at a pixel only the strongest of the first `count` of (N, H, W) logits stays above -10."""
     rows = jnp.arange(masks.shape[0])[:, None, None]
     strongest = jnp.where(rows < count, masks, -jnp.inf).argmax(0)
     return jnp.where(rows == strongest, masks, jnp.minimum(masks, -10.0))
+
+
+@jax.jit
+@usual_promotion()
+def keep_clicked(
+    masks: jax.Array, cells: jax.Array, labels: jax.Array, threshold: float
+) -> jax.Array:
+    """Removes what does not hang together with a positive click.
+
+    Args:
+      masks: (N, C, h, w) logits.
+      cells: (N, P, 2) places (x, y) of the points on the map.
+      labels: (N, P) as in `Prompt`. Masks of prompts with a box, and those that no click hits, stay.
+      threshold: logits above it are the object.
+
+    Returns:
+      Masks of the same shape and type.
+    """
+    n, _, h, w = masks.shape
+    x, y = (jnp.clip(cells[..., i].astype(jnp.int32), 0, side - 1) for i, side in ((0, w), (1, h)))
+    is_click = (labels == 1) & ~(labels >= 2).any(1, keepdims=True)
+    seeds = jnp.zeros((n, h, w), bool).at[jnp.arange(n)[:, None], y, x].max(is_click)
+    inside = masks > threshold
+    kept = components.connected_to(inside, seeds[:, None])
+    is_hit = kept.any((-2, -1), keepdims=True)
+    return jnp.where(is_hit & inside & ~kept, threshold - 10.0, masks)
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6, 7))
@@ -126,9 +156,7 @@ class VideoMasks:
         if is_packed is None:
             is_packed = outputs == "numpy" and jax.default_backend() != "cpu"
         self._size, self._count, self._outputs = size, count, outputs
-        weights = (
-            padded_weights(*sides) for sides in zip(masks.shape[-2:], size, strict=True)
-        )
+        weights = (padded_weights(*sides) for sides in zip(masks.shape[-2:], size, strict=True))
         self._array = _show(masks, index, count, *weights, is_exclusive, return_logits, is_packed)
         if outputs == "numpy":
             self._array.copy_to_host_async()

@@ -72,7 +72,9 @@ def rollout(
     num_frames, n = targets.shape[:2]
     slots = max(interaction.max_initial_frames, interaction.max_corrected_frames)
     bank = memory_bank.empty(sam2.config, n, min(slots, num_frames), num_frames)
-    no_losses = {name: jnp.zeros(n, jnp.float32) for name in _names(loss_fn, sam2.config.image_size)}
+    no_losses = {
+        name: jnp.zeros(n, jnp.float32) for name in _names(loss_fn, sam2.config.image_size)
+    }
 
     def one_frame(bank, xs):
         frame, is_initial, is_corrected, is_box, key = xs

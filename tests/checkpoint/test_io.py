@@ -127,7 +127,9 @@ def test_an_averaged_model(nano, tensors, tmp_path):
 def test_a_prefix_that_not_all_names_have_is_refused(tensors, tmp_path):
     mixed = {"model." + name: x for name, x in tensors.items()} | {"loss.weight": np.zeros(3)}
     write_torch_file(tmp_path / "a.pt", mixed)
-    with pytest.raises(ValueError, match=r"a\.pt: \d+ names begin with 'model\.' and 1 do not.*loss"):
+    with pytest.raises(
+        ValueError, match=r"a\.pt: \d+ names begin with 'model\.' and 1 do not.*loss"
+    ):
         load(tmp_path / "a.pt")
 
 
