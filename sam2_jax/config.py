@@ -179,7 +179,7 @@ class SessionOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PictureOptions:
-    """What predictors on pictures do with a model's masks, where they are not told. Defaults: the original's."""
+    """What predictors on pictures do with masks, where they are not told. Defaults: the original's."""
 
     pred_iou_thresh: float = 0.8  # of automatic masks
     stability_score_thresh: float = 0.95  # likewise
@@ -296,8 +296,8 @@ MODELS: dict[str, ModelConfig] = RELEASED | {"sam2_nano": _NANO}
 # It is less sure than the released models, and its masks come with specks: docs/nano.md.
 PICTURE_OPTIONS: dict[str, PictureOptions] = {
     "sam2_nano": PictureOptions(
-        pred_iou_thresh=0.5,
-        stability_score_thresh=0.7,
+        pred_iou_thresh=0.4,
+        stability_score_thresh=0.6,
         min_mask_region_area=8,
         max_hole_area=8,
         max_sprinkle_area=8,

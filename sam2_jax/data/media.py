@@ -61,8 +61,8 @@ def warn_of_orientation(image: Image.Image, name: str) -> None:
     """Says once that a picture is not turned, if viewers turn it by its EXIF."""
     if _orientation(image) != 1:
         warn_once(
-            "%s has an orientation in EXIF, which is not applied: viewers turn it, but its pixels count as they "
-            "are stored (PIL.ImageOps.exif_transpose turns it for good)",
+            "%s has an orientation in EXIF, which is not applied: viewers turn it, but its pixels count as "
+            "they are stored (PIL.ImageOps.exif_transpose turns it for good)",
             name,
         )
 

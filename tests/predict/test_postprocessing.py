@@ -96,3 +96,14 @@ def test_holes_are_filled_in_float32():
     expected[0, 2, 3] = 0.1
     np.testing.assert_array_equal(filled, expected)
     np.testing.assert_array_equal(postprocessing.fill_holes(masks, 0), np.float32(masks))
+
+
+def test_what_was_clicked_is_kept():
+    masks = np.full((4, 2, 8, 8), -1, np.float32)
+    masks[..., 1:3, 1:3] = masks[..., 5:7, 5:7] = 2
+    cells = np.array([[[1.6, 2.2]], [[6, 6]], [[4, 4]], [[1.6, 2.2]]], np.float32)
+    labels = np.array([[1], [1], [1], [2]])  # one beside both, one corner of a box
+    kept = np.asarray(postprocessing.keep_clicked(masks, cells, labels, 0.0))
+    expected = masks.copy()
+    expected[0, :, 5:7, 5:7] = expected[1, :, 1:3, 1:3] = -10
+    np.testing.assert_array_equal(kept, expected)
