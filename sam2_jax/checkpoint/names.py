@@ -219,12 +219,13 @@ def recognise(shapes: Shapes) -> str:
 
 def find_model(shapes: Shapes) -> str | None:
     """As `recognise`, but None when there is no such model."""
+    return next((name for name, model in config.MODELS.items() if may_fit(shapes, model)), None)
+
+
+def may_fit(shapes: Shapes, model: config.ModelConfig) -> bool:
+    """Tells whether width, depth and version of a model are those of the tensors."""
     found = _width(shapes), _depth(shapes), "no_obj_embed_spatial" in shapes
-    for name, model in config.MODELS.items():
-        hiera = model.hiera
-        if (hiera.embed_dim, sum(hiera.stages), model.no_obj_embed_spatial) == found:
-            return name
-    return None
+    return found == (model.hiera.embed_dim, sum(model.hiera.stages), model.no_obj_embed_spatial)
 
 
 def _width(shapes: Shapes) -> int:
