@@ -34,6 +34,7 @@ setup(
         "flax>=0.12.8",
         "grain>=0.2.12",
         "jax>=0.10.2,<0.13",
+        "jaxtyping>=0.3",
         "ml-collections>=1.1",
         "numpy>=2.2",
         "optax>=0.2.8",
@@ -50,6 +51,7 @@ setup(
         "serve": SERVE,
         "dev": [
             *SERVE,
+            "beartype>=0.20",  # with jaxtyping: shapes are checked in tests
             "basedpyright==1.40.2",  # pyright that brings its own node
             "httpx2>=2.0",
             "hypothesis>=6.100",
@@ -66,7 +68,13 @@ setup(
         "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         # torchvision stays out: its wheels on PyPI want another build of torch and break this one.
-        "parity": ["hypothesis>=6.100", "pytest>=8.3", "torch==2.13.0", "transformers>=5.17"],
+        "parity": [
+            "beartype>=0.20",
+            "hypothesis>=6.100",
+            "pytest>=8.3",
+            "torch==2.13.0",
+            "transformers>=5.17",
+        ],
     },
     entry_points={"console_scripts": ["sam2-jax = sam2_jax.cli:main"]},
     classifiers=[

@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from sam2_jax.hydra import field_overrides, find_config
 from sam2_jax.model.sam2 import Sam2, in_compute_type, init_params
 from sam2_jax.module_like import ModuleLike
 from sam2_jax.outputs import check_outputs
+from sam2_jax.structs import MemoryBank, Prediction
 from sam2_jax.track import begin, empty_bank, propagate, step, track
 
 _LOG = logging.getLogger(__name__)
@@ -92,27 +93,29 @@ class Model(ModuleLike):
         """SHA-256 of the parameters, by which files tell whose answers they hold; see `checkpoint.digest`."""
         return digest(self.params)
 
-    def empty_bank(self, num_objects: int, num_prompted: int = 1, num_frames: int = 16):
+    def empty_bank(
+        self, num_objects: int, num_prompted: int = 1, num_frames: int = 16
+    ) -> MemoryBank:
         """See `sam2_jax.track.empty_bank`."""
         return empty_bank(self.module, num_objects, num_prompted, num_frames)
 
     @property
-    def begin(self):
+    def begin(self) -> Callable[..., tuple[MemoryBank, Prediction]]:
         """`begin(params, bank, frame, prompt) -> (bank, prediction)`; see `sam2_jax.track.begin`."""
         return functools.partial(begin, self.module)
 
     @property
-    def step(self):
+    def step(self) -> Callable[..., tuple[MemoryBank, Prediction]]:
         """`step(params, bank, frame, prompt) -> (bank, prediction)`; see `sam2_jax.track.step`."""
         return functools.partial(step, self.module)
 
     @property
-    def propagate(self):
+    def propagate(self) -> Callable[..., tuple[MemoryBank, Prediction]]:
         """`propagate(params, bank, frames) -> (bank, predictions)`; see `sam2_jax.track.propagate`."""
         return functools.partial(propagate, self.module)
 
     @property
-    def track(self):
+    def track(self) -> Callable[..., tuple[MemoryBank, Prediction]]:
         """`track(params, frames, prompt) -> (bank, predictions)`; see `sam2_jax.track.track`."""
         return functools.partial(track, self.module)
 

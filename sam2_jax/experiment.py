@@ -52,7 +52,7 @@ class Interaction:
     target_probability: float = 0.1  # a correction click goes into the target instead of the error
     truth_probability: dataclasses.InitVar[float | None] = None  # its name in earlier versions
 
-    def __post_init__(self, truth_probability: float | None):
+    def __post_init__(self, truth_probability: float | None) -> None:
         if truth_probability is not None:
             object.__setattr__(self, "target_probability", truth_probability)
 

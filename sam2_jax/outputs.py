@@ -36,7 +36,9 @@ class HostArray(np.ndarray):
     NumPy. `size` is NumPy's count, not PyTorch's method.
     """
 
-    def __array_wrap__(self, array, context=None, return_scalar=False):
+    def __array_wrap__(
+        self, array: np.ndarray, context: Any = None, return_scalar: bool = False
+    ) -> Any:
         return array[()] if return_scalar else array.view(HostArray)
 
     def cpu(self) -> "HostArray":
@@ -151,7 +153,7 @@ def as_array(x: Any) -> Any:
 
 def _torch() -> Any:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             'outputs="torch" needs PyTorch: pip install torch, or take outputs="numpy", whose arrays answer '

@@ -4,10 +4,13 @@ Shapes: T frames, N objects, S side of the square input in pixels, H = W = S/16 
 C channels of the features, M channels of a memory, P points, K prompted slots, R slots for tracked frames.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 from flax import struct
+
+Array: TypeAlias = jax.Array | np.ndarray  # on a device or on the host
 
 
 @struct.dataclass

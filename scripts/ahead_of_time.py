@@ -205,6 +205,10 @@ def compile_ahead(
         compiled = _compile(lowered, devices[0].platform)
     end = time.perf_counter()
     memory = compiled.memory_analysis()
+    if memory is None:
+        raise ValueError(
+            f"the compiler for {devices[0].platform} does not tell what a program needs."
+        )
     return Report(
         chips=len(devices),
         arguments=memory.argument_size_in_bytes,

@@ -20,6 +20,9 @@ turns, and the order is flipped every round; each sample follows a call that is 
 Linux.
 """
 
+# pyright: reportMissingImports=false
+# PyTorch and what builds on it are not installed where types are checked.
+
 import argparse
 import datetime
 import importlib.metadata

@@ -38,7 +38,7 @@ def read_ids(path: str) -> np.ndarray:
 
 def score_video(truth: str, predictions: str, name: str) -> list[tuple[float, float]]:
     """J and F of every object of a video, in percent."""
-    import cv2
+    import cv2  # pyright: ignore[reportMissingImports]
 
     scores: dict[int, list[tuple[float, float]]] = {}
     for file in sorted(os.listdir(os.path.join(truth, name)))[1:-1]:
@@ -77,7 +77,7 @@ def ours(truth: str, predictions: str) -> float:
 
 def main() -> None:
     """Runs the script."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--truth", required=True, help="a folder a video with a PNG of ids a frame")
     parser.add_argument("--predictions", required=True, help="the same")
     parser.add_argument("--processes", type=int, default=16, help="of the official algorithm")

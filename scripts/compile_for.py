@@ -91,6 +91,8 @@ def inference(config: ModelConfig, mesh: Mesh) -> tuple[Callable, tuple[Any, ...
     apply = lambda method: (
         lambda params, *args: sam2.apply({"params": params}, *args, method=method)
     )
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
     if _WHAT.value == "encode":
         function, arguments = apply("encode"), (clip(image),)
     elif _WHAT.value in ("memory_attention", "recall"):
@@ -103,9 +105,10 @@ def inference(config: ModelConfig, mesh: Mesh) -> tuple[Callable, tuple[Any, ...
         memory = [each(slots, grid**2, width) for width in (c, config.memory_dim)]
         arguments = (frame, frame, frame, *memory, shape((_OBJECTS.value, slots), jnp.bool))
 
-        def function(_, q, k, v, *memory):
-            return attention(q, k, v), merge(attend_parts(q[:, :, 0], *memory))
-
+        function = lambda _, q, k, v, *memory: (
+            attention(q, k, v),
+            merge(attend_parts(q[:, :, 0], *memory)),
+        )
     elif _FRAMES.value is None:
         function, arguments = functools.partial(step, sam2), (bank, Frame(image, index))
     else:

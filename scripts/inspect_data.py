@@ -25,7 +25,7 @@ from sam2_jax.train.clicks import Plan, draw_plan, first_click, jittered_box
 from sam2_jax.train.recipe import model_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "experiment, such as configs/smoke.py")
-_OUT = flags.DEFINE_string("out", None, "folder for the pictures")
+_OUT = flags.DEFINE_string("out", None, "folder for the pictures", required=True)
 _NUM_BATCHES = flags.DEFINE_integer("num_batches", 2, "batches of every dataset", lower_bound=1)
 
 
@@ -83,7 +83,7 @@ def main(_: list[str]) -> None:
         loader = make_loader({name: dataset}, size, experiment.seed, num_workers=0)
         for n in range(_NUM_BATCHES.value):
             start = time.perf_counter()
-            _, batch = next(loader)
+            batch = next(loader)[1]
             seconds = time.perf_counter() - start
             sheet = draw_batch(batch, experiment.interaction, jax.random.key(n))
             path = os.path.join(_OUT.value, f"{re.sub('[^A-Za-z0-9_.-]', '_', name)}_{n:03d}.png")
@@ -101,5 +101,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "out"])
+    flags.mark_flag_as_required("config")
     app.run(main)

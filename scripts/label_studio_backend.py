@@ -116,7 +116,7 @@ def make_backend(client: httpx2.Client, folder: Path) -> fastapi.FastAPI:
 
 def main() -> None:
     """Runs the backend."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--videos", type=Path, required=True, help="folder with the videos")
     parser.add_argument("--server", default="http://127.0.0.1:8000", help="sam2-jax serve")
     parser.add_argument("--token", help="its token, if it has one")

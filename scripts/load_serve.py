@@ -33,6 +33,7 @@ def server(options: list[str]) -> Iterator[str]:
     """Runs a server; gives its address."""
     command = [sys.executable, "-m", "sam2_jax", "serve", "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
         yield process.stdout.readline().split()[1].rstrip("/")
     finally:
@@ -89,7 +90,7 @@ def report(name: str, times: np.ndarray) -> None:
 
 def main() -> int:
     """Runs the load; returns 1 if anything was lost or mixed up."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sessions", type=int, default=50)
     parser.add_argument("--frames", type=int, default=6)
     parser.add_argument("--model", default="sam2_nano")

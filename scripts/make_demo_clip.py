@@ -25,9 +25,8 @@ def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
     for octave in range(4):
         coarse = rng.standard_normal((cells << octave, cells << octave))
         # Wrapping around lets a texture be shifted without a seam.
-        total += ndimage.zoom(coarse, size / len(coarse), mode="grid-wrap", grid_mode=True) / (
-            1.8**octave
-        )
+        fine = ndimage.zoom(coarse, size / len(coarse), mode="grid-wrap", grid_mode=True)
+        total += np.asarray(fine) / 1.8**octave
     return (total - total.min()) / np.ptp(total)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
+import jaxtyping
 import pytest
 
 from tests import flags
@@ -29,6 +30,12 @@ gc.set_threshold(50_000, 20, 50)
 # The same examples every time: what fails fails again, and what passes here passes there.
 hypothesis.settings.register_profile("sam2_jax", derandomize=True)
 hypothesis.settings.load_profile("sam2_jax")
+
+
+# The shapes and types that these are annotated with are checked in every call; an int serves as a float.
+jaxtyping.install_import_hook(
+    "sam2_jax.ops", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,13 +1,18 @@
-"""The rules of the house: who imports whom, what is imported late, and what libraries do not do."""
+"""The rules of the house: who imports whom, what is imported late, what libraries do not do, and shapes."""
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
+import jaxtyping
 import pytest
+
+from sam2_jax.ops.dense import dense
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sam2_jax", "checkpoints_convert")
@@ -29,7 +34,7 @@ ALLOWED = {
     "parallel": BASE | AROUND,
     "bench": BASE | AROUND | {"ops", "model", "track", "build", "predict"},
     "checkpoint": BASE | {"model"},
-    "ops": set(),
+    "ops": {"structs"},
     "model": BASE | {"ops"},
     "track": BASE | {"ops", "model"},
     "predict": BASE | AROUND | MODEL | {"build"},
@@ -61,6 +66,7 @@ ALLOWED = {
 
 PRINTING = {"cli", "commands", "__main__", "checkpoints_convert"}
 HEAVY = {"av", "grain", "tensorflow_datasets", "ml_collections", "pycocotools", "orbax"}
+NOTHING_TO_RETURN = {"__init__", "__post_init__"}
 NEVER = {"torch", "torchvision", "tensorflow"}
 MAY_IMPORT_TORCH = {"sam2_jax.bench.pytorch", "sam2_jax.outputs"}  # late
 
@@ -188,6 +194,39 @@ def test_init_files_only_re_export(path):
         assert is_text or is_import or is_dunder, f"line {node.lineno} does more than re-export"
 
 
+def public_functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Functions of a module and methods of its classes, those that start with one underscore apart."""
+    for node in ast.iter_child_nodes(tree):
+        is_public = not re.match("_(?!_)", getattr(node, "name", ""))
+        if isinstance(node, ast.ClassDef) and is_public:
+            yield from public_functions(node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and is_public:
+            yield node
+
+
+def missing_annotations(tree: ast.AST) -> list[str]:
+    missing = []
+    for function in public_functions(tree):
+        a = function.args
+        arguments = [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]
+        names = [argument.arg for argument in arguments if argument and not argument.annotation]
+        names += ["return"] * (function.returns is None and function.name not in NOTHING_TO_RETURN)
+        missing += [f"{function.name}: {name}" for name in names if name not in ("self", "cls")]
+    return missing
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_public_functions_are_annotated(path):
+    assert not missing_annotations(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_missing_annotations_are_found():
+    code = (
+        "class A:\n  def f(self, x, *y: int, z): ...\n  def _g(self, x): ...\ndef f(x) -> int: ..."
+    )
+    assert missing_annotations(ast.parse(code)) == ["f: x", "f: z", "f: return", "f: x"]
+
+
 @pytest.mark.parametrize(
     "path",
     [p for p in FILES if part_of(module_name(p)) not in PRINTING],
@@ -213,3 +252,11 @@ def test_importing_touches_no_device():
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "kernel", [jnp.zeros((2, 4)), jnp.zeros((3, 4, 1)), jnp.zeros((3, 4), int)]
+)
+def test_annotated_shapes_and_types_are_checked(kernel):
+    with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'kernel'"):
+        dense(jnp.zeros((5, 3)), kernel)

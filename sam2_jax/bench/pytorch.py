@@ -3,6 +3,9 @@
 Nothing else in the package imports torch, and this only inside of functions: it may be missing.
 """
 
+# pyright: reportMissingImports=false
+# PyTorch and what builds on it are not installed where types are checked.
+
 import contextlib
 import importlib.metadata
 import importlib.util

@@ -183,7 +183,7 @@ def _run_vos(args: argparse.Namespace) -> None:
         print(f"{len(names) - len(left)} of {len(names)} videos are in {args.out} already")
     lengths = {name: _length(videos, name, args.num_frames) for name in left}
     # Videos of like length share the devices best.
-    left.sort(key=lengths.get, reverse=True)
+    left.sort(key=lengths.__getitem__, reverse=True)
     start = time.monotonic()
     with tqdm(total=sum(lengths.values()), desc="propagate in video", unit="frame") as bar:
         vos.predict(predictor, videos, masks, left, args.out, options, bar.update)

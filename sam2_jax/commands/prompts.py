@@ -35,7 +35,7 @@ def _numbers(kind: str, counts: tuple[int, ...], usage: str) -> Callable[[str], 
         plain = "".join(text.split()).lower()
         match = re.fullmatch(rf"(?:(\d+):)?({_NUMBER}(?:,{_NUMBER})*)(?:@(\d+))?", plain)
         numbers = [float(x) for x in match[2].split(",")] if match else []
-        if len(numbers) not in counts:
+        if not match or len(numbers) not in counts:
             raise argparse.ArgumentTypeError(f"{text!r} is not of the form {usage}")
         if kind == "point":
             label = numbers[2] if len(numbers) == 3 else 1
@@ -51,6 +51,8 @@ def _numbers(kind: str, counts: tuple[int, ...], usage: str) -> Callable[[str], 
 
 def _mask(text: str) -> UserPrompt:
     match = re.fullmatch(r"(?:(\d+):)?(.+?)(?:@(\d+))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form [OBJECT:]FILE[@FRAME]")
     return UserPrompt("mask", int(match[1]) if match[1] else None, int(match[3] or 0), match[2])
 
 

@@ -172,8 +172,10 @@ def _run_file(args: argparse.Namespace) -> None:
 
 def _place_of_name(names: Sequence[str] | None, number: int) -> str:
     """Tells which frame is meant, where a number is that in the name of a picture."""
-    places = [place for place, name in enumerate(names or ()) if re.fullmatch(f"0*{number}", name)]
-    return f"; {names[places[0]]} is frame {places[0]}: @ counts frames" if places else ""
+    for place, name in enumerate(names or ()):
+        if re.fullmatch(f"0*{number}", name):
+            return f"; {name} is frame {place}: @ counts frames"
+    return ""
 
 
 def _track(predictor: Any, frames: Any, groups: Groups) -> Iterator[tuple[int, list, np.ndarray]]:

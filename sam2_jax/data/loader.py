@@ -135,7 +135,7 @@ class Sampler:
             except Exception as error:
                 reason = f"{self.name}/{label}: {error}"
                 logger.warning("sample replaced, since it cannot be used: %s", reason)
-            index = rng.integers(len(self.source))
+            index = int(rng.integers(len(self.source)))
         raise ValueError(
             f"{MAX_TRIES} samples of datasets.{self.name} in a row cannot be used; the last one is "
             f"{reason}"
@@ -253,5 +253,6 @@ def _begin_worker(index: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)

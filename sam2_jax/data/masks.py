@@ -538,7 +538,7 @@ def boxes_from_masks(masks: np.ndarray) -> np.ndarray:
     boxes = np.zeros((len(masks), 4), np.int64)
     if masks.size == 0:
         return boxes
-    for axis, along in ((0, masks.any(1)), (1, masks.any(2))):
+    for axis, along in ((0, np.any(masks, 1)), (1, np.any(masks, 2))):
         boxes[:, axis] = along.argmax(1)
         last = along.shape[1] - along[:, ::-1].argmax(1)
         boxes[:, 2 + axis] = np.where(along.any(1), last - boxes[:, axis], 0)
@@ -568,7 +568,7 @@ def write_boxes(path: str | os.PathLike, boxes: np.ndarray) -> None:
 
 def _blank_absent(boxes: np.ndarray) -> np.ndarray:
     """Sets the boxes of absent objects, (T, 4), to 0."""
-    is_there = np.isfinite(boxes).all(1) & (boxes[:, 2:] > 0).all(1)
+    is_there = np.all(np.isfinite(boxes), 1) & np.all(boxes[:, 2:] > 0, 1)
     return np.where(is_there[:, None], boxes, 0.0)
 
 

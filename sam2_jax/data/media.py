@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from typing import Any, Self
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -86,7 +87,7 @@ def rgb_picture(image: Image.Image, name: str = "the picture") -> np.ndarray:
         low, high = values.min(), values.max()
         scaled = (values - low) * (255 / (high - low) if high > low else 0)
         return np.repeat(np.round(scaled).astype(np.uint8)[..., None], 3, -1)
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         warn_once("%s is transparent in parts, which count with the colours stored there", name)
     try:
         return np.asarray(image.convert("RGB"))
@@ -234,8 +235,7 @@ class VideoWriter:
                 f"frame {self.num_frames} is {frame.shape} {frame.dtype}; "
                 "(H, W, 3) uint8 is expected"
             )
-        if self._container is None:
-            self._open(frame.shape)
+        container = self._container or self._open(frame.shape)
         if frame.shape != self._shape:
             raise ValueError(
                 f"frame {self.num_frames} is {frame.shape}, but the first is {self._shape}"
@@ -254,11 +254,11 @@ class VideoWriter:
         picture.pts, picture.time_base = tick, Fraction(1, _TICKS)
         picture.duration = max(1, round(_TICKS / self._fps))
         with self._file.named_errors():
-            self._container.mux(self._stream.encode(picture))
+            container.mux(self._stream.encode(picture))
         self._last_tick = tick
         self.num_frames += 1
 
-    def _open(self, shape: tuple[int, int, int]) -> None:
+    def _open(self, shape: tuple[int, int, int]) -> Any:
         import av
 
         with self._file.named_errors():
@@ -279,6 +279,7 @@ class VideoWriter:
         context.sample_aspect_ratio = self._pixel_aspect
         context.colorspace, context.color_range = self._matrix, _LIMITED_RANGE
         context.color_primaries = context.color_trc = _BT709
+        return self._container
 
     def close(self) -> None:
         """Finishes the file and gives it its name; does nothing the second time.
@@ -313,10 +314,10 @@ class VideoWriter:
         finally:
             self._file.discard()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -85,7 +85,7 @@ def _draw_mask(image: np.ndarray, mask: np.ndarray, color: np.ndarray, thickness
     image[mask] = (1 - OVERLAY_OPACITY) * image[mask] + OVERLAY_OPACITY * color
     # Outside the image counts as inside the mask: the border of the image is no contour.
     inner = ndimage.binary_erosion(mask, iterations=thickness, border_value=1)
-    image[mask & ~inner] = (color + 2 * np.array([255, 255, 255])) // 3
+    image[mask & np.logical_not(inner)] = (color + 2 * np.array([255, 255, 255])) // 3
 
 
 def _draw_box(image: np.ndarray, box: np.ndarray, thickness: int) -> None:
@@ -93,7 +93,8 @@ def _draw_box(image: np.ndarray, box: np.ndarray, thickness: int) -> None:
     x0, y0, x1, y1 = np.round(box).astype(int).tolist()
     rows, columns = np.arange(height)[:, None], np.arange(width)
     inside = (rows >= y0) & (rows <= y1) & (columns >= x0) & (columns <= x1)
-    image[inside & ~ndimage.binary_erosion(inside, np.ones((3, 3)), thickness)] = BOX
+    inner = ndimage.binary_erosion(inside, np.ones((3, 3)), thickness)
+    image[inside & np.logical_not(inner)] = BOX
 
 
 def _draw_point(image: np.ndarray, point: np.ndarray, is_positive: bool) -> None:

@@ -8,7 +8,7 @@ Memory does not grow with the number of frames.
 import glob
 import sys
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -64,8 +64,8 @@ class Stream(Iterator):
         check_size(frame, self.height, self.width, f"frame {self._count} of {self._name}")
         if self._count:
             expected = self.time + 1 / self.fps
-            is_known = seconds is not None and self._start is not None
-            now = seconds - self._start if is_known else expected
+            start = self._start
+            now = expected if seconds is None or start is None else seconds - start
             self.time = now if now > self.time else expected  # clocks of cameras may be set back
         self._count += 1
         return frame
@@ -75,10 +75,10 @@ class Stream(Iterator):
         self._first = None
         self._frames.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

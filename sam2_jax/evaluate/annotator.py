@@ -25,12 +25,12 @@ def next_click(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, 
       (2,) int point (x, y) in pixels, and its label: 1 if it is missing from the prediction, 0 if it should
       not be there. None if there is no error.
     """
-    missing, surplus = _deepest(target & ~prediction), _deepest(prediction & ~target)
-    if missing is None and surplus is None:
+    surplus, missing = _deepest(prediction & ~target), _deepest(target & ~prediction)
+    errors = [(*error, label) for label, error in enumerate((surplus, missing)) if error]
+    if not errors:
         return None
-    if surplus is None or (missing is not None and missing[0] > surplus[0]):
-        return missing[1], 1
-    return surplus[1], 0
+    _, point, label = max(errors, key=lambda error: error[0])
+    return point, label
 
 
 def _deepest(region: np.ndarray) -> tuple[float, np.ndarray] | None:
@@ -40,7 +40,7 @@ def _deepest(region: np.ndarray) -> tuple[float, np.ndarray] | None:
     rows, columns = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
     top, left = rows[0], columns[0]
     crop = region[top : rows[-1] + 1, left : columns[-1] + 1]
-    depth = ndimage.distance_transform_edt(np.pad(crop, 1))[1:-1, 1:-1]
+    depth = np.asarray(ndimage.distance_transform_edt(np.pad(crop, 1)))[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     return float(depth[y, x]), np.array([left + x, top + y])
 

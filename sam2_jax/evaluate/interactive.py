@@ -97,13 +97,12 @@ def play(
         game.j.append(float(np.mean([j[s] for s in scored])))
         game.f.append(float(np.mean([f[s] for s in scored])))
         if protocol == "offline":
-            t = min(scored, key=j.get)
-            is_over = j[t] == 1
+            left = sorted((s for s in scored if j[s] < 1), key=j.__getitem__)
         else:
-            t = next((s for s in scored if s > t and j[s] < threshold), None)
-            is_over = t is None
-        if is_over:
+            left = [s for s in scored if s > t and j[s] < threshold]
+        if not left:
             break
+        t = left[0]
     return game
 
 

@@ -182,7 +182,7 @@ def _find(path: str, what: str) -> tuple[Benchmark | None, str]:
     if benchmark is not None:
         folder = getattr(benchmark, what)
         if folder is None:
-            there = benchmark.frames or benchmark.masks
+            there = benchmark.frames or benchmark.masks or path
             raise ValueError(
                 f"{path} is {benchmark.name}, and has {os.path.relpath(there, path)}, but its {what} are "
                 f"missing: none of {', '.join(_MASKS if what == 'masks' else _FRAMES)} is there"

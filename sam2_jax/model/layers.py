@@ -49,7 +49,9 @@ class Drawn(nn.meta.AxisMetadata):
     remove_axis = add_axis
 
 
-def _initializer(draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]):
+def _initializer(
+    draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray],
+) -> nn.initializers.Initializer:
     """Returns an initializer in Flax's sense for float32 numpy arrays drawn on the host."""
 
     def init(key, shape, dtype=jnp.float32):

@@ -38,7 +38,7 @@ class MaskDecoder(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates the parts."""
         config = self.config
         c, dtype = config.hidden_dim, config.dtype

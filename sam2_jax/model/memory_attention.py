@@ -81,7 +81,7 @@ class RotaryAttention(nn.Module):
     dropout: float = 0.0
     is_of_place: bool = False
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates the parts."""
         self.q_proj = Projection(self.width, self.is_of_place)
         self.k_proj = Projection(self.width, self.is_of_place)

@@ -39,7 +39,7 @@ class PromptEncoder(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates the parts."""
         c, dtype = self.config.hidden_dim, self.config.dtype
         embedding = lambda name: self.param(name, normal(1.0), (1, c))

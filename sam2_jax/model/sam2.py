@@ -11,6 +11,7 @@ the scan in `sam2_jax.track`. Nothing here loops over time.
 import contextlib
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,12 +84,12 @@ class Sam2(nn.Module):
     memory_attention_dropout: float = 0.0
 
     @nn.nowrap
-    def apply(self, *args, **kwargs):
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
         """As Flax's, by the usual rules of promotion whatever the user's are."""
         with usual_promotion():
             return super().apply(*args, **kwargs)
 
-    def setup(self):
+    def setup(self) -> None:
         """Creates the parts."""
         config = self.config
         c, m, dtype = config.hidden_dim, config.memory_dim, config.dtype

@@ -44,7 +44,14 @@ class TwoWayBlock(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, tokens, image, token_positions, image_positions, token_mask):
+    def __call__(
+        self,
+        tokens: jax.Array,
+        image: jax.Array,
+        token_positions: jax.Array,
+        image_positions: jax.Array,
+        token_mask: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
         """Maps tokens (N, K, C) and image (N or 1, L, C) to (N, K, C) and (N, L, C)."""
         c = tokens.shape[-1]
         norm = lambda name: LayerNorm(1e-5, self.dtype, name=name)

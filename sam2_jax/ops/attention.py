@@ -18,12 +18,15 @@ Fused executions have the gradient of "xla".
 
 import functools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Key
 
 from sam2_jax.ops import attention_cudnn, attention_tokamax, attention_tpu
+from sam2_jax.structs import Array
 
 IMPLEMENTATIONS = ("reference", "xla", "cpu", "cudnn", "tpu", "tokamax")
 
@@ -32,19 +35,22 @@ _CHUNK = 512
 _MANY = 1024  # queries, and keys, from which on a fused kernel is worth a launch of its own
 _NEVER = np.float32(-1e30)  # finite, so that a row without any key gives numbers, not NaN
 
-Parts = tuple[jax.Array, jax.Array, jax.Array]
+# Weighted sum of values, largest score, sum of the weights relative to it; see `attend_parts`.
+Parts: TypeAlias = tuple[
+    Float32[jax.Array, "n t e"], Float32[jax.Array, "n t 1"], Float32[jax.Array, "n t 1"]
+]
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "#b t heads d"],
+    k: Float[Array, "#b s heads d"],
+    v: Float[Array, "#b s heads e"],
     *,
-    mask: jax.Array | None = None,
+    mask: Bool[Array, "#b 1 1 s"] | None = None,
     dropout: float = 0.0,
-    dropout_key: jax.Array | None = None,
+    dropout_key: Key[jax.Array, ""] | None = None,
     implementation: str | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "b t heads e"]:
     """Softmax attention, scaled by 1 / sqrt(D), in the conventions of `jax.nn.dot_product_attention`.
 
     Args:
@@ -94,10 +100,10 @@ def attention(
 
 
 def attend_parts(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    used: jax.Array,
+    q: Float[Array, "#n t d"],
+    k: Float[Array, "n r s d"],
+    v: Float[Array, "n r s e"],
+    used: Bool[Array, "n r"],
     *,
     implementation: str | None = None,
 ) -> Parts:
@@ -129,7 +135,7 @@ def attend_parts(
     return _run(executions, implementation, is_many, False, 1, q, k, v, used)
 
 
-def merge(*parts: Parts) -> jax.Array:
+def merge(*parts: Parts) -> Float32[jax.Array, "n t e"]:
     """Joins parts of one softmax: (N, T, E) float32; zeros where no part had a key."""
     top = functools.reduce(jnp.maximum, [top for _, top, _ in parts])
     scaled = [(jnp.exp(own - top), out, total) for out, own, total in parts]

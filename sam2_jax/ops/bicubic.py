@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jaxtyping import Int32, UInt8
 from PIL import Image
+
+from sam2_jax.structs import Array
 
 _BITS = 22  # of Pillow's weights
 _SHIFTS = (16, 8, 0)  # of the pieces of a weight
@@ -22,13 +25,13 @@ _SUMMED_AT_ONCE = 256
 
 
 def resize_bicubic(
-    image: np.ndarray,
+    image: UInt8[np.ndarray, "h w c"],
     height: int,
     width: int,
     *,
     device: jax.Device | None = None,
     implementation: str | None = None,
-) -> np.ndarray | jax.Array:
+) -> UInt8[Array, "{height} {width} c"]:
     """Resizes a picture.
 
     Args:
@@ -110,8 +113,8 @@ def _pieces(size: int, new_size: int, device: jax.Device | None) -> jax.Array | 
     return jax.device_put(np.stack(pieces).astype(ml_dtypes.bfloat16), device)
 
 
-def pillow_weights(size: int, new_size: int) -> np.ndarray:
-    """(new_size, size) int32 weights of 22 bits, computed step by step as Pillow does in C."""
+def pillow_weights(size: int, new_size: int) -> Int32[np.ndarray, "{new_size} {size}"]:
+    """Weights of 22 bits, computed step by step as Pillow does in C."""
     scale = size / new_size
     filter_scale = max(scale, 1.0)
     support = 2.0 * filter_scale

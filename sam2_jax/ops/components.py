@@ -10,20 +10,23 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import ArrayLike, Bool, Float
+
+from sam2_jax.structs import Array
 
 _WORD = jnp.uint32
 _LARGEST_FLOOD = 8  # what videos ask for; the program grows with the square
 
 
 def clean_masks(
-    masks: jax.Array,
+    masks: Float[Array, "*b h w"],
     max_hole_area: float,
     max_sprinkle_area: float,
     *,
-    threshold: float = 0.0,
-    filled: float,
-    removed: float = 0.0,
-) -> jax.Array:
+    threshold: Float[ArrayLike, ""] = 0.0,
+    filled: Float[ArrayLike, ""],
+    removed: Float[ArrayLike, ""] = 0.0,
+) -> Float[Array, "*b h w"]:
     """Fills small holes and removes small sprinkles of mask logits.
 
     NaN is neither foreground nor background, and stays.
@@ -50,7 +53,7 @@ def clean_masks(
     return cleaned
 
 
-def small_components(inside: jax.Array, max_area: float) -> jax.Array:
+def small_components(inside: Bool[Array, "*b h w"], max_area: float) -> Bool[jax.Array, "*b h w"]:
     """Finds the pixels that belong to small 8-connected components.
 
     Up to 8 pixels it is elementwise arithmetic, without any loop, gather or scatter. Above that, all

@@ -12,21 +12,23 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sam2_jax.ops.dense import dense
+from sam2_jax.structs import Array
 
 _AXES = ("NHWC", "HWIO", "NHWC")
 _SMALL_PATCH = 64  # numbers; up to here CPUs copy patches faster than they convolve
 
 
 def convolve(
-    x: jax.Array,
-    kernel: jax.Array,
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "kh kw c o"],
     stride: int = 1,
     padding: int = 0,
     *,
     implementation: str | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "b _ _ o"]:
     """Convolution without groups.
 
     Args:
@@ -49,8 +51,11 @@ def convolve(
 
 
 def convolve_depthwise(
-    x: jax.Array, kernel: jax.Array, *, implementation: str | None = None
-) -> jax.Array:
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "kh kw 1 c"],
+    *,
+    implementation: str | None = None,
+) -> Float[jax.Array, "b h w c"]:
     """Convolution of each channel by itself, padded with zeros to the size of the input.
 
     Args:
@@ -70,8 +75,11 @@ def convolve_depthwise(
 
 
 def convolve_transposed(
-    x: jax.Array, kernel: jax.Array, *, implementation: str | None = None
-) -> jax.Array:
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "kh kw c o"],
+    *,
+    implementation: str | None = None,
+) -> Float[jax.Array, "b h*kh w*kw o"]:
     """Transposed convolution whose stride is the size of the kernel: every pixel becomes h x w.
 
     Args:

@@ -5,9 +5,14 @@ x (..., C), kernel (C, O)  ->  (..., O)
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
+
+from sam2_jax.structs import Array
 
 
-def dense(x: jax.Array, kernel: jax.Array, *, implementation: str | None = None) -> jax.Array:
+def dense(
+    x: Float[Array, "*b c"], kernel: Float[Array, "c o"], *, implementation: str | None = None
+) -> Float[jax.Array, "*b o"]:
     """`x @ kernel`.
 
     The gradient of `x @ kernel` by the kernel sums over all leading axes of x. With more than one XLA

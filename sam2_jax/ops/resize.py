@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32
+
+from sam2_jax.structs import Array
 
 
-def upsample_4x(x: jax.Array) -> jax.Array:
+def upsample_4x(x: Float[Array, "b h w"]) -> Float[jax.Array, "b 4*h 4*w"]:
     """Bilinear resize (B, h, w) -> (B, 4h, 4w), half-pixel centres, edges clamped.
 
     Every output phase is a fixed blend of two neighbours, so it is four shifted sums an axis; the general
@@ -29,12 +32,14 @@ def upsample_4x(x: jax.Array) -> jax.Array:
     return along(along(x, 1), 2)
 
 
-def downsample_antialiased(x: jax.Array, size: int) -> jax.Array:
+def downsample_antialiased(
+    x: Float[Array, "b s s"], size: int
+) -> Float[jax.Array, "b {size} {size}"]:
     """Bilinear antialiased resize (B, S, S) -> (B, size, size)."""
     return jax.image.resize(x, (x.shape[0], size, size), "bilinear", antialias=True)
 
 
-def cubic_weights(source: int, target: int) -> np.ndarray:
+def cubic_weights(source: int, target: int) -> Float32[np.ndarray, "{target} {source}"]:
     """(target, source) float32 matrix of bicubic resizing with a = -0.75, half-pixel centres, edges clamped.
 
     Hiera's position table is resized this way; the cubic kernel of `jax.image.resize` has a = -0.5.

@@ -194,7 +194,9 @@ def _with_fusions(computations, name):
                 yield from _with_fusions(computations, called)
 
 
-def _turns(loop, computations, condition: str) -> int | None:
+def _turns(
+    loop: _Instruction, computations: Mapping[str, list[_Instruction]], condition: str
+) -> int | None:
     """How often a loop runs: what the compiler noted, or the one constant that its counter is compared with."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
     if known:

@@ -51,7 +51,7 @@ def _segment_again(
 @_jit
 def _encode_memory(
     sam2: Sam2, params: dict, features: Features, masks: jax.Array, scores: jax.Array
-):
+) -> jax.Array:
     is_prompted = jnp.ones(scores.shape, bool)
     return sam2.apply(
         {"params": params}, features, masks, scores, is_prompted, method="encode_memory"

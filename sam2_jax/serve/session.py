@@ -151,11 +151,11 @@ class Session:
         self._check_frame(frame)
         self._check_object(obj)
         self._remember()
-        _, ids, logits = self._predictor.clear_all_prompts_in_frame(self._state, frame, obj)
+        self._predictor.clear_all_prompts_in_frame(self._state, frame, obj, need_output=False)
         self._work.prompts.pop((frame, obj), None)
         if not any(prompted == obj for _, prompted in self._work.prompts):
             self._forget_masks(obj)
-        return self._keep(frame, ids, logits > 0)
+        return self._keep(frame, self._state.obj_ids, self._state.video_masks(frame) > 0)
 
     def remove(self, obj: int) -> dict:
         """Forgets an object."""

@@ -52,7 +52,7 @@ class Open:
       name: what the user calls the video; only ever shown, never a path.
       folder: its files, gone with it.
       about: size, length and rate of the video.
-      session: None while the upload is being read.
+      opened: None while the upload is being read, and once the session is closed.
       task: tracking that is running.
     """
 
@@ -60,13 +60,24 @@ class Open:
         self.id = os.path.basename(folder)
         self.name, self.folder = name, folder
         self.about: dict[str, Any] = {}
-        self.session: Session | None = None
+        self.opened: Session | None = None
         self.task: Task | None = None
         self.last_used = now
         self.turn = (
             asyncio.Lock()
         )  # one call of a session at a time, so that none crowds the others out
         self.num_downloads = 0
+
+    @property
+    def session(self) -> Session:
+        """Its video and objects.
+
+        Raises:
+          Refused: the upload is still being read, or the session was closed.
+        """
+        if self.opened is None:
+            raise _NO_SESSION
+        return self.opened
 
 
 class Sessions:
@@ -100,7 +111,7 @@ class Sessions:
           Refused: there is none, or its upload is still being read.
         """
         found = self._open.get(session_id)
-        if found is None or found.session is None:
+        if found is None or found.opened is None:
             raise _NO_SESSION
         found.last_used = self._clock()
         return found
@@ -148,7 +159,7 @@ class Sessions:
             make = lambda: Session(
                 self._predictor, Upload(frames, new.about), new.folder, memory, self.limits
             )
-            new.session = await self.call(new, make)
+            new.opened = await self.call(new, make)
         except BaseException:
             self._drop(new)
             raise
@@ -256,14 +267,14 @@ class Sessions:
 
     def _drop(self, used: Open) -> None:
         self._open.pop(used.id, None)
-        used.session = None
+        used.opened = None
         shutil.rmtree(used.folder, ignore_errors=True)
 
     async def close_unused(self) -> None:
         """Closes the sessions that nobody used for the time that the limits say."""
         latest = self._clock() - 60 * self.limits.idle_minutes
         for used in list(self._open.values()):
-            is_busy = used.session is None or used.task is not None or used.num_downloads
+            is_busy = used.opened is None or used.task is not None or used.num_downloads
             if used.last_used < latest and not is_busy:
                 await self.close(used)
 

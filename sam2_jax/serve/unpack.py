@@ -10,10 +10,15 @@ import json
 import multiprocessing
 import os
 import threading
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from sam2_jax.serve.folders import check_free_space
 from sam2_jax.serve.limits import Limits, Refused
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # Containers that hold pictures themselves: playlists, which name other files, are not among them.
@@ -75,7 +80,8 @@ def _child(sender: Connection, upload: str, folder: str, limits: Limits) -> None
 
 def _end_with_server() -> None:
     """After a kill of the server nobody waits for the frames, and nobody would remove them."""
-    multiprocessing.parent_process().join()
+    if server := multiprocessing.parent_process():
+        server.join()
     os._exit(1)
 
 
@@ -174,7 +180,7 @@ def _check_pixels(height: int, width: int, limits: Limits) -> None:
         )
 
 
-def write_frames(frames, folder: str, fps: float, limits: Limits) -> dict:
+def write_frames(frames: "Sequence[np.ndarray]", folder: str, fps: float, limits: Limits) -> dict:
     """Writes frames (H, W, 3) uint8 as JPEG files, shown at a constant rate; see `unpack`.
 
     A frame that cannot be read ends the video, with a notice, if there are frames before it.

@@ -161,7 +161,7 @@ def drop_lines_after(path: str | os.PathLike, step: int) -> None:
 
 def _start_wandb(project: str, folder: Path, settings: Mapping[str, Any] | None) -> Any:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ValueError(
             f"wandb_project is {project!r}, but the package wandb is not installed: pip install wandb, or "

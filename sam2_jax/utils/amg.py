@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sam2_jax.data.masks import encode_rle
 from sam2_jax.outputs import HostArray, as_array, to_host
 from sam2_jax.predict import mask_generator
 
@@ -51,10 +52,7 @@ def area_from_rle(rle: dict[str, Any]) -> int:
 
 def coco_encode_rle(uncompressed_rle: dict[str, Any]) -> dict[str, Any]:
     """Run lengths -> COCO's compressed ones, as text."""
-    from pycocotools import mask as coco
-
-    packed = coco.frPyObjects(uncompressed_rle, *uncompressed_rle["size"])
-    return packed | {"counts": packed["counts"].decode("utf-8")}
+    return encode_rle(rle_to_mask(uncompressed_rle))
 
 
 def box_xyxy_to_xywh(box_xyxy: Any) -> HostArray:
@@ -108,13 +106,14 @@ def remove_small_regions(
     if mode not in ("holes", "islands"):
         raise ValueError(f"mode is {mode!r}; expected 'holes' or 'islands'.")
     mask = np.asarray(as_array(mask)) != 0
-    regions, count = ndimage.label(mask ^ (mode == "holes"), np.ones((3, 3)))
-    areas = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+    regions = np.zeros(mask.shape, np.int32)
+    ndimage.label(mask ^ (mode == "holes"), np.ones((3, 3)), output=regions)
+    areas = np.bincount(regions.ravel())[1:]
     small = 1 + np.flatnonzero(areas < area_thresh)
     if not len(small):
         return mask, False
     if mode == "holes":
         return mask | np.isin(regions, small), True
-    if len(small) == count:
+    if len(small) == len(areas):
         small = small[small != 1 + areas.argmax()]
     return mask & ~np.isin(regions, small), True

@@ -148,4 +148,4 @@ def test_depthwise_is_a_convolution_off_cpu(platform):
 @pytest.mark.parametrize("function", [convolve, convolve_depthwise, convolve_transposed])
 def test_unknown_implementations_are_named(function):
     with pytest.raises(ValueError, match="Unknown implementation 'cudnn'"):
-        function(normal(0, (1, 4, 4, 2)), normal(1, (3, 3, 1, 2)), implementation="cudnn")
+        function(normal(0, (1, 4, 4, 1)), normal(1, (3, 3, 1, 1)), implementation="cudnn")

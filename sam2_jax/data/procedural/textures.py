@@ -98,7 +98,7 @@ def make_noise(rng: Rng, side: int, slope: float, stretch: float = 1.0) -> np.nd
     amplitude = (np.float32(stretch) * rows + columns + 1) ** np.float32(-slope / 2)
     amplitude[0, 0] = 0
     spectrum = rng.standard_normal((*amplitude.shape, 2), np.float32).view(np.complex64)[..., 0]
-    field = fft.irfft2(spectrum * amplitude, (side, side))
+    field = np.asarray(fft.irfft2(spectrum * amplitude, (side, side)))
     return field * np.float32(1 / (math.sqrt(np.vdot(field, field)) / side + 1e-6))
 
 
