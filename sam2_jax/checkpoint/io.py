@@ -131,17 +131,21 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
 def _checkpoint(name: str, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Checkpoint:
     """The checkpoint of official tensors; a ValueError if they are not those of the model, or not all."""
     shapes = _shapes(tensors)
-    if shapes and not any(key.startswith("memory_encoder.") for key in shapes):
-        raise ValueError(
-            "it holds the part for images alone, as transformers' Sam2Model does; the whole model is expected, "
-            "as Sam2VideoModel or the original saves it."
-        )
     found = names.find_model(shapes)
-    if found not in (None, name) and not names.may_fit(shapes, config):
+    has_memory = any(key.startswith("memory_encoder.") for key in shapes)
+    if has_memory and found not in (None, name) and not names.may_fit(shapes, config):
         raise ValueError(
             f"these are weights of {found}, not of {name}: name that model, or none at all."
         )
-    return Checkpoint(name, config, names.to_params(tensors, param_shapes(config)))
+    try:
+        return Checkpoint(name, config, names.to_params(tensors, param_shapes(config)))
+    except ValueError as error:
+        if has_memory:
+            raise
+        raise ValueError(
+            "the part for videos is not in it, as in what transformers' Sam2Model saves; take one of "
+            f"Sam2VideoModel or the original's file: {error}"
+        ) from error
 
 
 def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
