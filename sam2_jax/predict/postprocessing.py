@@ -25,7 +25,7 @@ def resize_weights(size: int, new_size: int) -> np.ndarray:
     return (1 - distance).clip(min=0).astype(np.float32)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)  # megabytes each for large pictures
 def padded_weights(size: int, new_size: int) -> jax.Array:
     """`resize_weights` with rows of zeros up to the next multiple of 256: one program serves many sizes."""
     weights = resize_weights(size, new_size)

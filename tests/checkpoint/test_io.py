@@ -146,7 +146,9 @@ def test_weights_for_images_alone_are_refused(tensors, tmp_path):
     memory = ("memory_", "maskmem", "mask_downsample", "no_", "obj_ptr")
     part = {name: x for name, x in tensors.items() if not name.startswith(memory)}
     save_file({n: np.ascontiguousarray(x) for n, x in part.items()}, tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=r"part for videos is not in it.*missing: .*memory_encoder"):
+    with pytest.raises(
+        ValueError, match=r"part for videos is not in it.*missing: .*memory_encoder"
+    ):
         load(tmp_path / "a.safetensors", NANO)
 
 
