@@ -185,7 +185,9 @@ def generate_slowly(model, options):
     """The masks of a picture, click by click with the image predictor."""
     use = OPTIONS | {"crop_n_layers": 0, "use_m2m": False, "multimask_output": True} | options
     area = use.get("min_mask_region_area", 0)
-    predictor = SAM2ImagePredictor(model, max_hole_area=area, max_sprinkle_area=area)
+    predictor = SAM2ImagePredictor(
+        model, max_hole_area=area, max_sprinkle_area=area, keep_clicked=False
+    )
     threshold, offset = use["mask_threshold"], use["stability_score_offset"]
     found = []
     for _, crop in mask_generator.crop_boxes(HEIGHT, WIDTH, use["crop_n_layers"], 512 / 1500):
