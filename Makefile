@@ -61,5 +61,5 @@ $(PARITY): setup.py pyproject.toml
 
 $(TPU): setup.py pyproject.toml
 	test -x $(VENV_TPU)/bin/python || $(PYTHON) -m venv $(VENV_TPU)
-	$(VENV_TPU)/bin/python -m pip install --quiet --editable '.[tpu]' hypothesis pytest
+	$(VENV_TPU)/bin/python -m pip install --quiet --editable '.[tpu]' beartype hypothesis pytest
 	touch $@

@@ -83,7 +83,7 @@ def test_conversion_keeps_the_overrides_or_tells_of_them(run, tmp_path, capsys):
     assert line.startswith("warning: ")
     assert "image_size=64" in line
     assert main(["--input", str(run), "--output", str(run)]) == 2
-    assert "which is read as well" in capsys.readouterr().err
+    assert "which is read as well and would be lost" in capsys.readouterr().err
 
 
 def test_there_is_no_best_without_scores(params, tmp_path):

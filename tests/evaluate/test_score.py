@@ -155,7 +155,7 @@ def test_colours_are_no_ids(folders):
     target, predictions = folders
     path = predictions / "bear" / "00002.png"
     Image.open(path).convert("RGB").save(path)
-    with pytest.raises(ValueError, match=r"00002.png is a RGB picture; a palette or grey PNG"):
+    with pytest.raises(ValueError, match=r"00002.png is a coloured RGB picture"):
         scores_of(target, predictions)
 
 

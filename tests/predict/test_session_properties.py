@@ -143,7 +143,7 @@ class Session(RuleBasedStateMachine):
                 lambda p, s: p.add_new_points_or_box(s, 0, 7, [[1, np.nan]], [1]),
                 lambda p, s: p.add_new_points_or_box(s, 0, 7, [[1, HEIGHT + 1]], [1]),
                 lambda p, s: p.add_new_points_or_box(s, 0, 7, [[1, 1]], [5]),
-                lambda p, s: p.add_new_points_or_box(s, 0, 7, box=[9, 9, 1, 1]),
+                lambda p, s: p.add_new_points_or_box(s, 0, 7, box=[9, 9, np.nan, 1]),
                 lambda p, s: p.add_new_mask(s, 0, "new", np.zeros((4, 4))),
                 lambda p, s: p.add_new_mask(s, 0, 7, np.ones((4, 4, 3))),
                 lambda p, s: p.clear_all_prompts_in_frame(s, 0, "nobody"),

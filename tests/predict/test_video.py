@@ -156,7 +156,7 @@ def test_a_frame_outside_of_the_video_is_refused(predictor, frame):
         ({}, "No prompt"),
         ({"box": [1, 2, 3, 4], "clear_old_points": False}, "clear_old_points=True"),
         ({"points": [[1, 2]]}, "together"),
-        ({"box": [[1, 2, 3, 4]] * 2}, "2 prompts were given for one object"),
+        ({"box": [[1, 2, 3, 4]] * 2}, "2 prompts were given for object 1"),
     ],
 )
 def test_impossible_prompts_are_refused_and_start_no_object(predictor, prompt, message):
