@@ -21,7 +21,7 @@ demo: $(BASE)  ## install the package and run the demonstration
 	$(VENV)/bin/python scripts/demo.py $(CHECKPOINT)
 
 test: $(DEV)  ## run the tests, warnings as errors
-	$(VENV)/bin/python -m pytest --ignore=tests/parity_torch --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest --ignore=tests/parity_torch --ignore=tests/drop_in --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 parity: $(PARITY)  ## compare with PyTorch in an environment of its own (Python 3.11)
 	$(VENV_PARITY)/bin/python -m pytest tests/parity_torch tests/drop_in

@@ -285,6 +285,7 @@ BAD = {
         "The point (49, 2) is outside of the picture, 48 x 32 pixels",
     ),
     "box outside": (["image", "good.png", "--box", "1,32,30,33"], "box (1, 32, 30, 33) is outside"),
+    "mask syntax": (["image", "good.png", "--mask", ""], "'' is not of the form [OBJECT:]FILE"),
     "point syntax": (["track", "good.mp4", "--point", "12;14"], "'12;14' is not of the form"),
     "one number": (["image", "good.png", "--point", "12"], "[OBJECT:]X,Y[,LABEL][@FRAME]"),
     "label": (["track", "good.mp4", "--point", "1,2,3"], "1 object or 0 background"),
@@ -302,7 +303,7 @@ BAD = {
         ["track", "good.mp4", "--point", "1,2@2", "--num-frames", "2"],
         "there is no frame 2: the video has 2 frames",
     ),
-    "frame of a picture": (["image", "good.png", "--point", "1,2@3"], "leave @3 away"),
+    "frame of a picture": (["image", "good.png", "--point", "1,2@3"], "leave out @3"),
     "neither video nor camera": (["track", *POINT], "one of the arguments video --camera"),
     "missing camera": (["track", "--camera", "97", *POINT], "video97"),
     "raw size": (["track", "-", "--raw", "48,32", *POINT], "'48,32' is not of the form WIDTHxH"),
@@ -314,7 +315,10 @@ BAD = {
     "no frames": (["track", "good.mp4", *POINT, "--num-frames", "0"], "--num-frames is 0"),
     "empty mask": (["track", "good.mp4", "--mask", "none.png"], "none.png has no object"),
     "size of a mask": (["track", "good.mp4", "--mask", "small.png"], "48 x 16 pixels"),
-    "mask for a picture": (["image", "good.png", "--mask", "ids.png"], "a mask prompts a video"),
+    "mask for a picture": (
+        ["image", "good.png", "--mask", "ids.png"],
+        "a mask can only prompt a video",
+    ),
     "unknown model": (
         ["track", "good.mp4", *POINT, "--model", "sam3", "--masks", "masks"],
         "Unknown model 'sam3'",

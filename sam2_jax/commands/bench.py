@@ -16,7 +16,7 @@ EXAMPLES = f"""examples:
   sam2-jax bench --models sam2_nano --image-size 64 --phases encode
 
 phases:
-  ceilings   copying and multiplying: what this very chip can do
+  ceilings   copying and multiplying: the limits of this very chip
   attention  attention to the memory, by every implementation that runs here, and its error
   encode     images to features, 1 and 8 at a time
   propagate  8 frames in one program, all memories full: frames/s, kernels, time to compile
@@ -25,7 +25,7 @@ phases:
              on GPUs compiled, too
 
 Each runs in a process of its own for a limited time, {_MINUTES} minutes in all, and prints a line of
-JSON when it ends, which says so if it failed. Then comes all of it as a Markdown table. The exit
+JSON when it ends, which says so if it failed. A Markdown table of all of it follows. The exit
 status is 1 if a phase failed."""
 
 

@@ -41,7 +41,7 @@ def build(args: argparse.Namespace, builder: Callable, **overrides: Any) -> Any:
     """Calls `build_sam2` or another builder with the options of `add_model`.
 
     Raises:
-      ValueError: a model is named that has no weights here; random ones would only look like answers.
+      ValueError: the model has no weights here; random ones would give results that mean nothing.
     """
     from sam2_jax.checkpoint.bundled import NAME
     from sam2_jax.config import resolve_model_name
@@ -84,7 +84,7 @@ def cache_compiled_programs() -> None:
 
 
 def use_huge_pages() -> None:
-    """Starts the program anew, once, with the C library asking for pages of 2 MiB.
+    """Restarts the program, once, with the C library asking for pages of 2 MiB.
 
     The temporaries of a training step on CPU are gigabytes, and touching them 4 KiB at a time took a third of
     a step (docs/reports/performance_log.md). Only for a process that runs one command: what it did so far is

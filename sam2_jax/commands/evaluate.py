@@ -1,4 +1,4 @@
-"""`sam2-jax evaluate` and `scripts/evaluate.py`: how good masks, or a model's, are."""
+"""`sam2-jax evaluate` and `scripts/evaluate.py`: scores masks, or a model."""
 
 import argparse
 import dataclasses
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1 is expected"
             )
-    if args.kind != "score":  # which writes beside what it scores
+    if args.kind != "score":  # score writes beside what it scores
         names = ("*.png",) if args.kind == "vos" else ("results.*",)
         read = (
             (args.images, args.annotations) if args.kind == "images" else (args.videos, args.masks)
@@ -85,7 +85,7 @@ def _run_score(args: argparse.Namespace) -> None:
 
 
 def _first_predicted(target: Any, predictions: Any, count: int) -> Any:
-    """The target with masks on those frames only that are among the first ones predicted of a video."""
+    """The target, with masks only on the first frames that were predicted of each video."""
     from sam2_jax.data.annotated import VideoList
 
     def open(name: str) -> Any:
@@ -97,7 +97,7 @@ def _first_predicted(target: Any, predictions: Any, count: int) -> Any:
 
 
 def _seen_and_unseen(args: argparse.Namespace, scores: Sequence[Any]) -> dict[str, float]:
-    """Scores of YouTube-VOS, if its files of categories are there."""
+    """Scores of YouTube-VOS, if its category files are there."""
     from sam2_jax.evaluate.score import read_categories, summarise_seen_and_unseen
 
     root = (
@@ -182,7 +182,7 @@ def _run_vos(args: argparse.Namespace) -> None:
     if len(left) < len(names):
         print(f"{len(names) - len(left)} of {len(names)} videos are in {args.out} already")
     lengths = {name: _length(videos, name, args.num_frames) for name in left}
-    # Videos of like length share the devices best.
+    # Videos of similar length share the devices best.
     left.sort(key=lengths.__getitem__, reverse=True)
     start = time.monotonic()
     with tqdm(total=sum(lengths.values()), desc="propagate in video", unit="frame") as bar:
@@ -263,7 +263,7 @@ def _run_images(args: argparse.Namespace) -> None:
 
 
 def _write(out: str, files: Mapping[str, str]) -> None:
-    """Writes text files into a folder; scores that were printed are no error if they cannot be written."""
+    """Writes text files into a folder; only warns if that fails, since the scores have been printed."""
     from sam2_jax.files import write_file
 
     try:
@@ -271,6 +271,6 @@ def _write(out: str, files: Mapping[str, str]) -> None:
         for name, text in files.items():
             write_file(os.path.join(out, name), text.encode())
     except OSError as error:
-        print(f"warning: the results are not written: {error}; name another folder with --out")
+        print(f"warning: the results cannot be written: {error}; name another folder with --out")
         return
     print(f"results:     {', '.join(os.path.join(out, name) for name in files)}")

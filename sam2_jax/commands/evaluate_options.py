@@ -1,4 +1,4 @@
-"""Options of `sam2-jax evaluate`. Those of the original's tool go by its names as well."""
+"""Options of `sam2-jax evaluate`. Those of the original's tool also have its names."""
 
 import argparse
 from collections.abc import Callable
@@ -49,10 +49,10 @@ def _add_score(add: Callable) -> None:
         "--truth",
         required=True,
         metavar="DIR",
-        help="true masks: a folder a video, or a benchmark's folder",
+        help="true masks: a folder per video, or a benchmark's folder",
     )
     add("--predictions", required=True, metavar="DIR", help="predicted masks, likewise")
-    add("--convention", choices=CONVENTIONS, default="sav", help="whose rules (default: sav)")
+    add("--convention", choices=CONVENTIONS, default="sav", help="rules of scoring (default: sav)")
     add(
         "--out",
         "--output",
@@ -90,7 +90,7 @@ def _add_split(add: Callable) -> None:
     add(
         "--split",
         default="validation",
-        help="of a dataset given as tfds:NAME (default: validation)",
+        help="split of a dataset given as tfds:NAME (default: validation)",
     )
 
 
@@ -100,14 +100,14 @@ def _add_videos(add: Callable) -> None:
         "--base_video_dir",
         required=True,
         metavar="DIR",
-        help="a folder of frames or an mp4 a video, a benchmark's folder, or tfds:NAME",
+        help="a folder of frames or an mp4 per video, a benchmark's folder, or tfds:NAME",
     )
     add(
         "--masks",
         "--input_mask_dir",
         required=True,
         metavar="DIR",
-        help="masks: a folder a video, a benchmark's folder, or tfds:NAME",
+        help="masks: a folder per video, a benchmark's folder, or tfds:NAME",
     )
     add(
         "--out",
@@ -129,7 +129,7 @@ def _add_vos(parser: argparse.ArgumentParser) -> None:
         "--prompt",
         choices=PROMPTS,
         default="mask",
-        help="what is made of a mask to prompt with (default: mask)",
+        help="what to prompt with, derived from a mask (default: mask)",
     )
     add(
         "--score-threshold",
@@ -155,13 +155,13 @@ def _add_vos(parser: argparse.ArgumentParser) -> None:
         "--track_object_appearing_later_in_video",
         dest="later_objects",
         action="store_true",
-        help="start an object that appears later where it has its first mask",
+        help="start an object that appears later at its first mask",
     )
     add(
         "--apply-postprocessing",
         "--apply_postprocessing",
         action="store_true",
-        help="fill small holes, which published scores do without",
+        help="fill small holes; published scores are without this",
     )
     add_model(parser)
     hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
@@ -179,13 +179,13 @@ def _add_interactive(parser: argparse.ArgumentParser) -> None:
         default="both",
         help="correct the worst frame and track anew, or correct while watching once (default: both)",
     )
-    add("--rounds", type=int, default=8, help="frames that get clicks, at most (default: 8)")
+    add("--rounds", type=int, default=8, help="most frames that get clicks (default: 8)")
     add("--clicks", type=int, default=3, help="clicks on each of them (default: 3)")
     add(
         "--threshold",
         type=float,
         default=0.75,
-        help="online: a frame of lower IoU gets clicks (default: 0.75)",
+        help="online: frames of lower IoU get clicks (default: 0.75)",
     )
     add_model(parser)
 

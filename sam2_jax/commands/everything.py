@@ -23,31 +23,35 @@ files in the folder:
   masks.json   COCO run lengths, boxes and scores
   masks.csv    the same as a table, without the masks"""
 
-# Options of `everything`: arguments of SAM2AutomaticMaskGenerator, whose defaults hold.
+# Options of `everything`: arguments of SAM2AutomaticMaskGenerator, whose defaults apply.
 GENERATOR_OPTIONS = (
     ("points_per_side", int, "clicks along a side of the picture (default 32)"),
     ("points_per_batch", int, "clicks decoded at once (default 64)"),
     (
         "pred_iou_thresh",
         float,
-        "least predicted IoU of a mask (default 0.8, of sam2_nano {pred_iou_thresh}; 0 keeps all)",
+        "lowest predicted IoU of a mask (default 0.8, of sam2_nano {pred_iou_thresh}; 0 keeps all)",
     ),
     (
         "stability_score_thresh",
         float,
-        "least stability of a mask (default 0.95, of sam2_nano {stability_score_thresh}; 0 keeps all)",
+        "lowest stability of a mask (default 0.95, of sam2_nano {stability_score_thresh}; 0 keeps all)",
     ),
     (
         "stability_score_offset",
         float,
-        "change of the threshold that stability is about (default 1)",
+        "shift of the threshold that measures stability (default 1)",
     ),
     ("mask_threshold", float, "logits above it are the object (default 0)"),
-    ("box_nms_thresh", float, "largest IoU of the boxes of two masks (default 0.7)"),
-    ("crop_n_layers", int, "layers of crops that are segmented as well (default 0)"),
+    ("box_nms_thresh", float, "highest IoU of the boxes of two masks (default 0.7)"),
+    ("crop_n_layers", int, "layers of crops to segment as well (default 0)"),
     ("crop_nms_thresh", float, "as --box-nms-thresh, between crops (default 0.7)"),
     ("crop_overlap_ratio", float, "overlap of the first layer's crops (default 0.341)"),
-    ("crop_n_points_downscale_factor", int, "clicks a side shrink by it a layer (default 1)"),
+    (
+        "crop_n_points_downscale_factor",
+        int,
+        "clicks along a side, divided by this for each layer (default 1)",
+    ),
     (
         "min_mask_region_area",
         int,
@@ -68,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=type, metavar="N", help=help.format(**own))
     parser.add_argument(
-        "--use-m2m", action="store_true", help="decode every mask once more from itself"
+        "--use-m2m", action="store_true", help="refine every mask by decoding it once more"
     )
 
 

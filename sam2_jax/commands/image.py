@@ -1,4 +1,4 @@
-"""`sam2-jax image`: what is pointed at in a picture."""
+"""`sam2-jax image`: segments what is pointed at in a picture."""
 
 import argparse
 from pathlib import Path
@@ -43,9 +43,9 @@ def run(args: argparse.Namespace) -> None:
     groups = group_prompts(args.prompts, *image.shape[:2])
     for _, frame in groups:
         if frame:
-            raise ValueError(f"there is no frame {frame} in a picture: leave @{frame} away")
+            raise ValueError(f"there is no frame {frame} in a picture: leave out @{frame}")
     if any(group["mask"] for group in groups.values()):
-        raise ValueError("a mask prompts a video; a picture takes --point and --box")
+        raise ValueError("a mask can only prompt a video; prompt a picture with --point and --box")
     ids = object_ids(groups, args.masks)
 
     predictor = SAM2ImagePredictor(build(args, build_sam2))

@@ -1,4 +1,4 @@
-"""What a command will write: checked once, before any work, so that no input is lost and no work is in vain.
+"""What a command will write: checked once, before any work, so that no input is lost and no work wasted.
 
 Every command lists its outputs as `File` and `Folder`, and what it reads; `check_outputs` refuses what could
 not be written, or would destroy an input.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-LEAST_FREE_BYTES = 2**20  # of a disk that is not called full
+LEAST_FREE_BYTES = 2**20  # below this a disk counts as full
 
 
 class File(NamedTuple):
@@ -36,7 +36,7 @@ class Folder(NamedTuple):
 
     Attributes:
       option: what users call it, such as "--masks".
-      path: where; made when it is missing.
+      path: where; created if missing.
       names: patterns of the files it writes there, such as "*.png"; "*" if it is replaced as a whole.
     """
 
@@ -46,14 +46,14 @@ class Folder(NamedTuple):
 
 
 def check_outputs(outputs: Sequence[File | Folder], inputs: Sequence[str | os.PathLike]) -> None:
-    """Fails before the work, not after it; writes nothing that stays, and notes folders that are not empty.
+    """Fails before the work, not after it; leaves nothing behind, and points out folders that are not empty.
 
     Args:
       outputs: all that will be written.
-      inputs: files and folders that are read; who reads them says which are missing.
+      inputs: files and folders that are read; whoever reads them reports missing ones.
 
     Raises:
-      ValueError: an output is an input, would overwrite one, ends unlike its format, or is named twice.
+      ValueError: an output is an input, would overwrite one, has the wrong suffix, or is named twice.
       FileNotFoundError: the folder of a file does not exist.
       FileExistsError: a file is where a folder is meant, or the other way round.
       OSError: the place is read-only, or the disk full.
@@ -112,7 +112,7 @@ def _check_input(output: File | Folder, path: Path, read: Path) -> None:
     """Refuses an output that would replace, or mix with, what is read; both paths are absolute."""
     if path == read or (path.exists() and path.samefile(read)):
         raise ValueError(
-            f"{output.option} is {output.path}, which is read as well and would be lost; name another place"
+            f"{output.option} is {output.path}, which is also read and would be lost; name another place"
         )
     if isinstance(output, File):
         is_lost = read.is_dir() and path.parent == read and path.exists()
@@ -128,7 +128,7 @@ def _check_input(output: File | Folder, path: Path, read: Path) -> None:
 
 
 def _check_writable(place: Path) -> None:
-    """Makes a file that vanishes at once: modes alone do not tell what root, or a read-only disk, allows."""
+    """Creates a file that vanishes at once: permissions do not show what root or a read-only disk allows."""
     folder = next(parent for parent in (place, *place.parents) if parent.is_dir())
     try:
         with tempfile.TemporaryFile(dir=folder):

@@ -57,7 +57,7 @@ def _mask(text: str) -> UserPrompt:
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:
-    """Adds --point, --box and --mask, which gather in `prompts`."""
+    """Adds --point, --box and --mask, which are collected in `prompts`."""
     point = _numbers("point", (2, 3), "[OBJECT:]X,Y[,LABEL][@FRAME]")
     box = _numbers("box", (4,), "[OBJECT:]X0,Y0,X1,Y1[@FRAME]")
     add = lambda name, type, metavar, help: parser.add_argument(
@@ -99,7 +99,7 @@ def group_prompts(prompts: list[UserPrompt], height: int, width: int) -> Groups:
         if len(group["box"]) > 1 or len(group["mask"]) > 1 or is_mixed:
             raise ValueError(
                 f"object {obj} has several boxes, or a mask and another prompt, on frame {frame}: name "
-                "different objects by OBJECT: before the prompt, as in --box 2:10,20,30,40"
+                "different objects with OBJECT: before the prompt, as in --box 2:10,20,30,40"
             )
     return groups
 

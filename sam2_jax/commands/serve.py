@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="port (%(default)s)")
     parser.add_argument(
         "--token",
-        help="what everybody has to know; on other addresses than this machine's own there is "
-        "always one, made up and printed if it is not given",
+        help="secret that every user needs; a server for other machines always has one, "
+        "generated and printed if it is not given",
     )
     for option, (field, kind, unit, text) in _LIMITS.items():
         default = getattr(Limits, field)

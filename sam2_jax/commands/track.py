@@ -26,7 +26,7 @@ prompts:
   --point X,Y,0    a click on what is not the object
   --box X0,Y0,X1,Y1
   --mask FILE.png  palette PNG: every id in it is an object; black and white PNG: one object
-  Put OBJECT: before a prompt to name its object (default 1), @FRAME after it for another frame than 0."""
+  Put OBJECT: before a prompt to name its object (default 1), @FRAME after it for a frame other than 0."""
 
 
 def _raw_size(text: str) -> tuple[int, int]:
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-policy",
         metavar="NAME",
-        help="frames that are remembered: recent (default), quality, motion or distractor",
+        help="which frames to remember: recent (default), quality, motion or distractor",
     )
     add_model(parser)
 
@@ -102,7 +102,7 @@ def _build(args: argparse.Namespace) -> Any:
 
 @contextlib.contextmanager
 def _sinks(args: argparse.Namespace, video: str, frames: Any) -> Iterator[list]:
-    """What takes the masks; finished, and its place printed, however the work ends."""
+    """The outputs for masks; they are finished, and their places printed, however the work ends."""
     from sam2_jax.data.results import BoxFiles, ObjectFolders, PaletteFolder, RleFile
     from sam2_jax.data.videos import Frames
 
@@ -153,7 +153,7 @@ def _run_file(args: argparse.Namespace) -> None:
                     for t, obj_ids, masks in bar:
                         for sink in (*sinks, kept) if args.out else sinks:
                             sink.write(t, obj_ids, masks[:, 0])
-                        if bar.n:  # the program for prompts and the one for tracking are there
+                        if bar.n:  # the programs for prompts and for tracking are compiled
                             bar.set_postfix_str("")
                 except (ValueError, OSError) as error:
                     if not bar.n:
@@ -171,7 +171,7 @@ def _run_file(args: argparse.Namespace) -> None:
 
 
 def _place_of_name(names: Sequence[str] | None, number: int) -> str:
-    """Tells which frame is meant, where a number is that in the name of a picture."""
+    """A hint for who gave the number in the name of a picture instead of the index of its frame."""
     for place, name in enumerate(names or ()):
         if re.fullmatch(f"0*{number}", name):
             return f"; {name} is frame {place}: @ counts frames"
@@ -240,20 +240,20 @@ def _run_stream(args: argparse.Namespace, name: str) -> None:
 
 
 def _check_row_length(frame: np.ndarray) -> None:
-    """Refuses raw pixels whose rows are like each other at another distance than the width they were given."""
+    """Refuses raw pixels whose rows resemble each other at another distance than the given width."""
     height, width, _ = frame.shape
     grey = frame.reshape(-1, 3).mean(1)
     grey -= grey.mean()
     spectrum = np.abs(np.fft.rfft(grey, 2 * grey.size)) ** 2
     likeness = np.fft.irfft(spectrum)[: grey.size] / np.arange(grey.size, 0, -1)
     lags = np.arange(max(width // 3, 16), min(3 * width, grey.size // 2) + 1)
-    if not lags.size or likeness[0] < 1:  # of one colour
+    if not lags.size or likeness[0] < 1:  # a single colour
         return
     best = int(lags[likeness[lags].argmax()])
     if likeness[best] > 0.8 * likeness[0] and likeness[width] < 0.5 * likeness[0]:
         raise ValueError(
-            f"--raw is {width}x{height}, but rows of {best} pixels fit what comes: give the width and height "
-            "of the frames, and pixels of R, G and B (ffmpeg -f rawvideo -pix_fmt rgb24)"
+            f"--raw is {width}x{height}, but the data looks like rows of {best} pixels: give the width and "
+            "height of the frames, and pixels of R, G and B (ffmpeg -f rawvideo -pix_fmt rgb24)"
         )
 
 

@@ -22,9 +22,9 @@ USAGE = """usage: {program} --config=EXPERIMENT [--config.field=value ...] [--wo
 
   --config=EXPERIMENT   a file, such as configs/nano.py:small, or the name of one that is installed, such as
                         smoke or nano:small; --config.optimizer.learning_rate=1e-4 changes a field of it
-  --workdir=DIR         folder of the run (default: runs/<experiment>); the same command goes on from its
-                        newest checkpoint
-  --distributed         join the other processes of a pod or a cluster, found by its environment, or by
+  --workdir=DIR         folder of the run (default: runs/<experiment>); the same command continues from
+                        its newest checkpoint
+  --distributed         join the other processes of a pod or a cluster, found by its environment, or given by
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I
   --config.dry_run      print what would be trained and stop
 """
@@ -52,9 +52,9 @@ def main(argv: Sequence[str], program: str = "sam2-jax train") -> int:
 
 @contextlib.contextmanager
 def _logging() -> Iterator[None]:
-    """Shows what a run says, and keeps errors to the one line that `main` prints.
+    """Shows the log of a run, and keeps errors to the one line that `main` prints.
 
-    Orbax raises what it logs with stacks on the way, also from threads, and what it leaves behind complains
+    Orbax logs what it raises with stack traces, also from threads, and what it leaves behind complains
     when it is collected.
     """
     handler = logging.StreamHandler(sys.stderr)
@@ -102,8 +102,8 @@ def _run(argv: list[str], program: str) -> None:
     experiment = from_config_dict(flags.config.to_dict())
     if experiment.trainable != "all" and not experiment.init_from:
         raise ValueError(
-            f"trainable is {experiment.trainable!r}, but the parts that stay as they are would be random: name "
-            "weights to start from by --config.init_from=CHECKPOINT, or train all of it"
+            f"trainable is {experiment.trainable!r}, but the frozen parts would be random: name "
+            "weights to start from with --config.init_from=CHECKPOINT, or train everything"
         )
     workdir = flags.workdir or os.path.join("runs", _run_name(flags["config"].config_filename))
     if experiment.dry_run:
@@ -113,13 +113,13 @@ def _run(argv: list[str], program: str) -> None:
 
 
 def _run_name(config: str) -> str:
-    """nano_small of configs/nano.py:small: what another argument trains is another run."""
+    """nano_small for configs/nano.py:small: another argument is another run."""
     path, _, argument = config.partition(":")
     return "_".join([Path(path).stem, *re.findall(r"[\w.+-]+", argument)])
 
 
 def _find_config(config: str) -> str:
-    """The file of a bare name, with its argument; anything else is the path of one."""
+    """The file of an experiment given by name, with its argument; a path stays as it is."""
     name, colon, argument = config.partition(":")
     if re.fullmatch(r"[\w-]+", name) and not Path(name).is_file():
         for folder in _CONFIGS:
@@ -136,7 +136,7 @@ def _find_config(config: str) -> str:
 
 
 def _rewritten(argv: list[str]) -> list[str]:
-    """The command line with the file of an experiment that is named, and fields by the names they have now."""
+    """The command line with experiments by their files, and fields by their current names."""
     new = []
     for argument in argv:
         flag, equals, value = argument.partition("=")
@@ -174,7 +174,7 @@ def _parse(argv: list[str], program: str) -> Any:
             reason = f"the experiment has no field {reason.strip(_QUOTES)!r}"
         raise ValueError(f"{reason} (see {program} --help)") from error
     if rest:
-        raise ValueError(f"{rest[0]!r} is no flag (see {program} --help)")
+        raise ValueError(f"{rest[0]!r} is not a flag (see {program} --help)")
     if values.config is None:
         raise ValueError(f"--config is missing (see {program} --help)")
     return values

@@ -49,7 +49,7 @@ class FrameMasks(Mapping[int, np.ndarray]):
         return mask
 
     def __contains__(self, object_id: object) -> bool:
-        return object_id in self._ids  # that of Mapping would decode
+        return object_id in self._ids  # Mapping's own would decode
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._ids)
@@ -65,7 +65,7 @@ class FrameMasks(Mapping[int, np.ndarray]):
 
 
 class _NoFrames(Frames):
-    """What a video has of which only masks are at hand."""
+    """The frames of a video that has only masks."""
 
     height = width = 0
 
@@ -92,11 +92,11 @@ class Video:
     Attributes:
         name: for messages and results, such as the name of its folder.
         frame_names: of all frames, in the order of time; what has the same name belongs together.
-        frames: the pictures; `NO_FRAMES` where only masks are at hand.
+        frames: the pictures; `NO_FRAMES` if there are only masks.
         annotated: indices of the frames that have masks, ascending.
         read_masks: gives the masks of one of these; `masks` also checks them.
         is_by_object: each object has files, and so frames, of its own.
-        mask_file: a picture of masks whose palette results may take over.
+        mask_file: a picture of masks whose palette results may use.
     """
 
     name: str
@@ -152,7 +152,7 @@ class Video:
         )
 
     def first(self, count: int | None) -> "Video":
-        """Returns the first frames, all if `count` is None; closing the whole stays the caller's."""
+        """Returns the first frames, all if `count` is None; the caller still closes the whole video."""
         if count is None:
             return self
         return dataclasses.replace(

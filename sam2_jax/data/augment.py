@@ -1,4 +1,4 @@
-"""Changes of clips for training (SAM 2 paper, arXiv 2408.00714, appendix D).
+"""Augmentations of clips for training (SAM 2 paper, arXiv 2408.00714, appendix D).
 
     Clip (H, W)  ->  flip, turn and shear  ->  resize (S, S)  ->  mosaic, colours  ->  Clip (S, S)
 
@@ -16,18 +16,18 @@ from PIL import Image
 from sam2_jax.data.clips import Clip
 from sam2_jax.data.datasets import Augment
 
-FILL = (123, 116, 103)  # the mean of ImageNet, of what a turned frame leaves free
+FILL = (123, 116, 103)  # the mean of ImageNet, where a turned frame leaves a gap
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def augment_clip(clip: Clip, augment: Augment, size: int, rng: np.random.Generator) -> Clip:
-    """Draws changes, makes them, and resizes the clip to what the model takes.
+    """Draws augmentations, applies them, and resizes the clip to the model's input.
 
     Args:
         clip: of any size.
-        augment: which changes, how likely and how strong.
+        augment: which ones, how likely and how strong.
         size: S, side of the square result; frames are stretched to it.
-        rng: decides.
+        rng: source of randomness.
 
     Returns:
         The clip with frames (T, S, S, 3) and masks (T, O, S, S).
@@ -42,7 +42,7 @@ def augment_clip(clip: Clip, augment: Augment, size: int, rng: np.random.Generat
         matrix = affine_matrix(degrees, shear, scale)
         height, width = clip.frames.shape[1:3]
         if size * size < height * width:
-            # The same map, seen after the stretching, costs less.
+            # The same map costs less after the resize.
             clip = resize_clip(clip, size)
             stretch = np.array([size / width, size / height])
             matrix = stretch[:, None] * matrix / stretch
@@ -70,7 +70,7 @@ def turn_clip(clip: Clip, matrix: np.ndarray) -> Clip:
     """Maps all frames about their centre, images bilinear and masks nearest.
 
     Args:
-        clip: what to change; it is returned as it is if an object of its first frame would leave.
+        clip: what to change; returned as it is if an object of its first frame would leave the picture.
         matrix: (2, 2) on x, y, from the given clip to the result.
     """
     height, width = clip.frames.shape[1:3]
@@ -90,7 +90,7 @@ def turn_clip(clip: Clip, matrix: np.ndarray) -> Clip:
 
 
 def _pack(masks: np.ndarray) -> np.ndarray:
-    """Makes eight masks the bits of one picture, which nearest-neighbour sampling keeps apart.
+    """Packs eight masks into the bits of one picture, which nearest-neighbour sampling keeps apart.
 
     (T, O, H, W) bool -> (T, ceil(O / 8), H, W) uint8; numpy's packbits is slow along this axis.
     """
@@ -108,7 +108,7 @@ def resize_clip(clip: Clip, size: int) -> Clip:
     """Stretches a clip to (S, S), antialiased; a pixel is foreground if more than half of it was."""
     frames = _resize(clip.frames, size)
     num_frames, num_objects = clip.masks.shape[:2]
-    # Of 254, one half is a whole number, so that a half that is just covered stays background.
+    # Half of 254 is a whole number, so that a pixel that is exactly half covered stays background.
     grey = clip.masks.view(np.uint8) * np.uint8(254)
     masks = np.zeros((num_frames, num_objects, size, size), bool)
     for place in zip(*np.nonzero(clip.masks.any((2, 3))), strict=True):
@@ -123,9 +123,9 @@ def _resize(pictures: np.ndarray, size: int) -> np.ndarray:
 
 
 def mosaic_clip(clip: Clip, cell: int) -> Clip:
-    """Fills a 2 x 2 grid with small copies of a square clip; only those of one cell are objects.
+    """Fills a 2 x 2 grid with small copies of a square clip; only one cell keeps its masks.
 
-    Objects have three doubles then, from which only their place tells them apart.
+    Each object then has three doubles that differ from it in their place only.
 
     Args:
         clip: frames (T, S, S, 3), masks (T, O, S, S).
@@ -145,7 +145,7 @@ def mosaic_clip(clip: Clip, cell: int) -> Clip:
 
 
 def _jitter(frames: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
-    """Draws colours for the clip and every frame, and applies them."""
+    """Draws changes of colour for the clip and for every frame, and applies them."""
     around_one = lambda *strengths: 1 + rng.uniform(-1, 1, 3) * strengths
     clip_factors = around_one(augment.brightness, augment.contrast, augment.saturation)
     is_gray = rng.random() < augment.gray
@@ -169,7 +169,7 @@ def _jitter(frames: np.ndarray, augment: Augment, rng: np.random.Generator) -> n
 def change_colors(
     frame: np.ndarray, steps: list[tuple[float, float, float] | np.ndarray]
 ) -> np.ndarray:
-    """Changes brightness, contrast and saturation, as often as there are steps.
+    """Changes brightness, contrast and saturation, once per step.
 
     Brightness fades to black, contrast to the mean grey of the frame, saturation to the grey of the
     pixel. Only the end result is rounded and clipped to 0..255.

@@ -18,7 +18,7 @@ class Clip:
     Attributes:
         name: the video and its frames.
         frames: (T, H, W, 3) uint8 RGB.
-        masks: (T, O, H, W) bool; all False where an object is not to be seen.
+        masks: (T, O, H, W) bool; all False where an object is not visible.
     """
 
     name: str
@@ -34,13 +34,13 @@ def sample_clip(
     stride: int = 1,
     reverse: float = 0.0,
 ) -> Clip:
-    """Draws a clip: any window of frames on whose first one an object is seen.
+    """Draws a clip: any window of frames whose first one shows an object.
 
     Args:
-        video: where from.
+        video: the source.
         num_frames: T, consecutive ones of every stride-th annotated frame.
-        max_objects: of more objects on the first frame a random subset is taken.
-        rng: decides.
+        max_objects: if the first frame shows more, a random subset is taken.
+        rng: source of randomness.
         stride: 1 is every annotated frame.
         reverse: chance that time runs backwards.
 
@@ -55,7 +55,7 @@ def sample_clip(
         )
     if rng.random() < reverse:
         listed = listed[::-1]
-    # Windows in random order until one fits: the same as to draw among those that do.
+    # Windows in random order until one fits, which is the same as drawing among those that do.
     for start in rng.permutation(len(listed) - num_frames + 1):
         ids = video.object_ids(int(listed[start]))
         if ids:

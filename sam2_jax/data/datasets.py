@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Changes of clips; each is the same for all frames of a clip unless it says otherwise."""
+    """Augmentations of clips; each is the same for all frames of a clip unless stated otherwise."""
 
     flip: float = 0.5  # chance of a horizontal flip
     degrees: float = 0.0  # rotation, uniform in +- this
@@ -54,19 +54,19 @@ class Augment:
 class Dataset:
     """A source of clips; every batch comes from one dataset.
 
-    `Dataset(kind="coco", ...)` makes the class of that kind, as `pathlib.Path` makes that of the system;
-    without a kind it is `Procedural`.
+    `Dataset(kind="coco", ...)` gives the class of that kind, as `pathlib.Path` gives that of the system;
+    the default is `Procedural`.
     """
 
     kind: str = "procedural"
     weight: float = 1.0  # share of the steps that this dataset gets
-    batch_size: int = 1  # clips a step, over all devices
+    batch_size: int = 1  # clips per step, over all devices
     num_frames: int = 8  # T; 1 for images
     max_objects: int = 3  # O, objects of a clip
     stride: int = 1  # takes every stride-th annotated frame
     first: int = 0  # uses videos or images first ... first + count - 1 of the sorted list
     count: int = -1  # -1 is all
-    seed: int = 0  # of drawn videos, which; of others, which clips of them are held out
+    seed: int = 0  # which videos are drawn; for other kinds, which clips are held out
     augment: Augment = Augment()
 
     RENAMED: ClassVar[Mapping[str, str]] = {}  # fields by the names that they once had
@@ -83,7 +83,7 @@ class Dataset:
             raise ValueError(f"kind is {self.kind!r}, which is not that of {type(self).__name__}.")
 
     def open(self, image_size: int) -> VideoList:
-        """Opens the dataset; files are opened when a video is.
+        """Opens the dataset; the files of a video are opened with it.
 
         Args:
             image_size: side of the model's input, at which videos are drawn; files keep their size.
@@ -93,7 +93,7 @@ class Dataset:
 
         Raises:
             FileNotFoundError: a folder or file is missing.
-            ValueError: there is nothing in it that can be used.
+            ValueError: nothing in it can be used.
         """
         raise NotImplementedError
 
@@ -125,7 +125,7 @@ class Procedural(Dataset):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Files(Dataset):
-    """What lies in folders."""
+    """Datasets in folders."""
 
     frames: str = ""  # folder of videos or images
     annotations: str = ""  # folder or file of the masks
@@ -167,7 +167,7 @@ def _open_folders(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Palette(_Folders):
-    """DAVIS, MOSE, YouTube-VOS: a folder of JPEGs and one of PNGs of ids a video."""
+    """DAVIS, MOSE, YouTube-VOS: for each video a folder of JPEGs and one of PNGs of ids."""
 
     kind: str = "palette"
     READ_MASKS = staticmethod(readers.palette_masks)
@@ -348,18 +348,18 @@ def all_fields() -> dict[str, type]:
 def resolve(fields: Mapping[str, Any], name: str) -> tuple[type[Dataset], dict[str, Any]]:
     """Finds the class of a dataset that is given by its fields.
 
-    Fields that are None were not given. What is left of another kind, in whose place `kind` put a new one, is
-    dropped: that the fields were written for it shows in that all of its fields are there.
+    Fields that are None count as not given. Where `kind` replaced another one, the fields of the
+    other, known by being all there, are dropped.
 
     Args:
-        fields: among them `kind`; without it, it is "procedural".
+        fields: with `kind`, which is "procedural" by default.
         name: of the dataset in the configuration, for messages.
 
     Returns:
         The class, and the fields for it, whose types are not checked.
 
     Raises:
-        ValueError: no such kind, or a field that it does not have; the message lists near names.
+        ValueError: no such kind, or a field that it does not have; the message lists similar names.
     """
     given = {key: value for key, value in fields.items() if value is not None}
     chosen = _class_of(given.get("kind", Dataset.kind), f"{name}.kind")

@@ -1,4 +1,4 @@
-"""What lies in the folders of a dataset, in which order, and which of it is used."""
+"""What the folders of a dataset hold, in which order, and which of it is used."""
 
 import decimal
 import functools
@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 logger = logging.getLogger(__name__)
 
-# What is a frame; where two pictures have one name, the earlier kind counts.
+# Suffixes of frames; where two pictures have the same name, the earlier suffix counts.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LISTED_SUFFIXES = (*IMAGE_SUFFIXES, ".mp4", ".json")  # that names in lists may carry
 
@@ -18,7 +18,7 @@ LISTED_SUFFIXES = (*IMAGE_SUFFIXES, ".mp4", ".json")  # that names in lists may 
 def natural_order(name: str) -> tuple[list[str | int], str]:
     """Sorts frames by time: text as text, and the numbers in it as numbers ("2" before "10").
 
-    Names of one number, such as "1" and "01", stand side by side.
+    Names of the same number, such as "1" and "01", stand side by side.
     """
     parts: list[str | int] = re.split("([0-9]+)", name)
     parts[1::2] = map(int, parts[1::2])
@@ -45,9 +45,9 @@ def list_files(path: str, suffixes: tuple[str, ...], recursive: bool = False) ->
 
     Args:
         path: the folder.
-        suffixes: in lower case, of the files to list, of which the earlier count where several files
-            have one name; hidden files are left out.
-        recursive: also those in folders within, whose names then begin with these.
+        suffixes: of the files to list, in lower case; where several files have the same name, the
+            earlier suffix counts. Hidden files are left out.
+        recursive: also lists the files of subfolders, by their paths below `path`.
     """
     found: dict[str, str] = {}
     rank = lambda file: suffixes.index(os.path.splitext(file)[1].lower())
@@ -72,14 +72,14 @@ def list_frames(path: str | os.PathLike) -> dict[str, str]:
 
     Names that are numbers, whole or decimal, are in the order of their values, others in
     `natural_order`. Where a folder has JPEGs, pictures of other kinds that belong to one of them
-    (the same name, or one that goes on, as `a_mask.png` beside `a.jpg`) are no frames.
+    (the same name, or a longer one, as `a_mask.png` beside `a.jpg`) are not frames.
 
     Raises:
         ValueError: which pictures are frames, or their order, is unknown.
     """
     path = os.fspath(path)
     with os.scandir(path) as entries:
-        # macOS leaves "._00000.jpg" files, which are no pictures, on foreign disks.
+        # macOS leaves "._00000.jpg" files, which are not pictures, on foreign disks.
         files = sorted(
             entry.name
             for entry in entries
@@ -130,15 +130,15 @@ def _check_families(path: str, files: list[str], stem: Callable[[str], str]) -> 
         of_name = families.setdefault(re.sub("[0-9]+", "#", stem(file)), {})
         if numbers in of_name and os.path.splitext(of_name[numbers])[0] == stem(file):
             raise ValueError(
-                f"{path} holds two pictures of one name, {of_name[numbers]} and {file}; move those away "
-                "that are no frames"
+                f"{path} holds two pictures of one name, {of_name[numbers]} and {file}; move away those "
+                "that are not frames"
             )
         of_name[numbers] = file
     for one, other in itertools.combinations(families.values(), 2):
         for numbers in sorted(one.keys() & other.keys() - {()}):
             raise ValueError(
                 f"{path} holds two series of pictures, such as {one[numbers]} and {other[numbers]}: move "
-                "those away that are no frames"
+                "away those that are not frames"
             )
 
 
@@ -161,12 +161,12 @@ def _check_decimals(path: str, stems: list[str]) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def warn_once(message: str, *values: object) -> None:
-    """Logs a warning, unless it was said before: files are read again and again."""
+    """Logs a warning only once: files are read again and again."""
     logger.warning(message, *values)
 
 
 def warn_if_fewer(used: int, total: int, of_what: str, missing: str) -> None:
-    """Logs how many of something cannot be used, since what is missing is missing."""
+    """Logs how many of something are left out, because they have no `missing`."""
     if used < total:
         logger.warning("%d of the %d %s have no %s", total - used, total, of_what, missing)
 
@@ -184,8 +184,8 @@ def select(
     Args:
         names: all that there are.
         found: says what the names are and where they were found, for the error.
-        first: of those that the lists leave, used are number `first` ...
-        count: ... to `first + count - 1`; -1 is all.
+        first: of the names that the lists leave, those from number `first` ...
+        count: ... to `first + count - 1` are used; -1 is all.
         file_list: text file that names those to use, one a line; "" is all.
         excluded_list: text file that names those to leave out.
 

@@ -45,7 +45,7 @@ def make_loader(
     Args:
         datasets: by name.
         image_size: S, side of the model's input.
-        seed: of the order, the clips and their changes.
+        seed: of the order, the clips and their augmentations.
         num_workers: processes that read; 0 reads in threads of this one.
         process_index: of this process among those that train.
         process_count: how many train; each gets an equal, contiguous part of every batch.
@@ -53,7 +53,7 @@ def make_loader(
     Returns:
         Gives (name, batch); a batch is, for the B clips of this process:
             images: (B, T, S, S, 3) uint8 RGB.
-            masks: (B, T, O, S, S) bool, O = max_objects, where there are fewer the rest is empty.
+            masks: (B, T, O, S, S) bool, O = max_objects, empty where there are fewer.
             is_object: (B, O) bool, which of the masks are of objects.
             names: B str, the clips.
             replaced: int, how many samples could not be read and were replaced by others.
@@ -109,7 +109,7 @@ class Sampler:
 
     Attributes:
         name: of the dataset.
-        dataset: how clips are drawn and changed.
+        dataset: how clips are sampled and augmented.
         source: its videos.
         image_size: S.
     """
@@ -162,7 +162,7 @@ def pad_clip(clip: Clip, max_objects: int) -> dict[str, Any]:
     kept = clip.masks[:, clip.masks[0].any((1, 2))]
     if kept.shape[1] == 0:
         side = clip.frames.shape[1]
-        raise ValueError(f"no object of the first frame is a pixel large at {side}x{side}")
+        raise ValueError(f"no object of the first frame is as large as a pixel at {side}x{side}")
     padding = max_objects - kept.shape[1]
     return {
         "images": clip.frames,
@@ -172,7 +172,7 @@ def pad_clip(clip: Clip, max_objects: int) -> dict[str, Any]:
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stacks samples to a batch."""
+    """Stacks samples into a batch."""
     return {
         **{k: np.stack([s[k] for s in samples]) for k in ("images", "masks", "is_object")},
         "names": [sample["name"] for sample in samples],
@@ -208,7 +208,7 @@ class Loader(Iterator):
         if self._num_workers:
             from absl import flags
 
-            if not flags.FLAGS.is_parsed():  # grain reads its own, outside of app.run as well
+            if not flags.FLAGS.is_parsed():  # grain reads its own flags, even outside of app.run
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(self._num_workers)
             batches = batches.mp_prefetch(options, worker_init_fn=_begin_worker)
@@ -221,7 +221,7 @@ class Loader(Iterator):
         return json.dumps({"position": self._position}).encode("ascii")
 
     def set_state(self, state: bytes) -> None:
-        """Goes to a position that `get_state` returned, also that of other numbers of processes.
+        """Goes to a position that `get_state` returned, also with another number of processes.
 
         Raises:
             ValueError: not a state.
@@ -237,7 +237,7 @@ class Loader(Iterator):
         self._position = position
 
     def close(self) -> None:
-        """Ends the threads or processes that read ahead; reading on starts new ones."""
+        """Stops the threads or processes that read ahead; the next read starts new ones."""
         atexit.unregister(self.close)
         if self._iterator is not None:
             self._iterator.close()
@@ -245,7 +245,7 @@ class Loader(Iterator):
 
 
 def _begin_worker(index: int, count: int) -> None:
-    """Leaves it to the run to react to signals, and ends this process with it, even if it is killed."""
+    """Leaves signals to the main process, and ends this one with it, even if that is killed."""
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Masks and boxes as they lie in files.
+"""Masks and boxes as files hold them.
 
 ids (H, W)            <->  palette PNG, 16-bit PNG (read only)
 masks (N, H, W)       <->  a folder an object, one PNG a frame
@@ -19,8 +19,8 @@ from PIL import Image
 from sam2_jax.data.media import MAX_SIDE, open_picture, picture_name
 from sam2_jax.files import write_file
 
-VOID = 255  # of masks of 8 bits; see `read_labels`
-MAX_ID = 65534  # of 16 bits, of which 65535 alone is white
+VOID = 255  # in masks of 8 bits; see `read_labels`
+MAX_ID = 65534  # in masks of 16 bits, where 65535 is white
 SOFT_EDGE = 127
 
 
@@ -79,8 +79,8 @@ def png_bytes(image: Image.Image) -> bytes:
 def read_mask_png(path: str | os.PathLike | bytes) -> np.ndarray:
     """Reads the values of a mask, a file or the bytes of one: a palette, grey or black-and-white PNG.
 
-    Pixel values are never turned into colours; black and white are 0 and 1. Which of them are objects
-    `read_labels` tells.
+    Pixel values are never turned into colours; black and white are 0 and 1. `read_labels` tells
+    which of them are objects.
 
     Returns:
         (H, W) uint8, or uint16 where the file has 16 bits a pixel.
@@ -139,7 +139,7 @@ def _grey_of_colours(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _grey_step(path: str | os.PathLike | bytes) -> int:
-    """By what Pillow multiplies grey values: those of 2 and 4 bits are spread over 0..255."""
+    """The factor by which Pillow spreads grey values of 2 and 4 bits over 0..255."""
     if isinstance(path, bytes):
         header = path[:25]
     else:
@@ -155,8 +155,8 @@ def read_labels(picture: str | os.PathLike | bytes) -> np.ndarray:
     A pixel of value 255 in a picture of 8 bits is void, as in DAVIS and PASCAL VOC: it belongs to no
     object, in training, prompts and scores alike. The toolkit of DAVIS
     (github.com/davisvideochallenge/davis2017-evaluation) counts it as background as well. The only
-    exception are pictures of 0 and 255 alone, the black-and-white masks of DAVIS 2016: there 255 is
-    object 1. Pictures of 16 bits hold ids and nothing else, but for those of 0 and 65535 alone.
+    exceptions are pictures with no values but 0 and 255, the black-and-white masks of DAVIS 2016: there
+    255 is object 1. All values in pictures of 16 bits are ids, unless they are only 0 and 65535.
 
     Args:
         picture: a file, or the bytes of one.
@@ -185,7 +185,7 @@ def read_labels(picture: str | os.PathLike | bytes) -> np.ndarray:
 
 
 def is_soft(values: np.ndarray) -> bool:
-    """Tells a mask with soft edges, or one that was a JPEG, from ids.
+    """Tells a mask that has soft edges, or was a JPEG, from a picture of ids.
 
     Most ids cover areas; most values of a soft mask lie on its edge, side by side with others.
 
@@ -209,9 +209,9 @@ def is_soft(values: np.ndarray) -> bool:
 def as_mask(mask: Any) -> np.ndarray:
     """Returns the mask of one object, of any type, as booleans.
 
-    Of whole numbers there is 0 and one other value, such as 1 or 255. Floats with values below 0 are
-    logits, inside above 0; floats within 0..1 are probabilities, inside from 0.5 on; any others have 0 and
-    one other value as well.
+    Whole numbers are 0 and one other value, such as 1 or 255. Floats with values below 0 are
+    logits, inside above 0; floats within 0..1 are probabilities, inside from 0.5 on; any others are
+    also 0 and one other value.
 
     Args:
         mask: (H, W).
@@ -241,8 +241,8 @@ def as_mask(mask: Any) -> np.ndarray:
     if mask.min() != mask.max() and mask[inside].min() != mask.max():
         raise ValueError(
             f"The mask has values from {mask.min():g} to {mask.max():g}, more than two of them; one object "
-            "is expected. Take one of several ids by mask == id, and make a soft mask hard, for example by "
-            "mask > 127."
+            "is expected. Select one of several ids with mask == id, or threshold a soft mask, for example "
+            "with mask > 127."
         )
     return inside
 
@@ -269,7 +269,7 @@ def pack_masks(masks: np.ndarray, ids: Sequence[int]) -> np.ndarray:
 
 
 def check_masks(masks: np.ndarray, ids: Sequence) -> np.ndarray:
-    """Returns masks (N, H, W), bool or of 0 and 1, as bool; a ValueError if they are not, or not one an id."""
+    """Returns masks (N, H, W), bool or of 0 and 1, as bool; a ValueError if they are not, or not one per id."""
     masks = np.asarray(masks)
     if masks.dtype != bool and ((masks == 0) | (masks == 1)).all():
         masks = masks.astype(bool)
@@ -300,7 +300,7 @@ def write_object_masks(
 ) -> None:
     """Writes a frame's masks as SA-V lays them out: `<path>/<id:03d>/<frame>.png`, which may overlap.
 
-    The pictures are grey, 255 on the object, or with a palette 1. Folders are made as needed.
+    The pictures are grey with 255 on the object, or have a palette and 1 there. Folders are made as needed.
 
     Args:
         path: the folder of the video.
@@ -333,7 +333,7 @@ def frame_name(frame: int | str) -> str:
 def object_folders(path: str | os.PathLike) -> dict[int, str]:
     """Returns the folders of the objects of a video, by object id in ascending order.
 
-    Files, and folders whose names are no numbers, are left out.
+    Files, and folders whose names are not numbers, are left out.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -402,7 +402,7 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 def decode_rle(rle: dict[str, Any]) -> np.ndarray:
     """Decodes COCO run lengths, compressed (a string) or not (a list).
 
-    Strict, unlike pycocotools, which takes runs that end early for an empty rest.
+    Strict, unlike pycocotools, which treats what is missing at the end as empty.
 
     Returns:
         (H, W) bool.
@@ -446,7 +446,7 @@ def segmentation_area(segmentation: Any, size: tuple[int, int]) -> int:
 def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     """Decodes what COCO calls a segmentation: run lengths, or a list of polygons.
 
-    Polygons of one or two points, which tools leave behind, are no part of the mask.
+    Polygons of one or two points, which tools leave behind, are ignored.
 
     Args:
         segmentation: as JSON gives it.
@@ -493,7 +493,7 @@ def decode_polygons(polygons: Sequence[Sequence[float]], height: int, width: int
 def _polygon_rle(polygons: Any, height: int, width: int) -> dict[str, Any]:
     from pycocotools import mask as coco
 
-    # pycocotools takes four numbers for a box, and memory for each pixel of an outline.
+    # pycocotools mistakes four numbers for a box, and needs memory for each pixel of an outline.
     is_valid = isinstance(polygons, list) and all(
         isinstance(polygon, list)
         and len(polygon) >= 6
@@ -508,7 +508,7 @@ def _polygon_rle(polygons: Any, height: int, width: int) -> dict[str, Any]:
 
 
 def _unpack_counts(text: str) -> np.ndarray:
-    """Reads COCO's text: 5 bits a character, lowest first, each run less the one two before."""
+    """Reads COCO's text: 5 bits per character, lowest first; each run is stored minus the one two before."""
     codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(codes & 32 == 0)
     lengths = np.diff(ends, prepend=-1)

@@ -30,8 +30,8 @@ def read_image(
     """Reads a picture, a file or the bytes of one, as RGB; see `rgb_picture`.
 
     An orientation stored in EXIF is not applied: the original does not either, and prompts are given
-    in the pixels of the file. Tools for annotation apply it, so that it counts where `drawn_on` is
-    given, unless only the stored picture is of that size.
+    in the pixels of the file. Annotation tools do apply it, so that it is applied where `drawn_on`
+    is given, unless only the stored picture has that size.
 
     Args:
         picture: the file.
@@ -88,7 +88,7 @@ def rgb_picture(image: Image.Image, name: str = "the picture") -> np.ndarray:
         scaled = (values - low) * (255 / (high - low) if high > low else 0)
         return np.repeat(np.round(scaled).astype(np.uint8)[..., None], 3, -1)
     if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-        warn_once("%s is transparent in parts, which count with the colours stored there", name)
+        warn_once("%s is transparent in parts, which are read with the colours stored there", name)
     try:
         return np.asarray(image.convert("RGB"))
     except ValueError as error:
@@ -96,7 +96,7 @@ def rgb_picture(image: Image.Image, name: str = "the picture") -> np.ndarray:
 
 
 def _count_pages(image: Image.Image) -> int:
-    """Counts the pictures of a file; previews of the first one in other sizes are none."""
+    """Counts the pictures of a file; previews of the first one in other sizes do not count."""
     count = getattr(image, "n_frames", 1)
     if image.format == "MPO":  # a JPEG with a preview, or the other eye's picture, behind it
         return 1
@@ -117,7 +117,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _is_turned(image: Image.Image, drawn_on: tuple[int, int] | None) -> bool:
-    """Says whether annotations were drawn on a picture as its EXIF turns it."""
+    """Says whether annotations were drawn on a picture as EXIF turns it."""
     orientation = _orientation(image)
     if drawn_on is None or orientation == 1:
         return False

@@ -1,4 +1,4 @@
-"""Readers: one for every way in which masks lie in files, each of which gives a `Video`.
+"""Readers: one for every way in which files hold masks; each returns a `Video`.
 
 palette_masks, object_masks      masks without frames: PNGs of ids, folders of PNGs an object
 with_pictures                    ... on the pictures of the same names
@@ -54,7 +54,7 @@ def palette_masks(name: str, folder: str) -> Video:
 def object_masks(name: str, folder: str) -> Video:
     """Opens a folder of PNGs for every object (SA-V, `write_object_masks`).
 
-    A frame is annotated where any object has a PNG; an object without one there is not on it.
+    A frame is annotated where any object has a PNG; an object without one there is not on that frame.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -83,7 +83,7 @@ def object_masks(name: str, folder: str) -> Video:
 def with_pictures(masks: Video, folder: str) -> Video:
     """Gives every annotated frame of a video without frames its picture in a folder.
 
-    A picture that is missing is met when it is read.
+    A missing picture is an error only when it is read.
     """
     pictures = list_frames(folder)
     paths = [pictures.get(n, os.path.join(folder, f"{n}.jpg")) for n in masks.frame_names]
@@ -100,7 +100,7 @@ def frames_only(name: str, path: str) -> Video:
 
 
 def labeled_image(name: str, image: str, labels: str, max_area: float) -> Video:
-    """Opens an image and one whose values are the ids of objects.
+    """Opens an image together with one whose values are the ids of objects.
 
     Args:
         name: of the image.
@@ -113,7 +113,7 @@ def labeled_image(name: str, image: str, labels: str, max_area: float) -> Video:
 
 
 def masks_of_labels(labels: np.ndarray, max_area: float = 1.0) -> FrameMasks:
-    """Takes ids (H, W) apart into masks, without those that cover more than a part of the frame."""
+    """Splits ids (H, W) into masks, without those that cover more than `max_area` of the frame."""
     areas = np.bincount(labels.ravel())
     areas[0] = 0
     ids = np.flatnonzero((areas > 0) & (areas <= max_area * labels.size)).tolist()
@@ -121,7 +121,7 @@ def masks_of_labels(labels: np.ndarray, max_area: float = 1.0) -> FrameMasks:
 
 
 def masks_of_rles(by_id: Mapping[int, dict[str, Any]], size: tuple[int, int]) -> FrameMasks:
-    """Masks of the run lengths of a frame by object id."""
+    """Returns the masks of a frame, given its run lengths by object id."""
     return FrameMasks(list(by_id), lambda object_id: decode_rle(by_id[object_id]), size)
 
 
@@ -206,7 +206,7 @@ def sa1b_image(name: str, image: str, annotation: str, max_area: float) -> Video
     """Opens an image of SA-1B; see `annotated_image`.
 
     Raises:
-        ValueError: the JSON is no annotation of SA-1B.
+        ValueError: the JSON is not an annotation of SA-1B.
     """
     document = read_json(annotation)
     try:
@@ -214,7 +214,7 @@ def sa1b_image(name: str, image: str, annotation: str, max_area: float) -> Video
         annotations = [_kept(annotation) for annotation in document["annotations"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{annotation} is no annotation of SA-1B: image (height, width) and annotations "
+            f"{annotation} is not an annotation of SA-1B: image (height, width) and annotations "
             "(segmentation, area) are expected"
         ) from error
     return annotated_image(name, image, size, annotations, max_area, annotation)
@@ -237,7 +237,7 @@ def coco_images(path: str, folder: str) -> dict[str, tuple[str, tuple[int, int],
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no instance file.
+        ValueError: it is not an instance file.
     """
     document = read_json(path)
     try:
@@ -269,7 +269,7 @@ def coco_images(path: str, folder: str) -> dict[str, tuple[str, tuple[int, int],
         return found
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no instance file of COCO: images (id, file_name, height, width) and "
+            f"{path} is not an instance file of COCO: images (id, file_name, height, width) and "
             f"annotations (image_id, segmentation) are expected; {error!r} is wrong"
         ) from error
 

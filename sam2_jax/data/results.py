@@ -4,8 +4,8 @@
         for frame_idx, obj_ids, logits in predictor.propagate_in_video(state):
             results.write(frame_idx, obj_ids, logits[:, 0] > 0)
 
-Frames may come in any order; of a frame that is written twice the later masks count. Leaving a
-`with` statement closes, and so keeps, what was written, also when an error ends the work early.
+Frames may come in any order; if one is written twice, the later masks count. Leaving a `with`
+statement closes the files and so keeps what was written, even if an error ends the work early.
 """
 
 import abc
@@ -122,7 +122,7 @@ class _PictureFolder(MaskSink):
 class PaletteFolder(_PictureFolder):
     """Writes one palette PNG a frame, `<path>/<frame:05d>.png`, as DAVIS does.
 
-    Ids are within 1..65534, and where one is above 254 the pictures are grey and have 16 bits. Where
+    Ids are within 1..65534, and if one is above 254, the pictures are grey and have 16 bits. Where
     masks overlap, the lowest id wins.
 
     Args:
@@ -195,8 +195,8 @@ class RleFile(MaskSink):
 
     Names and times are in it where they are given, one of each for every frame of the video. Memory
     does not grow with the masks. The document appears under its name when it is closed, and is whole
-    then however the work ended; an older file stays until then. A frame that is written twice stands
-    in it twice, and readers of JSON take the later one.
+    then however the work ended; an older file stays until then. A frame that is written twice is in
+    it twice, and readers of JSON take the later one.
 
     Args:
         path: the file to write; its folder must exist.
@@ -311,7 +311,7 @@ def read_rle_file(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such document.
+        ValueError: the file is not such a document.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"no such file: {os.fspath(path)}")
@@ -327,7 +327,7 @@ def read_rle_file(path: str | os.PathLike) -> dict[str, Any]:
         wrong = [t for t, frame in frames.items() for rle in frame.values() if rle["size"] != size]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{os.fspath(path)} is no document of masks: "
+            f"{os.fspath(path)} is not a document of masks: "
             '{"height", "width", "objects", "frames": {frame: {object: RLE}}} is expected'
         ) from error
     if wrong:

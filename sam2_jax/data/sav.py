@@ -91,7 +91,7 @@ def sav_document(
     is_visible = areas > 0
     appeared = np.where(is_visible.any(0), is_visible.argmax(0), len(areas))
     size = areas.sum(0) / np.maximum(is_visible.sum(0), 1)  # mean over the frames where it is seen
-    # What changes after the first appearance: an object that comes late has not changed by that.
+    # Only changes after the first appearance count.
     num_changes = [
         int(np.count_nonzero(np.diff(is_visible[first:, n]))) for n, first in enumerate(appeared)
     ]
@@ -111,14 +111,14 @@ def sav_document(
 def _check(document: Any, name: str) -> None:
     """Checks what is needed to use the masks; `name` is what errors call the document."""
     if not isinstance(document, dict):
-        raise ValueError(f"{name} is no annotation of SA-V: a JSON object is expected")
+        raise ValueError(f"{name} is not an annotation of SA-V: a JSON object is expected")
     missing = [
         field
         for field in ("video_height", "video_width", "masklet", "masklet_id")
         if field not in document
     ]
     if missing:
-        raise ValueError(f"{name} is no annotation of SA-V: it lacks {', '.join(missing)}")
+        raise ValueError(f"{name} is not an annotation of SA-V: it lacks {', '.join(missing)}")
     for field in _INTEGERS:
         value = document.get(field, 1)
         if not isinstance(value, int | float) or value != value // 1 or value < 1:

@@ -94,7 +94,7 @@ def read_stream(file: BinaryIO, raw_size: tuple[int, int] | None = None) -> Stre
         file: gives mpegts, matroska, fragmented mp4, y4m, mjpeg or whatever else FFmpeg reads
             without seeking; it is only read from, and the caller closes it.
         raw_size: (height, width) of raw frames, 3 bytes a pixel in the order R, G, B, row by row;
-            None for a format that says so itself.
+            None for a format that states it.
 
     Raises:
         ValueError: not a video, no whole frame in it, or a size that is not positive.
@@ -166,11 +166,11 @@ def open_camera(device: str | int = "0") -> Stream:
     """Opens a camera of this machine.
 
     Args:
-        device: number of the camera from 0, or its name: `/dev/video0` on Linux, where 0 means just
-            that, and on macOS and Windows what the error for a wrong name lists.
+        device: number of the camera from 0, or its name: `/dev/video0` on Linux, which 0 stands
+            for, and on macOS and Windows one of those that the error for a wrong name lists.
 
     Raises:
-        FileNotFoundError: there is no such camera; the error lists those that there are.
+        FileNotFoundError: there is no such camera; the error lists those there are.
         ValueError: it cannot be opened, for example because another program uses it, or sends no
             picture.
     """
@@ -203,7 +203,7 @@ def _list_cameras(format_name: str) -> list[str]:
 
 
 def _camera_address(device: str, format_name: str, cameras: list[str]) -> str:
-    """Returns how FFmpeg calls a camera that is given by number or name."""
+    """Returns FFmpeg's address of a camera that is given by number or name."""
     if format_name == "v4l2":
         return f"/dev/video{device}" if device.isdecimal() else device
     if format_name == "dshow":

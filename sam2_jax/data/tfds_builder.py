@@ -1,9 +1,10 @@
-"""Videos in files of the catalogue of tensorflow_datasets, written and read without TensorFlow.
+"""Videos in files of TensorFlow Datasets, written and read without TensorFlow.
 
     videos  ->  write_catalogue: ArrayRecord files  ->  open_catalogue: len(), [i] -> Video
 
-An example is a video: `name`; `frames`, encoded pictures; `masks`, JSON of the run lengths by object id. All
-stay encoded until they are asked for, since a clip takes few frames of a video.
+An example is a video: `name`; `frames`, encoded pictures; `masks`, JSON of the run lengths by
+object id. All stay encoded until they are asked for, since a clip needs only a few frames of a
+video.
 """
 
 import dataclasses
@@ -35,10 +36,10 @@ def write_catalogue(
     """Writes videos as a dataset of the catalogue, which `tfds.data_source` reads as well.
 
     Args:
-        videos: such as `Dataset.open` returns; pictures are taken over as they are in their files.
+        videos: such as `Dataset.open` returns; pictures are copied from their files as they are.
         data_dir: folder of datasets; it is made if needed.
         name: of the dataset, lower case with underscores.
-        split: of which this becomes the only one.
+        split: name of the only split that it gets.
 
     Returns:
         The folder of the dataset, `<data_dir>/<name>/1.0.0`.
@@ -119,7 +120,7 @@ def open_catalogue(
 ) -> VideoList:
     """Opens a dataset in the layout of the catalogue, in ArrayRecord files.
 
-    Read are datasets of `write_catalogue`, and those with the features of `davis` or `youtube_vis`.
+    Reads datasets of `write_catalogue`, and those with the features of `davis` or `youtube_vis`.
 
     Args:
         name: of the dataset, such as "davis/480p", perhaps with a version.
@@ -133,7 +134,7 @@ def open_catalogue(
 
     Raises:
         FileNotFoundError: there is no such dataset.
-        ValueError: it has no such split, no video that is left, or other features.
+        ValueError: it has no such split, no video is left, or its features are unknown.
     """
     folder = _find_folder(name, data_dir)
     files = sorted(glob.glob(os.path.join(glob.escape(folder), f"*-{split}.array_record*")))
@@ -150,7 +151,7 @@ def open_catalogue(
             f"{name} has {len(examples)} {split} videos; none is left by first={first}, count={count}"
         )
     videos = VideoList(used, functools.partial(_open_example, examples))
-    videos[0]  # other features are an error here, and not one of every sample
+    videos[0]  # unknown features are an error here, not in every sample
     return videos
 
 
@@ -171,7 +172,7 @@ def _open_example(examples: "_Examples", index: int) -> Video:
 def _encoded_video(
     name: bytes, frames: Sequence[bytes], read_masks: Callable[[int, tuple[int, int]], FrameMasks]
 ) -> Video:
-    """A video that is in memory, encoded; masks are read given the place and the size of the frame."""
+    """A video in memory, still encoded; masks are read by the index and the size of the frame."""
     pictures = Pictures(frames)
     return Video(
         name=name.decode(),
@@ -197,7 +198,7 @@ def _davis_video(example: Mapping[str, Any]) -> Video:
 
 
 def _youtube_vis_video(example: Mapping[str, Any]) -> Video:
-    """Only frames are listed on which a track has a mask; tracks are numbered from 1."""
+    """Only frames on which a track has a mask are listed; tracks are numbered from 1."""
     tracks = example["tracks"]
     masks_of_frame: dict[int, dict[int, bytes]] = {}
     for n, (frames, masks) in enumerate(
@@ -236,7 +237,7 @@ def _find_folder(name: str, data_dir: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Examples(Sequence):
-    """Examples of a split, with everything in them that is a picture left encoded.
+    """Examples of a split, with all pictures in them left encoded.
 
     Attributes:
         features: path of the description of an example.

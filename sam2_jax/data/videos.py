@@ -33,7 +33,7 @@ from sam2_jax.data.media import (
 )
 
 DEFAULT_FPS = 24.0
-MAX_FPS = 1000  # what headers say from here on is a unit of time and no rate
+MAX_FPS = 1000  # higher rates in headers are really units of time
 CACHE_BYTES = 256 * 2**20
 MIN_CACHED_FRAMES, MAX_CACHED_FRAMES = 4, 64
 KEPT_FRAMES = 32  # of an iterator, which cannot go back
@@ -44,7 +44,7 @@ _HDR = {16: "PQ", 18: "HLG"}  # by FFmpeg's number of the transfer function
 class Frames(Sequence):
     """A sequence of equally large RGB frames, each read when asked for.
 
-    Where a source ends may be unknown until then: ask `exists`, not `len`, whether there is a frame.
+    Where a source ends may be unknown until it does: ask `exists`, not `len`, whether there is a frame.
 
     Attributes:
         height: H, pixels.
@@ -138,10 +138,11 @@ class VideoFile(Frames):
 
     Frames asked for in order are decoded once each. Going back, or far ahead, seeks to the
     keyframe before; the frames met on the way back are kept, up to a bounded number, so that
-    reading a video backwards costs a few decodes a frame and not a group of pictures each.
+    reading a video backwards costs a few decodes per frame instead of a whole group of pictures.
     A rotation or reflection stored in the file is applied, and frames that its edit list hides are
-    left out. Of several video streams the largest counts. Where the file is damaged, the frames from
-    there to the next keyframe cannot be read, the others can. Safe to use from several threads.
+    left out. Of several video streams the largest counts. Where the file is damaged, the frames
+    from there to the next keyframe cannot be read, but the others can. Safe to use from several
+    threads.
 
     Opening reads the file once, without decoding it, to count the frames that are really there.
 
@@ -157,7 +158,7 @@ class VideoFile(Frames):
         self._capacity = MAX_CACHED_FRAMES
         self._decoded: Iterator | None = None
         self._next = 0
-        self._damaged = range(0)  # what was decoded lately of it is no picture of the video
+        self._damaged = range(0)  # frames whose decoded pictures are wrong
         self._is_closed = False
         self._container = _open_container(self.path)
         try:
@@ -165,9 +166,7 @@ class VideoFile(Frames):
             self._timeline = _read_timeline(self._container, stream, self.path)
             self.fps, self._seconds = _rate_and_seconds(stream, self._timeline, self.path)
             stored, aspect = (stream.height, stream.width), stream.sample_aspect_ratio
-            first = self._read(
-                0
-            )  # opens the file anew: of the stream nothing may be asked any more
+            first = self._read(0)  # reopens the file: the stream must not be used any more
             is_turned = first.shape[:2] != stored and first.shape[1::-1] == stored
             aspect = Fraction(aspect or 1)
             self.pixel_aspect = 1 / aspect if is_turned else aspect
@@ -206,7 +205,7 @@ class VideoFile(Frames):
             return self._cache[index]
 
     def _decode_up_to(self, target: int) -> int:
-        """Decodes `target` into the cache; returns up to which frame that went well."""
+        """Decodes `target` into the cache; returns how far that went well."""
         key = bisect.bisect_right(self._timeline.keys, target) - 1
         is_behind = target < self._next
         if self._decoded is None or is_behind or self._timeline.keys[key] > self._next:
@@ -227,15 +226,15 @@ class VideoFile(Frames):
         return self._damaged.start if target in self._damaged else self._next
 
     def _group_end(self, index: int, frame: Any) -> int:
-        """The next keyframe: up to there, pictures are drawn from the damaged one or the missing one.
+        """The next keyframe: up to there, frames are predicted from the damaged or missing one.
 
-        A keyframe after missing frames is such an end itself.
+        A keyframe right after missing frames is itself the end.
         """
         find = bisect.bisect_right if frame.is_corrupt else bisect.bisect_left
         return [*self._timeline.keys, len(self)][find(self._timeline.keys, index)]
 
     def _decode_from(self, key: int) -> Iterator:
-        """Starts at a keyframe; at the beginning where the container's seeking misses it."""
+        """Decodes from a keyframe on, or from the beginning if seeking misses it."""
         import av
 
         frames, first = self._indexed_frames(key), None
@@ -289,7 +288,7 @@ class VideoFile(Frames):
 def to_rgb(frame: Any) -> np.ndarray:
     """Returns a decoded frame as (H, W, 3) uint8 RGB, turned and mirrored as its file says.
 
-    Brightness of HDR (PQ, HLG) is not mapped to that of a common screen.
+    HDR (PQ, HLG) is not tone-mapped.
     """
     if frame.color_trc in _HDR:
         warn_once(
@@ -355,8 +354,9 @@ def check_container(container: Any, name: str) -> Any:
 def main_stream(container: Any, name: str) -> Any:
     """Chooses among the video streams of a container.
 
-    Cover art is none. Cameras put still pictures and small previews beside, or before, the video: the
-    largest stream of more than one frame is it, and among equals the default one, then the first.
+    Cover art does not count. Cameras put still pictures and small previews beside or before the
+    video, so the largest stream of more than one frame is chosen; among equals the default one,
+    then the first.
 
     Raises:
         ValueError: there is no video stream.
@@ -402,7 +402,7 @@ def _rate_and_seconds(
 ) -> tuple[float, np.ndarray | None]:
     """Returns the frames a second, and when each is shown, if that is known.
 
-    Headers are believed where the times bear them out: browsers write units of time for rates.
+    Headers are trusted only where the times agree: browsers write units of time as rates.
     """
     stated = frame_rate(stream)
     if timeline.span <= 0:
@@ -411,9 +411,7 @@ def _rate_and_seconds(
     duration = timeline.span * unit
     measured = (timeline.num_frames - 1) / duration
     if not measured < MAX_FPS:
-        warn_once(
-            "%s states times of %g frames a second; %g are taken instead", name, measured, stated
-        )
+        warn_once("%s claims %g frames per second; %g is used instead", name, measured, stated)
         return stated, None
     # Times are rounded to whole units.
     tolerance = 0.01 + unit / duration
@@ -428,10 +426,10 @@ def _index_of(time: int | None, times: np.ndarray) -> int | None:
 
 
 def intact_packets(container: Any, stream: Any) -> Iterator:
-    """Yields the packets that are whole, up to where the file breaks off, and None at the end."""
+    """Yields the intact packets, up to where the file breaks off, and None at the end."""
     import av
 
-    # Where the demuxer gives up, the packets before still count.
+    # If the demuxer gives up, the packets before that still count.
     with contextlib.suppress(av.error.FFmpegError):
         while True:
             try:
@@ -560,14 +558,14 @@ class ImageFolder(Pictures):
 class FrameList(Frames):
     """Frames that are in memory already: a (T, H, W, 3) array, or a sequence of (H, W, 3) uint8.
 
-    Pillow images are accepted as well. The sequence is asked by one thread at a time.
+    Pillow images are accepted as well. The sequence is used by one thread at a time.
 
     Raises:
         ValueError: no frame, or one that is not (H, W, 3) uint8.
     """
 
     def __init__(self, frames: Sequence | np.ndarray):
-        self._lock = threading.Lock()  # it may decode when it is asked
+        self._lock = threading.Lock()  # indexing it may decode
         self._frames = frames
         if len(frames) == 0:
             raise ValueError("the list of frames is empty")
@@ -617,7 +615,7 @@ class FrameIterator(Frames):
     again. `len` is known once the iterator has ended. Safe to use from several threads.
 
     Args:
-        frames: gives (H, W, 3) uint8 RGB or Pillow images; where it has an `fps`, that is taken over.
+        frames: gives (H, W, 3) uint8 RGB or Pillow images; its `fps` is used, if it has one.
 
     Raises:
         ValueError: no frame, or one that is not (H, W, 3) uint8.
@@ -640,7 +638,7 @@ class FrameIterator(Frames):
 
         Raises:
             ValueError: the iterator raised an error, which is the cause of this one, or gave
-                something else than a frame of the size of the first.
+                something other than a frame of the size of the first.
         """
         with self._lock:
             while self._num_pulled <= index and not self._is_finished:
@@ -677,7 +675,7 @@ class FrameIterator(Frames):
     def __len__(self) -> int:
         if not self._is_finished:
             raise TypeError(
-                "how many frames an iterator has is not known before its end: ask exists(index), or "
+                "how many frames an iterator has is unknown before its end: use exists(index), or "
                 "pass a list"
             )
         return self._num_pulled

@@ -3,7 +3,7 @@
     prediction, target (H, W)  ->  next_click: point and label
     target (H, W)              ->  box_around: corners
 
-Clicks go to the centre of the error: to the pixel that is deepest within what is missing or too much.
+Clicks go to the centre of the error: the pixel that is deepest inside what is missing or wrongly included.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ def next_click(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _deepest(region: np.ndarray) -> tuple[float, np.ndarray] | None:
-    """Depth and (x, y) of the pixel farthest from the outline of a region; around the picture is outside."""
+    """Depth and (x, y) of the pixel farthest from the outline of a region; beyond the picture is outside."""
     if not region.any():
         return None
     rows, columns = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
@@ -63,13 +63,13 @@ def click_on_frame(
     """Corrects an object on a frame of a session, click by click.
 
     Args:
-      predictor: answers the clicks.
+      predictor: takes the clicks.
       state: the session.
       frame: frame index.
       object_id: the object, new or known.
       prediction: (H, W) bool, what is predicted so far; empty for a new object.
       target: (H, W) bool.
-      count: of clicks; fewer if no error is left.
+      count: number of clicks; fewer are made if no error is left.
     """
     for _ in range(count):
         click = next_click(prediction, target)

@@ -1,4 +1,4 @@
-"""Line charts as SVG, readable on light and dark grounds; a file of its own or part of a page.
+"""Line charts as SVG, readable on light and dark backgrounds, as files or as parts of a page.
 
 {name: (x, y)}  ->  line_chart: SVG
 """
@@ -16,16 +16,16 @@ Points = tuple[Sequence[float], Sequence[float]]
 
 
 def line_chart(lines: Mapping[str, Points], x_label: str, y_label: str, y_max: float = 100) -> str:
-    """Draws lines over each other.
+    """Draws lines into one chart.
 
     Args:
         lines: x and y of the points of each line by its name, which the legend shows; x ascending.
         x_label: what x is.
         y_label: what y is, from 0 to `y_max`.
-        y_max: see above.
+        y_max: top of the y axis.
 
     Returns:
-        The text of an SVG, as wide as the place it is put in.
+        The text of an SVG, as wide as what it is put in.
     """
     every_x = [x for xs, _ in lines.values() for x in xs] or [0.0]
     low, high = min(every_x), max(every_x)

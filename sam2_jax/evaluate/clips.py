@@ -1,4 +1,4 @@
-"""Scores of a model on held-out clips while it is trained: quick ones, at the size of the model's input.
+"""Quick scores of a model on held-out clips during training, at the size of the model's input.
 
     held_out_clips -> Clip;   predict_masks(clip) -> (T, N, S, S);   clip_scores -> J, F, their mean, or the IoU
 
@@ -28,23 +28,23 @@ logger = logging.getLogger(__name__)
 
 
 def score_names(dataset: Dataset) -> tuple[str, ...]:
-    """Returns what `clip_scores` gives; models are compared by the first one."""
+    """Returns the names of the scores; models are compared by the first one."""
     return ("iou",) if dataset.num_frames == 1 else ("J&F", "J", "F")
 
 
 def held_out_clips(
     dataset: Dataset, image_size: int, part: int = 0, parts: int = 1
 ) -> Iterator[Clip]:
-    """Reads one clip of every video of a dataset, always the same ones, as they are.
+    """Reads one clip of every video of a dataset, always the same ones, without augmentation.
 
     Args:
-      dataset: its augmentations are not made.
-      image_size: S; frames and masks are resized to squares of it.
+      dataset: its augmentations are ignored.
+      image_size: S; frames and masks are resized to squares of this side.
       part: which of every `parts` videos are read.
-      parts: over how many readers the videos are spread.
+      parts: how many readers share the videos.
 
     Raises:
-      ValueError: a procedural dataset without end.
+      ValueError: an endless procedural dataset.
     """
     if isinstance(dataset, Procedural) and dataset.count < 0:
         raise ValueError("validation.dataset.count is -1; procedural videos need a number.")
@@ -67,13 +67,13 @@ def held_out_clips(
 
 
 def predict_masks(sam2: Sam2, params: dict, clip: Clip, num_objects: int) -> np.ndarray:
-    """Lets a model predict the masks of a clip.
+    """Predicts the masks of a clip.
 
     Args:
       sam2: the module.
       params: its parameters.
-      clip: frames (T, S, S, 3) and the masks (T, O, S, S) of the objects, of which only the first frame's are
-        looked at.
+      clip: frames (T, S, S, 3) and the masks (T, O, S, S) of the objects, of which only those
+        of the first frame are used.
       num_objects: N, at least O; the same for all clips, so that one program serves them.
 
     Returns:
@@ -109,8 +109,8 @@ def clip_scores(predicted: np.ndarray, clip: Clip) -> dict[str, list[float]]:
     """Compares predicted masks (T, O, S, S) with the true ones.
 
     Returns:
-      One value an object: `J&F`, `J` and `F` over the frames after the first for a video, without objects that
-      are on none of them; `iou` for an image.
+      One value per object: `J&F`, `J` and `F` over the frames after the first for a video, leaving
+      out objects that are on none of them; `iou` for an image.
     """
     if len(clip.frames) == 1:
         return {"iou": [iou(p, t) for p, t in zip(predicted[0], clip.masks[0], strict=True)]}

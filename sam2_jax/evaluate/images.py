@@ -2,8 +2,8 @@
 
     images with masks  ->  score_image: IoU (N,) of every prompt  ->  summarise: mIoU over all masks
 
-The first click is on the centre of an object and the best of three candidates by the model's own judgement is
-taken; each further one is on the centre of the error, with the mask so far as another prompt.
+The first click is on the centre of an object and the best of three candidates by predicted IoU is
+taken; each later click is on the centre of the error, with the mask so far as another prompt.
 """
 
 import os
@@ -26,7 +26,7 @@ _MASKS_AT_ONCE = 32
 
 
 def open_images(images: str, annotations: str | None = None, count: int | None = None) -> VideoList:
-    """Opens images with masks, whatever the layout.
+    """Opens images with masks, in any of the known layouts.
 
     Args:
         images: a folder.
@@ -83,7 +83,7 @@ def score_image(
 
 
 def click_name(count: int) -> str:
-    """Names the prompt of so many clicks."""
+    """Names the prompt of a number of clicks."""
     return f"{count} click{'s' if count > 1 else ''}"
 
 
@@ -94,7 +94,7 @@ def _by_clicks(predictor: SAM2ImagePredictor, targets: np.ndarray) -> dict[str, 
     scores = {}
     for count in range(1, CLICKS + 1):
         clicks = [next_click(*pair) for pair in zip(predictions, targets, strict=True)]
-        # An object without error is clicked on once more where it was; its mask stays as it is.
+        # An object without error repeats its last click and keeps its mask.
         is_done = np.array([click is None for click in clicks])
         new = [
             (points[i, -1], labels[i, -1]) if click is None else click
@@ -126,15 +126,15 @@ def answer(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Segments what is pointed at, as `SAM2ImagePredictor.predict` does.
 
-    Masks are enlarged on the host, since every other size of an image would be another program to compile.
+    Masks are enlarged on the host, since on the device each image size would need a program of its own.
 
     Args:
-        predictor: to which one image is set.
+        predictor: with one image set.
         size: height and width of the image.
         points: (N, P, 2) points (x, y) in pixels.
         labels: (N, P) int.
         low_res: (N, S/4, S/4) logits of earlier masks, or None.
-        is_multimask: takes the best of three masks, by the model's judgement, if it was trained to give three.
+        is_multimask: takes the best of three masks by predicted IoU, if the model was trained to give three.
 
     Returns:
         (N, H, W) bool masks, and their (N, S/4, S/4) logits.

@@ -2,8 +2,9 @@
 
     video, target of an object  ->  play: frames that were prompted, J and F after each round
 
-`offline`: the first frame is clicked on and the video tracked; then again and again the frame of the lowest IoU
-gets clicks, and the video is tracked anew. `online`: the video is watched once; where the IoU falls below a
+`offline`: the first frame is clicked on and the video tracked; then, in every round, the frame of
+the lowest IoU gets clicks and the video is tracked again. `online`: the video is watched once;
+where the IoU falls below a
 threshold, that frame gets clicks, and tracking goes on from there.
 """
 
@@ -39,7 +40,7 @@ class Game:
     f: list[float]
 
     def after(self, rounds: int) -> tuple[float, float]:
-        """J and F after so many rounds; a game that ended earlier keeps its last ones."""
+        """J and F after a number of rounds; a game that ended earlier keeps its last scores."""
         last = min(rounds, len(self.j)) - 1
         return self.j[last], self.f[last]
 
@@ -54,17 +55,17 @@ def play(
     threshold: float = 0.75,
     progress: Callable[[], None] = lambda: None,
 ) -> Game:
-    """Lets the annotator correct an object. Frames from its first one on are scored.
+    """Lets the annotator correct an object. The frames from the object's first one on are scored.
 
     Args:
         predictor: tracks.
         video: frames, and true masks on all of them or some.
         object_id: the object.
         protocol: one of `PROTOCOLS`.
-        rounds: frames that get clicks, at most; the first one is the first on which the object is seen.
-        clicks: on each of them.
-        threshold: of `online`: a frame of lower IoU gets clicks.
-        progress: is called after every frame that is tracked.
+        rounds: most frames that get clicks, starting with the first one that shows the object.
+        clicks: on each of these frames.
+        threshold: for `online`: frames of lower IoU get clicks.
+        progress: called after every frame that is tracked.
 
     Raises:
         ValueError: the object is on no frame, or masks are not as large as the video.

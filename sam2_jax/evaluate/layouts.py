@@ -1,10 +1,10 @@
-"""Videos and their masks as benchmarks lay them out in folders.
+"""Videos and their masks, in the folder layouts of benchmarks.
 
     folder  ->  find_benchmark: which benchmark it is, where its frames and masks are
     folder  ->  open_videos, open_masks: .keys, open(name) -> Video, which has frames, or masks
 
 A folder is a benchmark's own (DAVIS, MOSE, SA-V, YouTube-VOS, LVOS), or one with a folder for every video.
-`tfds:NAME` is a dataset of the catalogue of tensorflow_datasets.
+`tfds:NAME` is a dataset of the TensorFlow Datasets catalogue.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _FRAMES = ("JPEGImages/480p", "JPEGImages/Full-Resolution", "JPEGImages_24fps", 
 _MASKS = ("Annotations/480p", "Annotations/Full-Resolution", "Annotations_6fps", "Annotations")
 _RESOLUTIONS = ("480p", "Full-Resolution")
 _VIDEO_SUFFIXES = (".mp4",)
-_MOST_NAMES = 5  # of a long list that a message tells
+_MOST_NAMES = 5  # of a long list, in messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +78,11 @@ def open_masks(path: str, split: str = "validation") -> VideoList:
         split: of the dataset of the catalogue.
 
     Returns:
-        The videos by name, with masks, and of the catalogue also with frames.
+        The videos by name, with masks; those of the catalogue also have frames.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it holds no masks of videos; the message tells what it holds.
+        ValueError: it holds no masks of videos; the message says what it holds.
     """
     if path.startswith(CATALOGUE):
         return _open_catalogue(path, split)
@@ -106,7 +106,7 @@ def open_masks(path: str, split: str = "validation") -> VideoList:
 
 
 def _mask_reader(path: str) -> Callable[[str, str], Video] | None:
-    """What opens masks as they lie in the folder of a video; None if there are none."""
+    """The reader for the masks in the folder of a video; None if there are none."""
     if list_files(path, (".png",)):
         return palette_masks
     folders = list_folders(path)
@@ -118,11 +118,11 @@ def open_videos(path: str, split: str = "validation") -> VideoList:
     """Opens videos: a folder of JPEGs or PNGs for each or an mp4, or the folder of a benchmark, or `tfds:NAME`.
 
     Returns:
-        The videos by name, with frames, and of the catalogue also with masks.
+        The videos by name, with frames; those of the catalogue also have masks.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it holds no videos; the message tells what it holds.
+        ValueError: it holds no videos; the message says what it holds.
     """
     if path.startswith(CATALOGUE):
         return _open_catalogue(path, split)
@@ -163,7 +163,7 @@ def choose(found: VideoList, others: VideoList, video_list: str | None) -> list[
         shared = set(wanted)
     if not shared:
         raise ValueError(
-            f"no video is in both of {found.where} ({shorten(found.keys)}) and {others.where} "
+            f"no video is in both {found.where} ({shorten(found.keys)}) and {others.where} "
             f"({shorten(others.keys)})"
         )
     return sorted(shared)
@@ -177,7 +177,7 @@ def shorten(names: Collection[str]) -> str:
 
 
 def _find(path: str, what: str) -> tuple[Benchmark | None, str]:
-    """The benchmark that a folder is of, if it is, and where its frames or masks are."""
+    """The benchmark that a folder belongs to, if any, and where its frames or masks are."""
     benchmark = find_benchmark(path)
     if benchmark is not None:
         folder = getattr(benchmark, what)
@@ -204,7 +204,7 @@ def _contents(folder: str) -> str:
 
 
 def _hint(path: str) -> str:
-    """Tells which folders within are benchmarks, such as `valid` of YouTube-VOS."""
+    """Suggests subfolders that are benchmarks, such as `valid` of YouTube-VOS."""
     inner = [os.path.join(path, name) for name in list_folders(path)]
     found = [place for place in inner if find_benchmark(place)]
     return f"; did you mean {shorten(found)}?" if found else ""

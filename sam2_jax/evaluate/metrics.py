@@ -46,7 +46,7 @@ def boundary_accuracy(prediction: np.ndarray, target: np.ndarray) -> float:
     """
     prediction, target = _check_pair(prediction, target, ndim=2)
     radius = math.ceil(0.008 * math.hypot(*target.shape))
-    # Beyond the margin around both masks there are no contours; within it are all distances that count.
+    # Outside of a window around both masks there is no contour, so that the rest can be skipped.
     window = _window(prediction | target)
     found, wanted = _boundary(prediction)[window], _boundary(target)[window]
     if not found.any() or not wanted.any():
@@ -61,8 +61,9 @@ def video_scores(
 ) -> tuple[float, float] | None:
     """Returns J and F of one object in one video, each the mean over the frames that are scored.
 
-    The evaluator's conventions: the first and the last annotated frame are skipped, and scoring starts at the
-    first frame left on which the object is in the target or in the prediction.
+    The evaluator's conventions: the first and the last annotated frame are skipped, and scoring
+    starts at the first of the remaining frames on which the object is in the target or in the
+    prediction.
 
     Args:
         predictions: (T, H, W) bool, on the annotated frames only.
@@ -95,12 +96,12 @@ def video_scores(
 
 
 class Statistics(NamedTuple):
-    """What DAVIS says of the scores of an object over time, all within 0..1.
+    """How the scores of an object develop over time, as DAVIS sums them up.
 
     Attributes:
-        mean: of all frames.
-        recall: the part of the frames that score more than 0.5.
-        decay: how much the first quarter of the frames is better than the last one.
+        mean: of all frames, within 0..1.
+        recall: the share of frames that score more than 0.5.
+        decay: by how much the first quarter of the frames scores better than the last, within -1..1.
     """
 
     mean: float
@@ -111,7 +112,7 @@ class Statistics(NamedTuple):
 def statistics(scores: np.ndarray) -> Statistics:
     """Returns the `Statistics` of scores (T,) in the order of time, as the DAVIS evaluator does.
 
-    Quarters share their first and last frames, so that very short videos have four as well.
+    Neighbouring quarters share a frame, so that even very short videos have four.
 
     Raises:
         ValueError: there is no score.
@@ -148,7 +149,7 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def _window(mask: np.ndarray) -> tuple[slice, slice]:
-    """Returns the rows and columns of a mask, and the ones before, where its contour may be."""
+    """Returns the rows and columns in which the contour of a mask may lie: its own and the ones before."""
     return tuple(
         slice(max(int(at[0]) - 1, 0), int(at[-1]) + 1) if len(at) else slice(0)
         for at in (np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0)))

@@ -79,12 +79,12 @@ def score_files(
     Args:
         scores: of objects.
         total: means of all, in percent.
-        convention: whose.
+        convention: "sav" or "davis".
         facts: what was scored and how, by name.
         pictures: from `worst_frames`.
 
     Returns:
-        Their texts by name. In the JSON, scores of frames are within 0..1.
+        The texts of the files by name. In the JSON, scores of frames are within 0..1.
     """
     objects = [
         {
@@ -168,7 +168,7 @@ def _json(document: Row) -> str:
 
 
 def score_charts(scores: Sequence[ObjectScores]) -> dict[str, str]:
-    """Draws J&F over time, by video; a line an object, of many the first ones."""
+    """Draws J&F over time: a chart per video, a line per object; of many objects, only the first ones."""
     by_video: dict[str, dict[str, tuple]] = {}
     for scored in scores:
         names = scored.frame_names
@@ -190,13 +190,13 @@ def worst_frames(
     predictions: VideoList,
     videos: VideoList | None,
 ) -> list[tuple[str, np.ndarray]]:
-    """Draws the frames of the lowest J&F, the worst one of an object each.
+    """Draws the frames of the lowest J&F, at most one per object.
 
     Args:
         scores: of objects.
         target: true masks.
         predictions: predicted ones.
-        videos: what the masks lie on; where there is none, on grey.
+        videos: the frames to draw on; without them, masks are drawn on grey.
 
     Returns:
         A caption, and a picture (H, 2 W, 3) uint8: the target on the left, the prediction on the right.

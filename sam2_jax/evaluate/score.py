@@ -59,7 +59,7 @@ class ObjectScores:
 
 @dataclasses.dataclass(frozen=True)
 class _Pair:
-    """An object on a frame: its scores, and where it is to be seen."""
+    """An object on a frame: its scores, and whether the target and the prediction show it."""
 
     j: float
     f: float
@@ -86,14 +86,14 @@ def score(
         names: videos to score, in both.
         convention: "sav" or "davis".
         skip_first_and_last: annotated frame of every video.
-        progress: is called after every video.
+        progress: called after every video.
 
     Returns:
         The objects that count, by video and id.
 
     Raises:
-        ValueError: a prediction is missing, differs in size, or no id in it is one of the target; a file is
-            damaged; or nothing is left to score.
+        ValueError: a prediction is missing or differs in size, no predicted id is in the target, a
+            file is damaged, or nothing is left to score.
     """
     if convention not in CONVENTIONS:
         raise ValueError(
@@ -230,7 +230,7 @@ def _ids(pairs: dict[int, dict[int, _Pair]], where: str) -> set[int]:
 
 
 def _check_ids(ids: dict[str, tuple[set[int], set[int]]]) -> None:
-    """Tells of predicted objects that no target has; an error if no predicted object has one."""
+    """Warns of predicted objects that are not in the target; it is an error if none of them is."""
     unknown = {
         name: predicted - true for name, (true, predicted) in ids.items() if predicted - true
     }
@@ -239,7 +239,7 @@ def _check_ids(ids: dict[str, tuple[set[int], set[int]]]) -> None:
     name, others = next(iter(unknown.items()))
     if not any(true & predicted for true, predicted in ids.values()):
         raise ValueError(
-            f"no predicted object is one of the target: ids are compared as they are, and those of {name} are "
+            f"no predicted object is in the target: ids are compared as they are, and those of {name} are "
             f"{sorted(others)[:5]} in the predictions and {sorted(ids[name][0])[:5]} in the target"
         )
     logger.warning(
@@ -287,7 +287,7 @@ def read_categories(path: str) -> dict[tuple[str, int], str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file.
+        ValueError: the file has another layout.
     """
     document = read_json(path)
     try:
@@ -298,6 +298,6 @@ def read_categories(path: str) -> dict[tuple[str, int], str]:
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no meta.json of YouTube-VOS, which names videos, the objects of each and the category "
-            "of each object"
+            f"{path} is not a meta.json of YouTube-VOS, which names videos, the objects of each and the "
+            "category of each object"
         ) from error

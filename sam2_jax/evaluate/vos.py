@@ -2,8 +2,8 @@
 
     videos, masks  ->  predict: PNGs as the official tool writes them
 
-Every video gets its folder when all its frames are there, so that the same call again goes on with the first
-video that is missing.
+The folder of a video appears once all its frames are written, so that the same call continues with
+the first video that is missing.
 """
 
 import contextlib
@@ -59,10 +59,10 @@ def plan_prompts(video: Video, options: Options) -> dict[int, dict[int, list[int
         options: see `Options`.
 
     Returns:
-        By the frame on which they start: objects, each with the frames on which it is prompted, ascending.
+        The objects by the frame on which they start, each with the frames on which it is prompted, ascending.
 
     Raises:
-        ValueError: there is no object to track, or one that appears later though that is not expected.
+        ValueError: there is no object to track, or one appears later and `later_objects` is off.
     """
     given, names = list(video.annotated), video.frame_names
     if not given:
@@ -143,13 +143,13 @@ def track(
     """Tracks the objects of several videos, which are spread over the devices of this process.
 
     Args:
-        predictor: tracks; objects that may not overlap are its configuration's.
+        predictor: tracks; its configuration says whether objects may overlap.
         videos: frames and masks of each.
         options: see `Options`.
 
     Yields:
-        index of the video, frame index, the N ids of its objects, and (N, H, W) bool masks; of all frames, on
-        those before an object starts its mask is empty.
+        index of the video, frame index, the N ids of its objects, and (N, H, W) bool masks, for all
+        frames; the mask of an object is empty before the frame on which it starts.
 
     Raises:
         ValueError: as `plan_prompts`, or masks that are not as large as the video.
@@ -197,11 +197,11 @@ def predict(
     Args:
         predictor: see `track`.
         videos: the frames.
-        masks: the masks that prompt.
-        names: of the videos to do, such as `missing` returns.
-        out: folder for theirs.
+        masks: the masks to prompt with.
+        names: of the videos to track, as `missing` returns them.
+        out: folder for the results.
         options: see `Options`.
-        progress: is called after every frame.
+        progress: called after every frame.
 
     Raises:
         ValueError: as `track`.
@@ -227,7 +227,7 @@ def predict(
 
 
 def _palette(video: Video) -> np.ndarray:
-    """The colours of the masks that prompt, if their files have any."""
+    """The colours of the masks to prompt with, if their files have any."""
     palette = read_palette_png(video.mask_file)[1] if video.mask_file else None
     return davis_palette() if palette is None else palette
 
@@ -238,7 +238,7 @@ def missing(out: str, names: Sequence[str], settings: dict) -> list[str]:
     Args:
         out: the folder; made where it is missing.
         names: of all videos.
-        settings: what the masks depend on, for JSON; the folder remembers it.
+        settings: what the masks depend on; kept in the folder as JSON.
 
     Raises:
         ValueError: the folder holds masks that were made with other settings.
@@ -250,7 +250,7 @@ def missing(out: str, names: Sequence[str], settings: dict) -> list[str]:
     if len(left) < len(names):
         if not os.path.isfile(path):
             raise ValueError(
-                f"{out} holds folders of the names of videos that were not made by this command; name another "
+                f"{out} holds folders with the names of videos, but not made by this command; name another "
                 "folder"
             )
         with open(path, encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Who may ask: nobody from another site, and beyond this machine only who knows the token.
+"""Who may use the server: no other site, and from other machines only those who know the token.
 
 request  ->  refused with a reason, or on to the application, whose answers get safe headers
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from urllib.parse import parse_qs, urlsplit
 
 COOKIE = "sam2_jax_token"
-MAX_BODY = 8 << 20  # bytes of any request but an upload
+MAX_BODY = 8 << 20  # bytes, of any request except an upload
 _UPLOAD = ("POST", "/api/sessions")
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -39,24 +39,24 @@ def refusal(
     token: str | None,
     only_loopback: bool,
 ) -> tuple[int, str] | None:
-    """Decides on a request by its first lines.
+    """Decides on a request by its headers.
 
     Args:
-      method: of HTTP.
-      path: of the address.
+      method: the HTTP method.
+      path: of the URL.
       query: what follows the question mark.
       headers: with names in lower case.
-      token: what has to be known; None where nothing has.
-      only_loopback: whether the server is for this machine only, under whatever name a browser
-        was made to believe that it has.
+      token: the secret that a request must carry; None if there is none.
+      only_loopback: whether the server is for this machine only, whatever host name a browser was
+        tricked into using.
 
     Returns:
-      Status and reason, or None if it is welcome.
+      Status and reason, or None if it is allowed.
     """
     host = headers.get("host", "")
     if only_loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
         return 403, (
-            f"The server is for this machine only and was asked as {host[:100]!r}: open it as "
+            f"The server is for this machine only, but was addressed as {host[:100]!r}: open it as "
             "localhost or 127.0.0.1, or start it with --host and a token."
         )
     origin = headers.get("origin")
@@ -65,7 +65,7 @@ def refusal(
     site = headers.get("sec-fetch-site", "none")
     if is_foreign or (site not in ("none", "same-origin") and not is_visit):
         return 403, (
-            "The request comes from another site, which is refused. Open the server's own page, or "
+            "Requests from other sites are refused. Open the server's own page, or "
             "call the interface from a program."
         )
     if token and not any(
@@ -78,14 +78,14 @@ def refusal(
     if (method, path) != _UPLOAD and method != "GET":
         length = headers.get("content-length", "0")
         if "transfer-encoding" in headers:
-            return 411, "Send the request with its Content-Length."
+            return 411, "Send the request with a Content-Length header."
         if not length.isdecimal() or int(length) > MAX_BODY:
             return 413, f"The request is larger than {MAX_BODY >> 20} MiB: send less at once."
     return None
 
 
 def _tokens(path: str, query: str, headers: Mapping[str, str]) -> list[str]:
-    """What was given as a token, in any way."""
+    """The tokens of a request, however they were sent."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     given = [value.strip()] if scheme.lower() == "bearer" else []
     for part in headers.get("cookie", "").split(";"):
@@ -98,7 +98,7 @@ def _tokens(path: str, query: str, headers: Mapping[str, str]) -> list[str]:
 
 
 class Guard:
-    """ASGI middleware that asks `refusal`, and adds headers to every answer."""
+    """ASGI middleware that applies `refusal`, and adds headers to every response."""
 
     def __init__(self, app: Callable, token: str | None, only_loopback: bool):
         self._app, self._token, self._only_loopback = app, token, only_loopback

@@ -92,16 +92,16 @@ class PromptRequest(_Message):
 
 
 class TrackRequest(_Message):
-    """Where to track; nothing means through the whole video, from the earliest prompt."""
+    """Where to track; by default through the whole video, from the earliest prompt."""
 
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={"examples": [{}, {"start": 30, "count": 50, "direction": "forward"}]},
     )
 
-    start: Annotated[Frame | None, Field(description="none: the earliest prompted frame")] = None
+    start: Annotated[Frame | None, Field(description="default: the earliest prompted frame")] = None
     count: Annotated[
-        int | None, Field(ge=0, le=10**9, description="frames after it; none: all")
+        int | None, Field(ge=0, le=10**9, description="how many frames after it; default: all")
     ] = None
     direction: Literal["forward", "backward", "both"] = "both"
 
@@ -122,7 +122,7 @@ class ObjectMask(BaseModel):
 
 
 class FrameMasks(BaseModel):
-    """The masks of a frame, of the objects that have an answer there."""
+    """The masks of a frame, for the objects that have one there."""
 
     frame: int
     objects: list[ObjectMask]
@@ -137,7 +137,7 @@ class ObjectInfo(BaseModel):
 
 
 class PromptInfo(BaseModel):
-    """What was pointed at with."""
+    """A prompt that was given."""
 
     frame: int
     object: int
@@ -203,12 +203,12 @@ def make_app(
     only_loopback: bool = True,
     folder: str | None = None,
 ) -> Guard:
-    """Makes the application, which starts its worker and makes its folder when it is started.
+    """Makes the application; its worker and its folder are made when it starts.
 
     Args:
       predictor: the model that all sessions share.
-      limits: what it takes on.
-      token: what everybody has to know; None lets everybody in.
+      limits: what it accepts.
+      token: the secret that every request must carry; None lets everybody in.
       only_loopback: whether it is for this machine only.
       folder: where its files go; None is the system's temporary folder.
     """
@@ -275,7 +275,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:
-        return problem(400, "The connection broke off before the whole upload was there.")
+        return problem(400, "The connection was lost before the upload was complete.")
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -366,7 +366,7 @@ def _add_sessions(app: FastAPI) -> None:
 
     @app.get("/api/sessions/{session}/frames/{frame}.jpg", response_class=FileResponse)
     async def get_frame(request: Request, session: str, frame: int) -> FileResponse:
-        """A frame as JPEG, in the size in which masks and points are."""
+        """A frame as JPEG, in the size that masks and points refer to."""
         used = _sessions(request).get(session)
         if not 0 <= frame < used.about["num_frames"]:
             last = used.about["num_frames"] - 1
@@ -378,7 +378,7 @@ def _add_sessions(app: FastAPI) -> None:
 def _add_work(app: FastAPI) -> None:
     @app.post("/api/sessions/{session}/prompts", response_model=FrameMasks)
     async def prompt(request: Request, session: str, asked: PromptRequest) -> dict:
-        """Points at an object on a frame; the answer has the masks of all objects there."""
+        """Prompts an object on a frame; returns the masks of all objects there."""
         sessions = _sessions(request)
         used = sessions.get(session)
         given = Prompts(tuple(asked.points), tuple(asked.labels), asked.box, asked.mask is not None)
@@ -393,7 +393,7 @@ def _add_work(app: FastAPI) -> None:
         frame: Annotated[Frame, Query()],
         object: Annotated[Id, Query()],
     ) -> dict:
-        """Takes back the prompts of an object on a frame."""
+        """Removes the prompts of an object on a frame."""
         sessions = _sessions(request)
         used = sessions.get(session)
         return await sessions.change(used, used.session.clear, frame, object)
@@ -407,7 +407,7 @@ def _add_work(app: FastAPI) -> None:
 
     @app.delete("/api/sessions/{session}/objects/{object}", response_model=SessionInfo)
     async def remove(request: Request, session: str, object: Id) -> dict:
-        """Forgets an object."""
+        """Removes an object."""
         sessions = _sessions(request)
         used = sessions.get(session)
         return _with_video(used, await sessions.change(used, used.session.remove, object))
@@ -422,7 +422,7 @@ def _add_work(app: FastAPI) -> None:
 
     @app.post("/api/sessions/{session}/undo", response_model=SessionInfo)
     async def undo(request: Request, session: str) -> dict:
-        """Takes back the last prompt, clearing, removal or tracking; up to 30 of them."""
+        """Undoes the last prompt, clearing, removal or tracking; up to 30 in a row."""
         sessions = _sessions(request)
         used = sessions.get(session)
         return _with_video(used, await sessions.change(used, used.session.undo))
@@ -446,7 +446,7 @@ def _add_work(app: FastAPI) -> None:
 
     @app.post("/api/sessions/{session}/cancel")
     async def cancel(request: Request, session: str) -> dict[str, bool]:
-        """Ends tracking after the frame that is running; what was tracked stays."""
+        """Stops tracking after the current frame; what was tracked is kept."""
         sessions = _sessions(request)
         return {"cancelled": sessions.cancel(sessions.get(session))}
 
@@ -457,7 +457,7 @@ def _add_downloads(app: FastAPI) -> None:
         used = sessions.get(session)
         names, found = await sessions.call(used, used.session.results)
         if not found:
-            raise Refused(409, "There are no masks yet: click on an object, or track it, first.")
+            raise Refused(409, "There are no masks yet: click on an object or track it first.")
         check_free_space(used.folder, sessions.limits.free_mb)
         path = os.path.join(used.folder, kind)
         used.num_downloads += 1
@@ -471,7 +471,7 @@ def _add_downloads(app: FastAPI) -> None:
 
     @app.get("/api/sessions/{session}/masks.zip", response_class=FileResponse)
     async def masks_zip(request: Request, session: str) -> FileResponse:
-        """A PNG a frame with masks; pixel values are object ids. It has 16 bits where an id is above 254."""
+        """PNGs, one for each frame with masks; pixel values are object ids, 16 bits for ids above 254."""
         write = lambda path, used, names, found: downloads.write_png_zip(path, found)
         return await download(request, session, "masks.zip", write)
 
@@ -486,7 +486,7 @@ def _add_downloads(app: FastAPI) -> None:
 
     @app.get("/api/sessions/{session}/overlay.mp4", response_class=FileResponse)
     async def overlay(request: Request, session: str) -> FileResponse:
-        """The video with the masks drawn in."""
+        """The video with the masks drawn over it."""
 
         def write(path: str, used: Open, names: dict, found: dict) -> None:
             downloads.write_overlay(path, used.session.frames, found)

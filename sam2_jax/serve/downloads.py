@@ -1,6 +1,6 @@
 """The masks of a session as files: PNG in a zip, COCO run lengths, a video with the masks drawn in.
 
-Each writes a file of the session's folder, in a thread that does not use the device.
+Each function writes a file in the session's folder, in a thread that does not use the device.
 """
 
 import json

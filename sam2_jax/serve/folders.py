@@ -1,4 +1,4 @@
-"""Where a server keeps its files: a folder of its own, gone with it, or with the next one after a kill."""
+"""Where a server keeps its files: its own folder, removed when it stops, or else by the next server."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 _PREFIX = "sam2_jax_serve_"
-_STARTING_SECONDS = 60  # so long a new folder may be without its lock
+_STARTING_SECONDS = 60  # how long a new folder may lack its lock
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def server_folder(parent: str | None = None) -> Iterator[str]:
       parent: where; None is the system's temporary folder.
 
     Yields:
-      Its path; the folder is removed in the end.
+      Its path; the folder is removed at the end.
     """
     import fcntl
 
@@ -38,7 +38,7 @@ def server_folder(parent: str | None = None) -> Iterator[str]:
 
 
 def remove_leftovers(parent: str) -> None:
-    """Removes the folders of this user's servers that run no more."""
+    """Removes the folders of this user's servers that are no longer running."""
     with os.scandir(parent) as entries:
         names = [entry.path for entry in entries if entry.name.startswith(_PREFIX)]
     for folder in names:
@@ -68,6 +68,6 @@ def check_free_space(folder: str, free_mb: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < free_mb << 20:
         raise OSError(
-            f"only {free >> 20} MiB are free on the server's disk, and {free_mb} MiB stay free: "
-            "close sessions that are done, or try again later"
+            f"only {free >> 20} MiB are free on the server's disk, and {free_mb} MiB must stay free: "
+            "close finished sessions or try again later"
         )

@@ -1,4 +1,4 @@
-"""What one server takes on, and how it says no."""
+"""What a server accepts, and how it refuses the rest."""
 
 import dataclasses
 
@@ -13,11 +13,11 @@ class Limits:
       frames: frames of a video.
       objects: objects of a session.
       sessions: sessions that are open at once.
-      idle_minutes: a session that nobody used for so long is closed.
+      idle_minutes: a session that is unused for this long is closed.
       pixels: size of a frame.
       unpacked_mb: frames of a session on disk, MiB.
       unpack_seconds: time to decode an upload.
-      free_mb: space on the disk that always stays free, MiB.
+      free_mb: disk space that is always kept free, MiB.
     """
 
     upload_mb: int = 200
@@ -42,7 +42,7 @@ class Refused(Exception):
     """A request that cannot be met.
 
     Attributes:
-      status: of HTTP.
+      status: the HTTP status.
       message: what was given, what is expected, what to do.
     """
 

@@ -1,4 +1,4 @@
-"""The clip that is there to click on before anybody has uploaded one; drawn, so that no file ships."""
+"""The sample clip, to click on without uploading anything; it is drawn, so that no file ships."""
 
 import functools
 
@@ -7,8 +7,8 @@ import numpy as np
 from sam2_jax.serve.limits import Limits
 from sam2_jax.serve.unpack import write_frames
 
-# Two plain shapes, one of which hides the other and lets it come back: what the small model of the package
-# can follow from a click on each.
+# Two plain shapes, one of which hides the other for a while: the small model of the package can
+# follow both from a click on each.
 _SEED, _SIZE, _NUM_FRAMES, _FPS = 30, 480, 36, 12.0
 
 

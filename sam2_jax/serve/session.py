@@ -26,11 +26,11 @@ Found = dict[int, dict[str, Any]]  # object -> {"mask": RLE, "score": float, "io
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """What an object was pointed at with on a frame.
+    """The prompts of an object on a frame.
 
     Attributes:
       points: (x, y) in pixels of the video.
-      labels: 1 object, 0 background, one a point.
+      labels: one per point, 1 object, 0 background.
       box: x0, y0, x1, y1, or None.
       is_mask: whether a mask was given instead.
     """
@@ -43,7 +43,7 @@ class Prompts:
 
 @dataclasses.dataclass
 class _Work:
-    """What undo brings back, apart from the predictor's own part."""
+    """What undo restores besides the predictor's state."""
 
     names: dict[int, str] = dataclasses.field(default_factory=dict)
     prompts: dict[tuple[int, int], Prompts] = dataclasses.field(default_factory=dict)
@@ -93,14 +93,14 @@ class Session:
             raise Refused(404, f"There is no object {obj}; there are: {known}.")
 
     def prompt(self, frame: int, obj: int, given: Prompts, rle: dict | None, add: bool) -> dict:
-        """Points at an object on a frame.
+        """Prompts an object on a frame.
 
         Args:
           frame: index.
-          obj: within 1..65534; a new one starts an object.
+          obj: within 1..65534; a new id starts an object.
           given: points, a box or both; `is_mask` with `rle`.
           rle: the mask of the object instead, COCO run lengths in the size of the video.
-          add: whether points come on top of those that are there already.
+          add: whether the points are added to those already there.
 
         Returns:
           See `frame_masks`.
@@ -109,8 +109,8 @@ class Session:
         if obj not in self._work.names and len(self._work.names) >= self._limits.objects:
             raise Refused(
                 409,
-                f"The session has {len(self._work.names)} objects already, the most that this server "
-                "takes: remove one first.",
+                f"The session has {len(self._work.names)} objects, the most that this server "
+                "allows: remove one first.",
             )
         check_free_space(self._folder, self._limits.free_mb)
         before = self._work.prompts.get((frame, obj), Prompts())
@@ -122,7 +122,7 @@ class Session:
             raise Refused(
                 422,
                 f"{len(given.points)} points on object {obj} in frame {frame}; at most {MAX_POINTS} "
-                "are taken: clear the frame and start with a box.",
+                "are allowed: clear the frame and start with a box.",
             )
         past = self._present()
         if rle is not None:
@@ -147,7 +147,7 @@ class Session:
         return decode_rle(rle)
 
     def clear(self, frame: int, obj: int) -> dict:
-        """Takes back the prompts of an object on a frame."""
+        """Removes the prompts of an object on a frame."""
         self._check_frame(frame)
         self._check_object(obj)
         self._remember()
@@ -158,7 +158,7 @@ class Session:
         return self._keep(frame, self._state.obj_ids, self._state.video_masks(frame) > 0)
 
     def remove(self, obj: int) -> dict:
-        """Forgets an object."""
+        """Removes an object."""
         self._check_object(obj)
         self._remember()
         self._predictor.remove_object(self._state, obj, need_output=False)
@@ -183,7 +183,7 @@ class Session:
         return self.describe()
 
     def undo(self) -> dict:
-        """Takes back the last prompt, clearing, removal or tracking."""
+        """Undoes the last prompt, clearing, removal or tracking."""
         if not self._past:
             raise Refused(409, "There is nothing to undo.")
         snapshot, self._work = self._past.pop()
@@ -191,12 +191,12 @@ class Session:
         return self.describe()
 
     def check_can_track(self, start: int | None) -> None:
-        """Raises `Refused` where tracking could not begin."""
+        """Raises `Refused` if tracking cannot start."""
         if start is not None:
             self._check_frame(start)
         if not self._work.prompts:
             raise Refused(
-                409, "No object has a prompt: click on one, or draw a box around it, first."
+                409, "No object has a prompt: click on one or draw a box around it first."
             )
 
     def track(

@@ -45,15 +45,15 @@ class Upload(ImageFolder):
 
 
 class Open:
-    """A session that is open, and who uses it.
+    """An open session and its use.
 
     Attributes:
-      id: secret, it names the session in addresses.
+      id: secret; names the session in URLs.
       name: what the user calls the video; only ever shown, never a path.
-      folder: its files, gone with it.
+      folder: holds its files; removed with the session.
       about: size, length and rate of the video.
       opened: None while the upload is being read, and once the session is closed.
-      task: tracking that is running.
+      task: the tracking that is in progress, or None.
     """
 
     def __init__(self, name: str, folder: str, now: float):
@@ -81,7 +81,7 @@ class Open:
 
 
 class Sessions:
-    """All that are open. `worker` is the only thread that touches the predictor."""
+    """All open sessions. `worker` is the only thread that touches the predictor."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Sessions:
         if len(self._open) >= self.limits.sessions:
             raise Refused(
                 503,
-                f"{len(self._open)} sessions are open, the most that this server takes: close one, or "
+                f"{len(self._open)} sessions are open, the most that this server allows: close one or "
                 f"try again later. Unused ones are closed after {self.limits.idle_minutes:g} minutes.",
             )
         check_free_space(self._folder, self.limits.free_mb)
@@ -185,7 +185,7 @@ class Sessions:
             )
 
     async def call(self, used: Open, function: Callable, *args: Any) -> Any:
-        """Runs something of a session in the worker, before any tracking goes on."""
+        """Runs a function for a session in the worker, before tracking continues."""
         async with used.turn:
             self._check_open(used)
             return await asyncio.wrap_future(self._worker.call(function, *args))
@@ -216,13 +216,13 @@ class Sessions:
     ) -> AsyncIterator[dict]:
         """Starts tracking; returns an iterator over the masks of each frame.
 
-        A reader that goes away cancels it.
+        If the reader disconnects, tracking is cancelled.
 
         Raises:
           Refused: it is being tracked already, or there is nothing to track.
         """
         await self.change(used, used.session.check_can_track, start)
-        self._check_idle(used)  # somebody else may have been quicker
+        self._check_idle(used)  # another request may have been faster
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue()
 
         def end(error: BaseException | None) -> None:
@@ -252,7 +252,7 @@ class Sessions:
             task.cancel()
 
     def cancel(self, used: Open) -> bool:
-        """Ends tracking after the frame that is running; returns whether there was any."""
+        """Stops tracking after the current frame; returns whether there was any to stop."""
         if used.task is None:
             return False
         used.task.cancel()
@@ -262,7 +262,7 @@ class Sessions:
         """Ends a session and removes its files."""
         self.cancel(used)
         self._open.pop(used.id, None)
-        await asyncio.wrap_future(self._worker.call(lambda: None))  # the step that is running
+        await asyncio.wrap_future(self._worker.call(lambda: None))  # waits for the current step
         self._drop(used)
 
     def _drop(self, used: Open) -> None:
@@ -271,7 +271,7 @@ class Sessions:
         shutil.rmtree(used.folder, ignore_errors=True)
 
     async def close_unused(self) -> None:
-        """Closes the sessions that nobody used for the time that the limits say."""
+        """Closes sessions that have been idle for longer than the limit."""
         latest = self._clock() - 60 * self.limits.idle_minutes
         for used in list(self._open.values()):
             is_busy = used.opened is None or used.task is not None or used.num_downloads
@@ -284,8 +284,8 @@ def check_upload_size(size: int, limits: Limits) -> None:
     if size > limits.upload_mb << 20:
         raise Refused(
             413,
-            f"The upload is larger than {limits.upload_mb} MiB, the most that this server takes: "
-            "cut the video, or write it in a smaller size.",
+            f"The upload is larger than {limits.upload_mb} MiB, the most that this server allows: "
+            "cut the video or save it at a smaller size.",
         )
 
 

@@ -1,6 +1,6 @@
-"""Uploaded media, decoded in a process of their own into JPEG frames that the server trusts.
+"""Uploaded media, decoded in a separate process into JPEG frames that the server trusts.
 
-    file of anybody  ->  [child: little memory, little time, local formats only]  ->  00000.jpg, ...
+    untrusted file  ->  [child: little memory, little time, local formats only]  ->  00000.jpg, ...
 
 Whatever a broken or hostile file does to the decoder, the server only sees an error.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-# Containers that hold pictures themselves: playlists, which name other files, are not among them.
+# Containers that hold the pictures themselves, unlike playlists, which name other files.
 _VIDEOS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,gif,apng,h264,hevc,ivf"
 _QUALITY = 95
 _MEMORY = 4 << 30  # bytes of address space
@@ -50,12 +50,12 @@ def unpack(upload: str, folder: str, limits: Limits) -> dict:
                 f"Decoding took more than {limits.unpack_seconds:.0f} s and was stopped: "
                 "shorten the video, or make it smaller.",
             )
-        # Bytes, not objects: a child that was taken over must not reach further.
+        # Bytes, not pickled objects: a compromised child must not get any further.
         said = json.loads(receiver.recv_bytes(1 << 20))
     except (EOFError, OSError) as error:
         raise Refused(
             422,
-            "The file made its decoder fail: it is damaged. Write it anew, for example with ffmpeg.",
+            "The decoder crashed on this file, which seems damaged. Re-encode it, for example with ffmpeg.",
         ) from error
     finally:
         child.kill()
@@ -79,7 +79,7 @@ def _child(sender: Connection, upload: str, folder: str, limits: Limits) -> None
 
 
 def _end_with_server() -> None:
-    """After a kill of the server nobody waits for the frames, and nobody would remove them."""
+    """If the server is killed, nobody waits for the frames, and nobody would remove them."""
     if server := multiprocessing.parent_process():
         server.join()
     os._exit(1)
@@ -161,7 +161,7 @@ def _unpack_video(path: str, folder: str, limits: Limits) -> dict:
             raise Refused(
                 413,
                 f"The video has {len(frames)} frames and lasts {duration:.1f} s; at most {limits.frames} "
-                f"frames and {limits.seconds:g} s are taken: cut it first.",
+                f"frames and {limits.seconds:g} s are allowed: cut it first.",
             )
         about = write_frames(frames, folder, frames.fps, limits)
         times = [round(frames.time(index), 6) for index in range(about["num_frames"])]
@@ -176,7 +176,7 @@ def _check_pixels(height: int, width: int, limits: Limits) -> None:
         raise Refused(
             413,
             f"Its frames are {width}x{height}, {height * width / 1e6:.1f} million pixels; at most "
-            f"{limits.pixels / 1e6:.1f} are taken: scale it down first.",
+            f"{limits.pixels / 1e6:.1f} are allowed: scale it down first.",
         )
 
 
@@ -194,9 +194,7 @@ def write_frames(frames: "Sequence[np.ndarray]", folder: str, fps: float, limits
         except ValueError:
             if index == 0:
                 raise
-            notice = (
-                f"The file is damaged: only the first {index} of its {len(frames)} frames are here."
-            )
+            notice = f"The file is damaged: only the first {index} of its {len(frames)} frames can be read."
             break
         path = os.path.join(folder, f"{index:05d}.jpg")
         Image.fromarray(frame).save(path, quality=_QUALITY, subsampling=0)

@@ -27,9 +27,9 @@ class Task:
 
 
 class Worker:
-    """Runs calls in the order in which they come, and tasks one step at a time, turn by turn.
+    """Runs calls in order of arrival, and tasks one step at a time, in turn.
 
-    A call waits for the step that is running and for the calls before it, never for a whole task.
+    A call waits for the current step and for the calls before it, never for a whole task.
     """
 
     def __init__(self):
@@ -67,7 +67,7 @@ class Worker:
         return task
 
     def close(self) -> None:
-        """Ends after the step that is running, unless it takes long; tasks and waiting calls are cancelled."""
+        """Stops after the current step, unless that takes long; cancels tasks and waiting calls."""
         with self._has_work:
             self._is_closed = True
             self._has_work.notify()

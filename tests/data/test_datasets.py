@@ -258,7 +258,7 @@ def test_sa1b(tmp_path):
     larger = opened(Sa1b(frames=str(tmp_path), max_area=1.0))
     assert larger[0].object_ids(0) == [0, 1, 2]
     (tmp_path / "sa_000" / "sa_1.json").write_text('{"annotations": []}')
-    with pytest.raises(ValueError, match=r"sa_1\.json is no annotation of SA-1B"):
+    with pytest.raises(ValueError, match=r"sa_1\.json is not an annotation of SA-1B"):
         source[0]
     (tmp_path / "sa_000" / "sa_1.json").write_text("{")
     with pytest.raises(ValueError, match=r"sa_1\.json is not JSON"):
@@ -313,7 +313,7 @@ def test_coco_errors(tmp_path):
     for annotation in document["annotations"]:
         annotation["image_id"] = 99
     path.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match=r"is no instance file of COCO: .*99"):
+    with pytest.raises(ValueError, match=r"is not an instance file of COCO: .*99"):
         Coco(frames=str(tmp_path), annotations=str(path)).open(64)
 
 

@@ -242,7 +242,9 @@ def test_objects_too_small_to_be_seen_are_left_out():
     assert sample["is_object"].tolist() == [True, True, False, False]
     np.testing.assert_array_equal(sample["masks"][:, :2], masks[:, [0, 2]])
     assert not sample["masks"][:, 2:].any()
-    with pytest.raises(ValueError, match="no object of the first frame is a pixel large at 8x8"):
+    with pytest.raises(
+        ValueError, match="no object of the first frame is as large as a pixel at 8x8"
+    ):
         loader.pad_clip(Clip("clip", frames, masks[:, 1:2]), 4)
 
 

@@ -270,10 +270,10 @@ def test_document_errors(tmp_path):
     whole = json.loads((tmp_path / "a.json").read_text())
     wrong_size = {"0": {"1": {"size": [3, 4], "counts": ""}}}
     for document, message in (
-        ("{", "is no document of masks"),
-        ("[]", "is no document of masks"),
-        (json.dumps(whole | {"frames": {"x": {}}}), "is no document of masks"),
-        (json.dumps(whole | {"frames": {"0": {"1": {}}}}), "is no document of masks"),
+        ("{", "is not a document of masks"),
+        ("[]", "is not a document of masks"),
+        (json.dumps(whole | {"frames": {"x": {}}}), "is not a document of masks"),
+        (json.dumps(whole | {"frames": {"0": {"1": {}}}}), "is not a document of masks"),
         (json.dumps(whole | {"frames": wrong_size, "objects": [1]}), "frame 0 are not of size 24"),
     ):
         (tmp_path / "b.json").write_text(document)

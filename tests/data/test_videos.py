@@ -443,9 +443,9 @@ def test_generator_is_pulled_only_as_far_as_asked():
     assert pulled == [0, 1, 2]
     assert source.exists(4)
     assert not source.exists(-1)
-    with pytest.raises(TypeError, match="not known before its end"):
+    with pytest.raises(TypeError, match="unknown before its end"):
         len(source)
-    with pytest.raises(TypeError, match="not known before its end"):
+    with pytest.raises(TypeError, match="unknown before its end"):
         source[-1]
     assert not source.exists(5)
     assert len(source) == 5
@@ -504,7 +504,7 @@ def test_iterator_that_fails():
             source.exists(5)
         assert isinstance(error.value.__cause__, RuntimeError)
     assert source[1][0, 0, 0] == 1
-    with pytest.raises(TypeError, match="not known"):
+    with pytest.raises(TypeError, match="unknown before"):
         len(source)
 
 

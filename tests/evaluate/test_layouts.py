@@ -105,7 +105,7 @@ def test_lists_choose_videos(tmp_path):
     with pytest.raises(ValueError, match=r"1 of the 2 videos in .* are not in .*: cow"):
         choose(videos, masks, str(names))
     drawn.write_masks(tmp_path / "others" / "dog")
-    with pytest.raises(ValueError, match=r"no video is in both of .*\(bear, camel\).*\(dog\)"):
+    with pytest.raises(ValueError, match=r"no video is in both .*\(bear, camel\).*\(dog\)"):
         choose(videos, open_masks(str(tmp_path / "others")), None)
 
 

@@ -180,7 +180,7 @@ def test_seen_and_unseen_categories(tmp_path):
         {"G": 40, "J seen": 50, "F seen": 70, "J unseen": 10, "F unseen": 30}
     )
     meta.write_text('{"videos": []}')
-    with pytest.raises(ValueError, match=r"meta.json is no meta.json of YouTube-VOS"):
+    with pytest.raises(ValueError, match=r"meta.json is not a meta.json of YouTube-VOS"):
         read_categories(str(meta))
 
 

@@ -165,7 +165,7 @@ def test_masks_are_written_and_the_work_goes_on_where_it_stopped(tmp_path, predi
     with pytest.raises(ValueError, match="made with model 'toy', now 'other'; name another folder"):
         vos.missing(out, names, {"model": "other"})
     os.remove(tmp_path / "out" / vos.SETTINGS)
-    with pytest.raises(ValueError, match="were not made by this command"):
+    with pytest.raises(ValueError, match="not made by this command"):
         vos.missing(out, names, settings)
 
 

@@ -174,7 +174,7 @@ def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
-stream = SAM2StreamPredictor(toy.model(image_size=256))
+stream = SAM2StreamPredictor(toy.model(image_size=128))
 frames = scene(50, 120, 160)
 stream.add_frame(frames[0])
 stream.add_new_points_or_box(1, [[40, 50]], [1])

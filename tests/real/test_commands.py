@@ -56,7 +56,7 @@ REFUSED = {
         ["track", "clip.mp4", *POINT, "--out", "clip.mp4"],
         "--out is clip.mp4, which is read",
     ),
-    "link": (["track", "clip.mp4", *POINT, "--out", "link.mp4"], "which is read as well"),
+    "link": (["track", "clip.mp4", *POINT, "--out", "link.mp4"], "which is also read"),
     "other spelling": (
         ["track", "clip.mp4", *POINT, "--out", "frames/../clip.mp4"],
         "which is read",
@@ -192,7 +192,9 @@ def test_raw_pixels_of_another_width_are_refused(size):
     track._check_row_length(frame)
     track._check_row_length(np.zeros_like(frame))
     wrong = frame.ravel()[: 50 * 70 * 3].reshape(50, 70, 3)
-    with pytest.raises(ValueError, match=rf"--raw is 70x50, but rows of {size[1]} pixels"):
+    with pytest.raises(
+        ValueError, match=rf"--raw is 70x50, but the data looks like rows of {size[1]} pixels"
+    ):
         track._check_row_length(wrong)
 
 

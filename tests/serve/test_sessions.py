@@ -3,6 +3,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from sam2_jax.serve import app as serve_app
 from tests.serve.asking import click, opened, tracked
 
 
@@ -114,6 +115,19 @@ def test_unused_sessions_expire_and_used_ones_do_not(make_client, video, tmp_pat
     assert gone.status_code == 404
     assert "expired" in gone.json()["detail"]
     assert [path.name for path in tmp_path.glob("*/*/")] == [used]
+
+
+def test_closing_a_session_during_a_download(client, video, monkeypatch):
+    session = opened(client, video)
+    click(client, session)
+    sessions = client.app._app.state.sessions
+    close = lambda *_: sessions._drop(sessions.get(session))
+    monkeypatch.setattr(
+        serve_app, "check_free_space", close
+    )  # comes just before the file is written
+    answer = client.get(f"/api/sessions/{session}/masks.json")
+    assert answer.status_code == 404
+    assert "it was closed" in answer.json()["detail"]
 
 
 def test_a_failed_upload_leaves_nothing(client, tmp_path):

@@ -410,7 +410,7 @@ def test_the_command_leaves_loggers_and_hooks_as_they_were(tmp_path):
         (["--config={}", "--config.wandb_project=mine"], "wandb is not installed"),
         (["--config={}", "--workdir={}"], "File exists"),
         (["--config={}", "--frequency=3"], "frequency"),
-        (["--config={}", "now"], "'now' is no flag"),
+        (["--config={}", "now"], "'now' is not a flag"),
     ],
 )
 def test_errors_of_users_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):

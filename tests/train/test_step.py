@@ -25,12 +25,12 @@ TOY = {
     "memory_attention_layers": 1,
     "hiera": {
         "embed_dim": 8,
-        "stages": (1, 1, 3, 1),
-        "global_attention_blocks": (3,),
+        "stages": (1, 1, 1, 1),
+        "global_attention_blocks": (2,),
         "window_sizes": (8, 4, 2, 2),
     },
 }
-FEW = Interaction(num_corrections=2)
+FEW = Interaction(num_corrections=1)
 # A program with corrections takes twice as long to compile; clips have them.
 CLICKS = Interaction(
     point_probability=1.0, box_probability=0.0, max_initial_frames=1, num_corrections=0

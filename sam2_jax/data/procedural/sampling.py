@@ -1,4 +1,4 @@
-"""How numbers and choices are drawn."""
+"""Random numbers and choices."""
 
 import bisect
 import itertools
