@@ -118,6 +118,8 @@ STAGES = {
 
 def get_config(name: str = "small"):
     """Returns the experiment of a stage."""
+    if name not in STAGES:
+        raise ValueError(f"{name!r} is no stage; known are {', '.join(STAGES)}.")
     stage = STAGES[name]
     videos = Dataset(
         num_frames=stage.frames,

@@ -77,21 +77,47 @@ def register() -> None:
         setattr(modules[parent], last, copy)
     modules["sam2.utils"].__path__ = []  # type: ignore[attr-defined]
     builders = modules["sam2.build_sam"]
-    for name in (
-        "build_sam2_video_predictor",
-        "build_sam2_video_predictor_hf",
-        "build_sam2_camera_predictor",
+    for module, predictor, *builds in (
+        (
+            "video",
+            "SAM2VideoPredictor",
+            "build_sam2_video_predictor",
+            "build_sam2_video_predictor_hf",
+        ),
+        ("camera", "SAM2CameraPredictor", "build_sam2_camera_predictor"),
     ):
-        setattr(builders, name, _with_tensors(getattr(builders, name)))
+        own = modules[f"sam2.sam2_{module}_predictor"]
+        tensors = _with_tensors(getattr(own, predictor))
+        setattr(own, predictor, tensors)
+        for name in builds:
+            setattr(builders, name, _building(tensors, getattr(builders, name)))
+    own = modules["sam2.sam2_video_predictor"]
+    own.SAM2VideoPredictorVOS = own.SAM2VideoPredictor  # type: ignore[attr-defined]
     sys.modules.update(modules)
     sys.meta_path.insert(0, _Refusal())
 
 
-def _with_tensors(build: Any) -> Any:
-    """A builder whose predictor hands out tensors, where PyTorch is installed."""
+def _options() -> dict[str, Any]:
+    """What predictors of videos do as the original's: tensors, where PyTorch is installed, and no refusal."""
     outputs = "torch" if importlib.util.find_spec("torch") else "numpy"
+    return {"outputs": outputs, "allow_empty_masks": True}
+
+
+def _with_tensors(predictor: type) -> type:
+    """A class of predictors with `from_pretrained` as the original's."""
+
+    def from_pretrained(cls, model_id, **kwargs):
+        return super(own, cls).from_pretrained(model_id, **{**_options(), **kwargs})
+
+    members = {"from_pretrained": classmethod(from_pretrained), "__doc__": predictor.__doc__}
+    own: Any = type(predictor.__name__, (predictor,), members)
+    return own
+
+
+def _building(predictor: type, build: Any) -> Any:
+    """A builder of it."""
     return functools.wraps(build)(
-        lambda *args, **kwargs: build(*args, **{"outputs": outputs, **kwargs})
+        lambda *args, **kwargs: predictor(build(*args, **{**_options(), **kwargs}))
     )
 
 

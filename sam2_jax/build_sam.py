@@ -10,12 +10,26 @@ from sam2_jax.predict.camera import build_sam2_camera_predictor
 from sam2_jax.predict.video import SAM2VideoPredictor, build_sam2_video_predictor
 
 __all__ = [
+    "HF_MODEL_ID_TO_FILENAMES",
     "build_sam2",
     "build_sam2_camera_predictor",
     "build_sam2_hf",
     "build_sam2_video_predictor",
     "build_sam2_video_predictor_hf",
 ]
+
+
+_SHORT = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
+
+# Names on the hub: the configuration and the file of each.
+HF_MODEL_ID_TO_FILENAMES = {
+    f"facebook/{version}-hiera-{size.replace('_', '-')}": (
+        f"configs/{version}/{version}_hiera_{short}.yaml",
+        f"{version}_hiera_{size}.pt",
+    )
+    for version in ("sam2", "sam2.1")
+    for size, short in _SHORT.items()
+}
 
 
 def _released(model_id: str | os.PathLike) -> tuple[str, Any]:

@@ -12,6 +12,7 @@ How a model is trained is part of an experiment (`sam2_jax.experiment`).
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,6 +20,51 @@ from typing import Any
 MEMORY_POLICIES = ("recent", "quality", "motion", "distractor")
 # Fields of earlier versions, which files of theirs still hold: now they are fields of `Experiment`.
 TRAINING_OPTIONS = ("drop_path_rate", "memory_attention_dropout", "remat")
+
+
+def within(interval: str, default: Any) -> Any:
+    """Returns a field of a dataclass whose numbers lie in an interval; see `check_intervals`.
+
+    Args:
+      interval: such as "[0, 1)", which holds 0 but not 1, or "[1, inf)".
+      default: a number, or a tuple of numbers.
+    """
+    return dataclasses.field(default=default, metadata={"interval": interval})
+
+
+def check_intervals(config: Any, name: str = "") -> None:
+    """Checks the numbers of a dataclass and of those in it, however deep.
+
+    Args:
+      config: its fields are declared by `within` where not every number makes sense.
+      name: what stands before the names of its fields in messages, such as "optimizer.".
+
+    Raises:
+      ValueError: a number is outside of its interval, or is NaN.
+    """
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), f"{name}{field.name}"
+        for key, each in (value if isinstance(value, Mapping) else {"": value}).items():
+            if dataclasses.is_dataclass(each):
+                check_intervals(each, f"{path}.{key}." if key else f"{path}.")
+        interval = field.metadata.get("interval")
+        numbers = value if isinstance(value, tuple) else (value,)
+        if interval and not all(_is_within(number, interval) for number in numbers):
+            raise ValueError(f"{path} is {value}; it must be {_in_words(interval)}.")
+
+
+def _is_within(number: float, interval: str) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    is_above = number >= low if interval[0] == "[" else number > low
+    return is_above and (number <= high if interval[-1] == "]" else number < high)
+
+
+def _in_words(interval: str) -> str:
+    low, high = interval[1:-1].split(", ")
+    low = f"at least {low}" if interval[0] == "[" else f"more than {low}"
+    if math.isinf(float(high)):
+        return low
+    return f"{low} and {'at most' if interval[-1] == ']' else 'less than'} {high}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +77,27 @@ class HieraConfig:
     global_attention_blocks: tuple[int, ...] = (5, 7, 9)  # blocks that see the whole map
     window_sizes: tuple[int, ...] = (8, 4, 14, 7)  # side of an attention window, per stage
     position_grid: tuple[int, int] = (7, 7)  # grid of the learned background position table
+
+    def __post_init__(self):
+        if not len(self.stages) == len(self.window_sizes) == 4:
+            raise ValueError(
+                f"stages is {self.stages} and window_sizes {self.window_sizes}; a number for each of the 4 "
+                "stages is expected in both."
+            )
+        if min(*self.stages, *self.window_sizes, self.embed_dim, self.num_heads) < 1:
+            raise ValueError(
+                f"embed_dim {self.embed_dim}, num_heads {self.num_heads}, stages {self.stages} and "
+                f"window_sizes {self.window_sizes} must all be at least 1."
+            )
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim is {self.embed_dim}; a multiple of num_heads, {self.num_heads}, is expected."
+            )
+        if not all(0 <= block < sum(self.stages) for block in self.global_attention_blocks):
+            raise ValueError(
+                f"global_attention_blocks is {self.global_attention_blocks}; blocks 0 to "
+                f"{sum(self.stages) - 1} of stages {self.stages} are expected."
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -73,7 +140,7 @@ class ModelConfig:
     sigmoid_scale_for_mem_enc: float = 20.0
     sigmoid_bias_for_mem_enc: float = -10.0
     binarize_mask_from_pts_for_mem_enc: bool = False
-    non_overlap_masks_for_mem_enc: bool = False
+    non_overlap_masks_for_mem_enc: bool = False  # accepted: every object is remembered alone
     no_obj_embed_spatial: bool = True
 
     # Mask decoder
@@ -101,6 +168,16 @@ class ModelConfig:
             raise ValueError(
                 f"image_size is {self.image_size}; it must be a positive multiple of 32, "
                 f"for example {max(32, round(self.image_size / 32) * 32)}."
+            )
+        for field in ("memory_attention_layers", "num_maskmem", "max_obj_ptrs_in_encoder"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1.")
+        if self.hidden_dim < 1 or self.hidden_dim % 16:
+            raise ValueError(f"hidden_dim is {self.hidden_dim}; a multiple of 16 is expected.")
+        if self.memory_dim < 4 or self.memory_dim % 4 or self.hidden_dim % self.memory_dim:
+            raise ValueError(
+                f"memory_dim is {self.memory_dim}; a multiple of 4 that divides hidden_dim, {self.hidden_dim}, "
+                "is expected."
             )
         for field in ("dtype", "memory_dtype"):
             if getattr(self, field) not in ("float32", "bfloat16"):
@@ -169,12 +246,13 @@ Sam2Config = ModelConfig  # its name in earlier versions
 
 @dataclasses.dataclass(frozen=True)
 class SessionOptions:
-    """What a video session does with the answers of a model. Defaults: the original's, but for the last."""
+    """What a video session does with the answers of a model. Defaults: the original's, but for the last two."""
 
     fill_hole_area: int = 0  # background specks up to this many cells of the S/4 map are filled
     non_overlap_masks: bool = False  # of the objects at a pixel, only the likeliest keeps it
     clear_non_cond_mem_around_input: bool = False  # a prompt drops the tracked frames around it
     add_all_frames_to_correct_as_cond: bool = True  # a corrected frame counts as a prompted one
+    allow_empty_masks: bool = False  # an object may start with an empty mask, as absent
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from sam2_jax.config import did_you_mean
+from sam2_jax.config import HieraConfig, ModelConfig, check_intervals, did_you_mean, within
 from sam2_jax.data.datasets import Augment as Augment  # configurations import it from here
 from sam2_jax.data.datasets import Dataset, all_fields, resolve
 
@@ -44,12 +44,20 @@ SHARDING: Rules = (
 class Interaction:
     """The simulated annotator (paper, appendix D.2.2). Images always start from a point."""
 
-    point_probability: float = 0.5  # a clip starts from points or boxes, else from masks
-    box_probability: float = 0.5  # and then from a box instead of a point
-    max_initial_frames: int = 2  # prompted frames; how many is drawn anew for every step
-    max_corrected_frames: int = 2  # frames with correction clicks; includes the prompted ones
-    num_corrections: int = 7  # clicks on a corrected frame after its first prompt
-    target_probability: float = 0.1  # a correction click goes into the target instead of the error
+    point_probability: float = within(
+        "[0, 1]", 0.5
+    )  # a clip starts from points or boxes, else from masks
+    box_probability: float = within("[0, 1]", 0.5)  # and then from a box instead of a point
+    max_initial_frames: int = within("[1, inf)", 2)  # prompted frames; drawn anew for every step
+    max_corrected_frames: int = within(
+        "[0, inf)", 2
+    )  # with correction clicks; includes the prompted ones
+    num_corrections: int = within(
+        "[0, inf)", 7
+    )  # clicks on a corrected frame after its first prompt
+    target_probability: float = within(
+        "[0, 1]", 0.1
+    )  # a correction goes into the target, not the error
     truth_probability: dataclasses.InitVar[float | None] = None  # its name in earlier versions
 
     def __post_init__(self, truth_probability: float | None) -> None:
@@ -61,11 +69,21 @@ class Interaction:
 class LossWeights:
     """Weights of the loss (paper, appendix D.2.2)."""
 
-    mask: float = 20.0  # focal
-    dice: float = 1.0
-    iou: float = 1.0  # L1
-    presence: float = 1.0  # cross-entropy
+    mask: float = within("[0, inf)", 20.0)  # focal
+    dice: float = within("[0, inf)", 1.0)
+    iou: float = within("[0, inf)", 1.0)  # L1
+    presence: float = within("[0, inf)", 1.0)  # cross-entropy
     supervise_all_ious: bool = True  # of all three masks, not only of the best one
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are trained in another way than the others; a parameter is in the first that fits."""
+
+    pattern: str = ""  # a regular expression that is found in their paths, such as "^mask_decoder/"
+    learning_rate: float = within("[-1, inf)", -1.0)  # peak; below 0 is that of the others
+    weight_decay: float = within("[-1, inf)", -1.0)  # below 0 is that of the others
+    is_frozen: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +91,20 @@ class Optimizer:
     """The optimizer and its schedule."""
 
     kind: str = "adamw"  # or muon: kernels by Muon, at the rates of AdamW; all others by NAdamW
-    learning_rate: float = 5e-6
-    encoder_learning_rate: float = 3e-6  # of image_encoder
+    learning_rate: float = within("[0, inf)", 5e-6)
+    encoder_learning_rate: float = within("[0, inf)", 3e-6)  # of image_encoder
     schedule: str = "cosine"  # constant, cosine, rsqrt
-    warmup_steps: int = 0  # linear from 0
-    cooldown_steps: int = 0  # linear to 0 at the end (constant, rsqrt)
-    timescale: int = 1000  # rsqrt: steps after which the rate falls
-    final_fraction: float = 0.1  # cosine: what is left at the end
-    layer_decay: float = 0.9  # of the trunk, per block from the top
-    b1: float = 0.9
-    b2: float = 0.999
-    weight_decay: float = 0.1
-    gradient_clip: float = 0.1  # global L2 norm
-    accumulate: int = 1  # parts that a batch is cut into, one after the other
+    warmup_steps: int = within("[0, inf)", 0)  # linear from 0
+    cooldown_steps: int = within("[0, inf)", 0)  # linear to 0 at the end (constant, rsqrt)
+    timescale: int = within("[1, inf)", 1000)  # rsqrt: steps after which the rate falls
+    final_fraction: float = within("[0, 1]", 0.1)  # cosine: what is left at the end
+    layer_decay: float = within("(0, 1]", 0.9)  # of the trunk, per block from the top
+    b1: float = within("[0, 1)", 0.9)
+    b2: float = within("[0, 1)", 0.999)
+    weight_decay: float = within("[0, inf)", 0.1)
+    gradient_clip: float = within("(0, inf]", 0.1)  # global L2 norm
+    accumulate: int = within("[1, inf)", 1)  # parts that a batch is cut into, one after the other
+    groups: dict[str, ParameterGroup] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +123,12 @@ class Validation:
     A dataset of images is scored by the IoU after one click instead.
     """
 
-    every: int = 0  # steps; 0 is never
+    every: int = within("[0, inf)", 0)  # steps; 0 is never
     dataset: Dataset = dataclasses.field(default_factory=lambda: Dataset(seed=1, count=8))
+    more: dict[str, Dataset] = dataclasses.field(
+        default_factory=dict
+    )  # the best is chosen without them
+    has_loss: bool = False  # also that of training, with prompts that are always the same ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +137,11 @@ class Experiment:
 
     model: str = "sam2.1_hiera_tiny"
     model_overrides: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `ModelConfig`
-    drop_path_rate: float = 0.1  # of the last trunk block
-    memory_attention_dropout: float = 0.1
-    init_from: str = ""  # checkpoint (.pt, .safetensors, folder) or Hiera MAE weights; "" is random
+    drop_path_rate: float = within("[0, 1)", 0.1)  # of the last trunk block
+    memory_attention_dropout: float = within("[0, 1)", 0.1)
+    # Checkpoint (.pt, .safetensors, folder, run), Hiera MAE weights, or the name of a model; "" is random.
+    init_from: str = ""
+    init_except: str = ""  # pattern of parameters that are drawn anew all the same; "" is none
     datasets: dict[str, Dataset] = dataclasses.field(
         default_factory=lambda: {"procedural": Dataset()}
     )
@@ -124,26 +149,32 @@ class Experiment:
     loss: LossWeights = LossWeights()
     optimizer: Optimizer = Optimizer()
     trainable: str = "all"  # all, no_encoder, decoder, memory (attention and encoder), none
-    lora_rank: int = 0  # > 0 adds low-rank updates to the attention projections that stay frozen
-    ema_decay: float = 0.0  # > 0 also keeps an average of the parameters
+    lora_rank: int = within(
+        "[0, inf)", 0
+    )  # > 0 adds low-rank updates to frozen attention projections
+    ema_decay: float = within("[0, 1)", 0.0)  # > 0 also keeps an average of the parameters
     remat: str = "full"  # what the backward pass recomputes: none, dots (all but products), full
     mesh: Mesh = Mesh()
     # How arrays are cut over `mesh.model`: the first regular expression that is found in a path counts.
     sharding: Rules = SHARDING
-    num_steps: int = 1000
-    checkpoint_every: int = 1000
-    keep_last: int = 3
-    keep_best: int = 1  # by validation score
-    log_every: int = 10
-    draw_every: int = 0  # steps between pictures of predictions; 0 is never
+    num_steps: int = within("[1, inf)", 1000)
+    checkpoint_every: int = within("[1, inf)", 1000)
+    keep_last: int = within("[1, inf)", 3)
+    keep_best: int = within("[0, inf)", 1)  # by validation score
+    keep_steps: tuple[int, ...] = ()  # saved and kept for ever
+    log_every: int = within("[1, inf)", 10)
+    draw_every: int = within("[0, inf)", 0)  # steps between pictures of predictions; 0 is never
     validation: Validation = Validation()
-    max_skipped: int = 10  # steps in a row without a finite loss and gradient until the run stops
-    num_workers: int = 0  # processes that read data; 0 reads in threads
-    seed: int = 0
+    max_skipped: int = within(
+        "[1, inf)", 10
+    )  # steps in a row without a finite loss that end the run
+    num_workers: int = within("[0, inf)", 0)  # processes that read data; 0 reads in threads
+    seed: int = within("[0, inf)", 0)
     wandb_project: str = ""
     dry_run: bool = False  # prints what would be trained, draws the first batch, stops
 
     def __post_init__(self):
+        check_intervals(self)
         for name, value, known in (
             ("remat", self.remat, REMAT),
             ("trainable", self.trainable, TRAINABLE),
@@ -153,32 +184,58 @@ class Experiment:
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
-        if not self.datasets:
-            raise ValueError("datasets is empty; at least one is needed.")
+        if not any(dataset.weight for dataset in self.datasets.values()):
+            raise ValueError("datasets is empty, or all weights are 0; at least one is needed.")
         if self.trainable == "none" and not self.lora_rank:
             raise ValueError("trainable='none' leaves nothing to train; set lora_rank as well.")
         if self.trainable == "memory" and not self.has_videos and not self.lora_rank:
             raise ValueError("trainable='memory' leaves nothing to train; no dataset has videos.")
-        for name in ("num_steps", "checkpoint_every", "log_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
     @property
     def has_videos(self) -> bool:
         """Whether any clip has more than one frame."""
-        return any(dataset.num_frames > 1 for dataset in self.datasets.values())
+        return any(d.num_frames > 1 for d in self.datasets.values() if d.weight)
 
 
 def to_config_dict(experiment: Experiment) -> Any:
-    """Returns the experiment as an `ml_collections.ConfigDict`, which the command line can change."""
+    """Returns the experiment as an `ml_collections.ConfigDict`, which the command line can change.
+
+    What an experiment leaves open has a place as well: every field of the model, and of every kind of data.
+    """
     from ml_collections import config_dict
 
     fields = dataclasses.asdict(experiment)
-    # The command line may choose another kind of data, and set its fields.
-    for dataset in (*fields["datasets"].values(), fields["validation"]["dataset"]):
-        for name, kind in all_fields().items():
-            dataset.setdefault(name, config_dict.placeholder(kind))
+    fields["model_overrides"] = _open_fields(ModelConfig) | fields["model_overrides"]
+    hiera = fields["model_overrides"]["hiera"]
+    fields["model_overrides"]["hiera"] = _open_fields(HieraConfig) | hiera
+    validation = fields["validation"]
+    for dataset in (
+        *fields["datasets"].values(),
+        validation["dataset"],
+        *validation["more"].values(),
+    ):
+        for name, value in new_dataset().items():
+            dataset.setdefault(name, value)
     return config_dict.ConfigDict(fields)
+
+
+def new_dataset() -> dict[str, Any]:
+    """Returns the fields of a dataset about which nothing is known yet, for a `ConfigDict`."""
+    from ml_collections import config_dict
+
+    fields = {name: config_dict.placeholder(kind) for name, kind in all_fields().items()}
+    return fields | {"augment": _open_fields(Augment)}
+
+
+def _open_fields(kind: type) -> dict[str, Any]:
+    from ml_collections import config_dict
+
+    return {
+        field.name: _open_fields(type(field.default))
+        if dataclasses.is_dataclass(field.default)
+        else config_dict.placeholder(type(field.default))
+        for field in dataclasses.fields(kind)
+    }
 
 
 def from_config_dict(config: Mapping[str, Any]) -> Experiment:
@@ -227,7 +284,8 @@ def _build(kind: Any, value: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings and `ConfigDict`, which is none, become dicts, all the way down."""
+    """Mappings and `ConfigDict`, which is none, become dicts, all the way down, without what was left open."""
     if hasattr(value, "items"):
-        return {k: _plain(v) for k, v in value.items()}
+        plain = {k: _plain(v) for k, v in value.items() if v is not None}
+        return {k: v for k, v in plain.items() if v != {} or not value[k]}
     return value

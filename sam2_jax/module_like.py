@@ -43,6 +43,13 @@ _TORCH_ONLY = {
     "sam_prompt_encoder",
     "sam_mask_decoder",
     "track_step",
+    "_run_single_frame_inference",
+    "_run_memory_encoder",
+    "_get_image_feature",
+    "_prepare_memory_conditioned_features",
+    "_encode_new_memory",
+    "_forward_sam_heads",
+    "_transforms",
 }
 _WHERE_TO_GO = (
     "is a part of the original's PyTorch module, which is not here: the model is a function of its "
@@ -103,8 +110,8 @@ class ModuleLike:
                 held = vars(options).get(part)
                 if held is not None and any(f.name == name for f in dataclasses.fields(held)):
                     return getattr(held, name)
-            if name in _TORCH_ONLY:
-                raise AttributeError(f"{type(self).__name__}.{name} {_WHERE_TO_GO}")
+        if name in _TORCH_ONLY:
+            raise AttributeError(f"{type(self).__name__}.{name} {_WHERE_TO_GO}")
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -12,10 +12,11 @@ Frames go forwards or backwards, see `MemoryBank.direction`; the bank's size nev
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int, Real
 
 from sam2_jax.model import memory_bank
 from sam2_jax.model.sam2 import Sam2
-from sam2_jax.structs import Features, Frame, MemoryBank, Prediction, Prompt
+from sam2_jax.structs import Array, Features, Frame, MemoryBank, Prediction, Prompt
 
 _ENCODED_AT_ONCE = 8  # images; bounds the memory that a long clip takes
 
@@ -27,8 +28,8 @@ def empty_bank(
     return memory_bank.empty(sam2.config, num_objects, num_prompted, num_frames)
 
 
-def encode(sam2: Sam2, params: dict, images: jax.Array) -> Features:
-    """Encodes images (T, S, S, 3), uint8 RGB or normalised float32; of a long clip a few at a time."""
+def encode(sam2: Sam2, params: dict, images: Real[Array, "t s s 3"]) -> Features:
+    """Encodes images, uint8 RGB or normalised float32; a long clip a few at a time."""
     one_batch = lambda images: sam2.apply({"params": params}, images, method="encode")
     if len(images) <= _ENCODED_AT_ONCE:
         return one_batch(images)
@@ -39,14 +40,14 @@ def encode(sam2: Sam2, params: dict, images: jax.Array) -> Features:
 def begin(
     sam2: Sam2, params: dict, bank: MemoryBank, frame: Frame, prompt: Prompt
 ) -> tuple[MemoryBank, Prediction]:
-    """Takes a first prompted frame: nothing is recalled, the prompted objects remember it.
+    """Takes the first prompted frame: no memory is read, the prompted objects remember it.
 
     Args:
       sam2: the module.
       params: its parameters.
       bank: of N objects.
       frame: one frame.
-      prompt: of N objects; those without any prompt answer with the decoder's guess and remember nothing.
+      prompt: of N objects; those without one get the decoder's guess and remember nothing.
 
     Returns:
       The bank and the prediction.
@@ -65,8 +66,8 @@ def step(
       params: its parameters.
       bank: of N objects.
       frame: one frame.
-      prompt: of N objects, or None. A prompt on an object that the bank does not know starts it; any other
-        corrects it. Objects without one are tracked.
+      prompt: of N objects, or None. A prompt starts an object that the bank does not know, and corrects one
+        that it knows. Objects without one are tracked.
 
     Returns:
       The bank with the frame in it, and the prediction.
@@ -76,7 +77,7 @@ def step(
 
 
 def propagate_features(
-    sam2: Sam2, params: dict, bank: MemoryBank, features: Features, indices: jax.Array
+    sam2: Sam2, params: dict, bank: MemoryBank, features: Features, indices: Int[Array, " t"]
 ) -> tuple[MemoryBank, Prediction]:
     """Tracks through encoded frames.
 
@@ -85,8 +86,8 @@ def propagate_features(
       params: its parameters.
       bank: of N objects.
       features: leaves lead with T.
-      indices: (T,) int32 frame indices in the order of tracking. -1 marks padding, which changes nothing and
-        whose answers mean nothing.
+      indices: frame indices in the order of tracking. -1 marks padding, which changes nothing and
+        whose predictions mean nothing.
 
     Returns:
       The bank after the last frame, and predictions whose leaves lead with T.

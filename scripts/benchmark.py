@@ -62,7 +62,7 @@ from sam2_jax.predict.video import SAM2VideoPredictor
 from sam2_jax.structs import Frame, Prompt
 from sam2_jax.track import begin, encode, propagate, propagate_features
 from sam2_jax.train.recipe import make_recipe
-from sam2_jax.train.state import init_state, put_batch
+from sam2_jax.train.state import init_state, put_batch, put_hyperparameters
 from sam2_jax.train.step import compiled_step
 
 CASES = ("encode", "track", "clip", "train", "objects", "memory", "stream", "compile")
@@ -158,10 +158,11 @@ def our_training(task: Task) -> Callable[[], Any]:
     batch["is_object"] = np.ones(masks.shape[:2], bool)
     batch = put_batch(mesh, batch)
     step, state = compiled_step(recipe, mesh), init_state(recipe, mesh)
+    values = put_hyperparameters(recipe, mesh)
 
     def call():
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, values)
         return jax.block_until_ready((state, metrics))
 
     return call

@@ -76,7 +76,11 @@ def training_step(setting: Experiment, mesh: Mesh) -> tuple[Callable, tuple[Any,
     data, recipe = setting.datasets[name], make_recipe(setting)
     num_clips = mesh.shape["data"] * mesh.shape["fsdp"]
     batch = abstract_batch(recipe, mesh, num_clips, data.num_frames, data.max_objects)
-    return compiled_step(recipe, mesh), (abstract_state(recipe, mesh), batch)
+    return compiled_step(recipe, mesh), (
+        abstract_state(recipe, mesh),
+        batch,
+        recipe.hyperparameters,
+    )
 
 
 def inference(config: ModelConfig, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:

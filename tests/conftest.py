@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
-import jaxtyping
 import pytest
 
-from tests import flags
+from tests import annotations, flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{flags.DEVICES} {flags.QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
@@ -32,9 +31,13 @@ hypothesis.settings.register_profile("sam2_jax", derandomize=True)
 hypothesis.settings.load_profile("sam2_jax")
 
 
-# The shapes and types that these are annotated with are checked in every call; an int serves as a float.
-jaxtyping.install_import_hook(
-    "sam2_jax.ops", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+annotations.check(
+    "sam2_jax.ops",
+    "sam2_jax.model",
+    "sam2_jax.track",
+    "sam2_jax.train.losses",
+    # These call checked functions so often that checking them too would make tracing a fifth slower.
+    but=("sam2_jax.model.layers", "sam2_jax.model.hiera", "sam2_jax.model.two_way"),
 )
 
 

@@ -39,8 +39,9 @@ ALLOWED = {
     "track": BASE | {"ops", "model"},
     "predict": BASE | AROUND | MODEL | {"build"},
     "evaluate": BASE | AROUND | MODEL | {"build", "predict"},
-    "train": BASE | AROUND | MODEL,
-    "train.loop": BASE | AROUND | MODEL | {"evaluate"},
+    "train": BASE | AROUND | MODEL | {"train.preflight"},
+    "train.loop": BASE | AROUND | MODEL | {"evaluate", "train.preflight"},
+    "train.preflight": BASE | AROUND | MODEL | {"evaluate"},
     "serve": BASE | AROUND | {"predict", "__init__"},
     "build": BASE | AROUND | {"model", "track", "predict", "hydra"},
     # The original's names for what is above, which programs import.
@@ -83,7 +84,7 @@ def part_of(module: str) -> str:
         return package
     if not rest:
         return "__init__"
-    return "train.loop" if rest == ["train", "loop"] else rest[0]
+    return ".".join(rest) if ".".join(rest) in ALLOWED else rest[0]
 
 
 def imported_modules(node: ast.stmt, package: str) -> list[str]:

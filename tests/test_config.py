@@ -69,6 +69,9 @@ def test_fields_of_the_trunk_are_changed_one_by_one():
     [
         ("image_size", 100),
         ("image_size", 0),
+        ("hidden_dim", 100),
+        ("memory_dim", 48),
+        ("num_maskmem", 0),
         ("dtype", "float16"),
         ("memory_dtype", "int8"),
         ("directly_add_no_mem_embed", False),
@@ -85,6 +88,20 @@ def test_impossible_values_are_refused(field, value):
 def test_an_unknown_memory_policy_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'newest'.*'recent', 'quality', 'motion', 'distractor'"):
         get_config("sam2.1_hiera_tiny", memory_policy="newest")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("window_sizes", (8, 4)),
+        ("stages", (1, 2, 0, 2)),
+        ("num_heads", 5),
+        ("global_attention_blocks", (5, 12)),
+    ],
+)
+def test_trunks_that_cannot_be_are_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        HieraConfig(**{field: value})
 
 
 @pytest.mark.parametrize("other", [{"memory_temporal_stride_for_eval": 2}, {"num_maskmem": 2}])

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sam2_jax.structs import Frame
 from sam2_jax.track import begin, empty_bank, propagate, step, track
-from tests import toy
+from tests import annotations, toy
 
 NUM_FRAMES = 8
 jit = functools.partial(jax.jit, static_argnums=0)
@@ -62,6 +62,14 @@ def test_chunked_equals_whole(model):
         parts.append(part)
     close(jax.tree.map(lambda *x: jnp.concatenate(x), *parts), whole)
     close_banks(bank, whole_bank)
+
+
+def test_what_travels_is_shaped_as_annotated(model):
+    bank, prediction = start(model, 2)
+    for value in (toy.clip(2), toy.masks(2), bank, prediction):
+        assert annotations.wrong_fields(value) == []
+    wrong = prediction.replace(ious=prediction.ious[:1], retention=prediction.scores)
+    assert annotations.wrong_fields(wrong) == ["ious", "retention"]
 
 
 def test_nan_parameters_give_nan_masks(model):

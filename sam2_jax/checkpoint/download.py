@@ -1,5 +1,6 @@
 """Downloads the official checkpoints: resumed after an interruption, checked at the end."""
 
+import contextlib
 import email.message
 import http.client
 import os
@@ -9,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from sam2_jax import config
+from sam2_jax.checkpoint import bundled
 from sam2_jax.files import cache_folder
 from sam2_jax.files import sha256 as sha256_of
 
@@ -30,20 +32,44 @@ def official_url(model: str) -> str:
 
 
 def cached_checkpoint(model: str) -> Path:
-    """Returns the official file of a model in the user's cache, downloaded when it is not there.
+    """Returns the official file of a model in the user's cache or Hugging Face's, else downloads it.
 
     Raises:
       ValueError: for an unknown model; the message lists the known ones.
       FileNotFoundError: when it is not cached and cannot be fetched; the message says what to fetch
         and where to put it.
     """
-    path = cache_folder() / f"{config.resolve_model_name(model)}.pt"
+    name = config.resolve_model_name(model)
+    if (of_hub := _in_hub_cache(name)) is not None:
+        return of_hub
+    path = cache_folder() / f"{name}.pt"
     if not path.exists():
         try:
             fetch(official_url(model), path)
         except ConnectionError as error:
             raise FileNotFoundError(str(error)) from error
     return path
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    """The file of a model that Hugging Face's own tools have fetched, where they keep it."""
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    folder = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
+    repository = f"models--facebook--{name.replace('_', '-')}"
+    return next(folder.glob(f"{repository}/snapshots/*/{name}.pt"), None)
+
+
+def find_weights(path: str | os.PathLike) -> Path:
+    """Returns a path, or the file of the model that is named instead of one: bundled, cached or downloaded.
+
+    Raises:
+      FileNotFoundError: it is neither there nor can it be fetched.
+    """
+    if not os.path.exists(path):
+        with contextlib.suppress(ValueError):
+            name = config.resolve_model_name(os.fspath(path))
+            return bundled.WEIGHTS if name == bundled.NAME else cached_checkpoint(name)
+    return Path(path)
 
 
 def fetch(url: str, path: str | os.PathLike, sha256: str | None = None) -> str:

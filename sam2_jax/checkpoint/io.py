@@ -70,7 +70,11 @@ def load(
 
 
 def load_start(
-    path: str | os.PathLike, model: str, config: ModelConfig, draw: Callable[[], dict[str, Any]]
+    path: str | os.PathLike,
+    model: str,
+    config: ModelConfig,
+    draw: Callable[[], dict[str, Any]],
+    drawn_anew: str = "",
 ) -> Checkpoint:
     """Loads what training begins with: a checkpoint, or released Hiera weights as the trunk.
 
@@ -78,22 +82,36 @@ def load_start(
       path: as for `load`, or a file with Hiera weights.
       model: its name, in any spelling.
       config: what the weights shall fit.
-      draw: returns random parameters of the model; called for what a Hiera does not have.
+      draw: returns random parameters of the model; called for what a Hiera does not have, and what is drawn
+        anew.
+      drawn_anew: regular expression; parameters in whose path it is found are not taken from the checkpoint,
+        which may lack them or have them in other shapes. "" is none.
 
     Raises:
       FileNotFoundError: when there is no such file or folder.
       ValueError: when it is damaged, of no known kind, or does not fit the model.
     """
     name = resolve_model_name(model)
-    if not Path(path).is_file():
+    if Path(path).is_file():
+        tensors = _read_tensors(Path(path))
+    else:
         params = load(path, name).params
-        return _fitted(Checkpoint(name, config, params), name, {}, path)
-    tensors = _read_tensors(Path(path))
+        tensors = names.to_state_dict(params, params)
     with _naming(path):
         if hiera.is_hiera(tensors):
             drawn = draw()
             trunk = hiera.trunk_tensors(tensors, names.official_shapes(drawn))
             tensors = names.to_state_dict(drawn, drawn) | trunk
+        if drawn_anew:
+            drawn = draw()
+            is_drawn = lambda key, x: bool(re.search(drawn_anew, names.flax_path(key, x.ndim)))
+            parts = ((tensors, False), (names.to_state_dict(drawn, drawn), True))
+            tensors = {
+                key: x
+                for part, wanted in parts
+                for key, x in part.items()
+                if is_drawn(key, x) == wanted
+            }
         return _checkpoint(name, config, tensors)
 
 

@@ -169,6 +169,7 @@ def _run_vos(args: argparse.Namespace) -> None:
         build_sam2_video_predictor,
         apply_postprocessing=args.apply_postprocessing,
         non_overlap_masks=not object_folders,
+        allow_empty_masks=True,
     )
     options = vos.Options(
         args.prompt,

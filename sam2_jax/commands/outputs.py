@@ -112,7 +112,7 @@ def _check_input(output: File | Folder, path: Path, read: Path) -> None:
     """Refuses an output that would replace, or mix with, what is read; both paths are absolute."""
     if path == read or (path.exists() and path.samefile(read)):
         raise ValueError(
-            f"{output.option} is {output.path}, which is also read and would be lost; name another place"
+            f"{output.option} is {output.path}, which is read as well and would be lost; name another place"
         )
     if isinstance(output, File):
         is_lost = read.is_dir() and path.parent == read and path.exists()

@@ -3,8 +3,12 @@
 Flags instead of an argument parser, so that the command line can change any field of the experiment.
 """
 
+import argparse
 import contextlib
+import dataclasses
+import functools
 import gc
+import importlib.util
 import logging
 import os
 import re
@@ -23,7 +27,9 @@ USAGE = """usage: {program} --config=EXPERIMENT [--config.field=value ...] [--wo
   --config=EXPERIMENT   a file, such as configs/nano.py:small, or the name of one that is installed, such as
                         smoke or nano:small; --config.optimizer.learning_rate=1e-4 changes a field of it
   --workdir=DIR         folder of the run (default: runs/<experiment>); the same command continues from
-                        its newest checkpoint
+                         its newest checkpoint
+  --resume=auto         must: continue even though the data or the start have changed; never: start anew and
+                        set aside what is in the folder
   --distributed         join the other processes of a pod or a cluster, found by its environment, or given by
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I
   --config.dry_run      print what would be trained and stop
@@ -35,6 +41,19 @@ _RENAMED = {"--config.interaction.truth_probability": "--config.interaction.targ
 
 def main(argv: Sequence[str], program: str = "sam2-jax train") -> int:
     """Runs the command; returns its exit status."""
+    status = _status(argv, program)
+    from sam2_jax.train.interruptions import is_left_behind
+
+    if is_left_behind():  # Python would wait for a compilation that nobody needs
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _status(argv: Sequence[str], program: str) -> int:
+    import jax
+
     try:
         if set(argv) & {"-h", "--help"}:
             print(USAGE.format(program=program), end="")
@@ -43,6 +62,15 @@ def main(argv: Sequence[str], program: str = "sam2-jax train") -> int:
             _run(list(argv), program)
     except (ValueError, OSError) as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            f"{program}: error: out of memory: {' '.join(str(error).split())[:200]}. The last checkpoint "
+            "stays. Fewer clips at once (batch_size, or accumulate), remat=full or more mesh.fsdp need less.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -86,8 +114,7 @@ def _logging() -> Iterator[None]:
 
 
 def _run(argv: list[str], program: str) -> None:
-    argv = _rewritten(argv)
-    flags = _parse(argv, program)
+    name, flags = _parse(argv, program)
     cache_compiled_programs()
     keep_freed_memory()
     if flags.distributed:
@@ -100,16 +127,34 @@ def _run(argv: list[str], program: str) -> None:
     from sam2_jax.train.loop import train
 
     experiment = from_config_dict(flags.config.to_dict())
-    if experiment.trainable != "all" and not experiment.init_from:
-        raise ValueError(
-            f"trainable is {experiment.trainable!r}, but the frozen parts would be random: name "
-            "weights to start from with --config.init_from=CHECKPOINT, or train everything"
-        )
-    workdir = flags.workdir or os.path.join("runs", _run_name(flags["config"].config_filename))
+    workdir = flags.workdir or os.path.join("runs", _run_name(name))
     if experiment.dry_run:
         print(dry_run(experiment, workdir))
     else:
-        train(experiment, workdir)
+        with _log_file(workdir):
+            train(experiment, workdir, resume=flags.resume)
+
+
+@contextlib.contextmanager
+def _log_file(workdir: str) -> Iterator[None]:
+    """Also writes what the first process says into the folder of the run."""
+    import jax
+
+    from sam2_jax.train.workdir import LOG
+
+    if jax.process_index() > 0:
+        yield
+        return
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(Path(workdir) / LOG, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("sam2_jax")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def _run_name(config: str) -> str:
@@ -135,35 +180,68 @@ def _find_config(config: str) -> str:
     return config
 
 
-def _rewritten(argv: list[str]) -> list[str]:
-    """The command line with experiments by their files, and fields by their current names."""
+def _load_config(config: str) -> Any:
+    """Calls `get_config` of a file, with what stands behind the colon, and returns its `ConfigDict`."""
+    name, colon, argument = config.partition(":")
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--config={config} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(argument) if colon else module.get_config()
+    # It is the user's program, which can raise anything.
+    except Exception as error:
+        raise ValueError(f"--config={config}: {type(error).__name__}: {error}") from error
+
+
+def _split(argv: list[str]) -> tuple[str, list[str]]:
+    """The experiment, and the rest of the command line with fields by the names that they have now."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-config")
+    known, rest = parser.parse_known_args(argv)
+    if known.config is None:
+        raise ValueError("--config is missing")
     new = []
-    for argument in argv:
+    for argument in rest:
         flag, equals, value = argument.partition("=")
-        if flag.lstrip("-") == "config" and equals:
-            value = _find_config(value)
-        elif new and new[-1].lstrip("-") == "config":
-            flag = _find_config(flag)
-        elif flag in _RENAMED:
+        if flag in _RENAMED:
             print(f"{flag} is called {_RENAMED[flag]} now", file=sys.stderr)
             flag = _RENAMED[flag]
         new.append(f"{flag}{equals}{value}")
-    return new
+    return _find_config(known.config), new
 
 
-def _parse(argv: list[str], program: str) -> Any:
-    """Returns the values of the flags; a ValueError if they make no sense."""
+def _parse(argv: list[str], program: str) -> tuple[str, Any]:
+    """Returns the name of the experiment and the values of the flags; a ValueError if they make no sense."""
     from absl import flags
     from ml_collections import config_flags
 
+    from sam2_jax.experiment import ParameterGroup, new_dataset
+
+    name, argv = _split(argv)
+    config = _load_config(name)
+    # Those that the command line adds.
+    for groups, make in (
+        ("datasets", new_dataset),
+        ("validation.more", new_dataset),
+        ("optimizer.groups", lambda: dataclasses.asdict(ParameterGroup())),
+    ):
+        here = functools.reduce(getattr, groups.split("."), config)
+        for named in re.findall(rf"^--?config\.{groups}\.(\w+)\.", "\n".join(argv), re.MULTILINE):
+            if named not in here:
+                here[named] = make()
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", values, sys_argv=[program, *argv])
     flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_enum("resume", "auto", ("auto", "must", "never"), "", flag_values=values)
     flags.DEFINE_bool("distributed", False, "", flag_values=values)
     flags.DEFINE_string("coordinator_address", None, "", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "", flag_values=values)
     flags.DEFINE_integer("process_id", None, "", flag_values=values)
     try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=[program, *argv]
+        )
         rest = values([program, *argv])[1:]
     # Overrides of fields that do not exist, or that cannot be converted, raise various types.
     except (flags.Error, AttributeError, KeyError, TypeError) as error:
@@ -175,6 +253,4 @@ def _parse(argv: list[str], program: str) -> Any:
         raise ValueError(f"{reason} (see {program} --help)") from error
     if rest:
         raise ValueError(f"{rest[0]!r} is not a flag (see {program} --help)")
-    if values.config is None:
-        raise ValueError(f"--config is missing (see {program} --help)")
-    return values
+    return name, values

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from sam2_jax.config import did_you_mean
+from sam2_jax.config import did_you_mean, within
 from sam2_jax.data import readers
 from sam2_jax.data.annotated import Video, VideoList
 from sam2_jax.data.listing import (
@@ -33,21 +33,20 @@ logger = logging.getLogger(__name__)
 class Augment:
     """Augmentations of clips; each is the same for all frames of a clip unless stated otherwise."""
 
-    flip: float = 0.5  # chance of a horizontal flip
-    degrees: float = 0.0  # rotation, uniform in +- this
-    shear: float = 0.0  # along x, degrees, uniform in +- this
-    scale: tuple[float, float] = (1.0, 1.0)  # zoom, uniform between these
-    brightness: float = 0.0  # factor, uniform in 1 +- this
-    contrast: float = 0.0
-    saturation: float = 0.0
-    gray: float = 0.0  # chance of a gray clip
-    frame_brightness: float = 0.0  # the same three, drawn anew for every frame
-    frame_contrast: float = 0.0
-    frame_saturation: float = 0.0
-    mosaic: float = (
-        0.0  # chance that the clip fills every cell of a 2 x 2 grid; one keeps its masks
-    )
-    reverse: float = 0.0  # chance that time runs backwards
+    flip: float = within("[0, 1]", 0.5)  # chance of a horizontal flip
+    degrees: float = within("[0, 180]", 0.0)  # rotation, uniform in +- this
+    shear: float = within("[0, 90)", 0.0)  # along x, degrees, uniform in +- this
+    scale: tuple[float, float] = within("(0, inf)", (1.0, 1.0))  # zoom, uniform between these
+    brightness: float = within("[0, 1]", 0.0)  # factor, uniform in 1 +- this
+    contrast: float = within("[0, 1]", 0.0)
+    saturation: float = within("[0, 1]", 0.0)
+    gray: float = within("[0, 1]", 0.0)  # chance of a gray clip
+    frame_brightness: float = within("[0, 1]", 0.0)  # the same three, drawn anew for every frame
+    frame_contrast: float = within("[0, 1]", 0.0)
+    frame_saturation: float = within("[0, 1]", 0.0)
+    # Chance that the clip fills every cell of a 2 x 2 grid; one keeps its masks.
+    mosaic: float = within("[0, 1]", 0.0)
+    reverse: float = within("[0, 1]", 0.0)  # chance that time runs backwards
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,14 +58,15 @@ class Dataset:
     """
 
     kind: str = "procedural"
-    weight: float = 1.0  # share of the steps that this dataset gets
-    batch_size: int = 1  # clips per step, over all devices
-    num_frames: int = 8  # T; 1 for images
-    max_objects: int = 3  # O, objects of a clip
-    stride: int = 1  # takes every stride-th annotated frame
-    first: int = 0  # uses videos or images first ... first + count - 1 of the sorted list
-    count: int = -1  # -1 is all
-    seed: int = 0  # which videos are drawn; for other kinds, which clips are held out
+    weight: float = within("[0, inf)", 1.0)  # share of the steps; 0 leaves it out
+    batch_size: int = within("[1, inf)", 1)  # clips per step, over all devices
+    num_frames: int = within("[1, inf)", 8)  # T; 1 for images
+    max_objects: int = within("[1, inf)", 3)  # O, objects of a clip
+    stride: int = within("[1, inf)", 1)  # takes every stride-th annotated frame
+    # Uses videos or images first ... first + count - 1 of the sorted list; -1 is all.
+    first: int = within("[0, inf)", 0)
+    count: int = within("[-1, inf)", -1)
+    seed: int = within("[0, inf)", 0)  # which videos are drawn, else which clips are held out
     augment: Augment = Augment()
 
     RENAMED: ClassVar[Mapping[str, str]] = {}  # fields by the names that they once had
@@ -147,9 +147,10 @@ class _Folders(_Files):
         """Opens the videos that have both folders."""
         frames = check_folder(self.frames, "a folder of pictures for every video")
         masks = check_folder(self.annotations, "a folder of masks for every video")
-        annotated = list_folders(masks)
-        names = set(list_folders(frames)).intersection(annotated)
-        warn_if_fewer(len(names), len(annotated), f"videos in {masks}", f"pictures in {frames}")
+        annotated, filmed = list_folders(masks), list_folders(frames)
+        names = set(filmed).intersection(annotated)
+        warn_if_fewer(names, annotated, f"videos in {masks}", f"pictures in {frames}")
+        warn_if_fewer(names, filmed, f"videos in {frames}", f"masks in {masks}")
         return self._list(
             names,
             f"videos with a folder both in {frames} and in {masks}",
@@ -190,7 +191,7 @@ class Sav(_Files):
     """
 
     kind: str = "sav"
-    annotated_every: int = 4  # frames of the video between annotations
+    annotated_every: int = within("[1, inf)", 4)  # frames of the video between annotations
 
     def open(self, image_size: int) -> VideoList:
         """Opens the videos that have annotations."""
@@ -202,14 +203,17 @@ class Sav(_Files):
             annotations = {n.removesuffix(end): p for n, p in files.items() if n.endswith(end)}
             if annotations:
                 break
+        videos = {name: _find_sav_video(frames, name) for name in annotations}
         parts = {
-            os.path.basename(name): (video, path)
-            for name, path in annotations.items()
-            if (video := _find_sav_video(frames, name))
+            os.path.basename(name): (video, annotations[name])
+            for name, video in videos.items()
+            if video
         }
-        warn_if_fewer(
-            len(parts), len(annotations), f"annotations in {folder}", f"video in {frames}"
-        )
+        with_video = [name for name, video in videos.items() if video]
+        warn_if_fewer(with_video, annotations, f"annotations in {folder}", f"video in {frames}")
+        films = list_files(frames, (".mp4",), recursive=True)
+        annotated = [name for name in films if os.path.basename(name) in parts]
+        warn_if_fewer(annotated, films, f"videos in {frames}", f"annotation in {folder}")
         found = (
             f"videos in {frames} (.mp4 or folders) with a *_manual.json or *_auto.json in {folder}"
         )
@@ -233,7 +237,7 @@ class _Images(_Files):
     """Images, which are videos of one frame."""
 
     num_frames: int = 1
-    max_area: float = 0.9  # masks that cover more of the image are left out
+    max_area: float = within("(0, 1]", 0.9)  # masks that cover more of the image are left out
 
     def __post_init__(self):
         super().__post_init__()
@@ -249,8 +253,13 @@ class _Images(_Files):
         images = list_files(folder, IMAGE_SUFFIXES, recursive=True)
         files = list_files(annotations, (suffix,), recursive=True)
         kind = suffix[1:].upper()
+        names = images.keys() & files.keys()
+        if folder == annotations:  # images are such files themselves
+            files = {name: path for name, path in files.items() if path != images.get(name)}
+        warn_if_fewer(names, images, f"images in {folder}", f"{kind} in {annotations}")
+        warn_if_fewer(names, files, f"{kind} files in {annotations}", f"image in {folder}")
         return self._list(
-            images.keys() & files.keys(),
+            names,
             f"images in {folder} with a {kind} of the same name in {annotations}",
             lambda name: read(name, images[name], files[name], self.max_area),
         )
@@ -286,7 +295,10 @@ class Coco(_Images):
             raise FileNotFoundError(f"no such file of annotations of COCO: {path!r}")
         images = readers.coco_images(path, folder)
         there = [name for name, (file, *_) in images.items() if os.path.exists(file)]
-        warn_if_fewer(len(there), len(images), f"images in {path}", f"file in {folder}")
+        warn_if_fewer(there, images, f"images in {path}", f"file in {folder}")
+        files = {os.path.splitext(name)[0]: name for name in there}
+        others = list_files(folder, IMAGE_SUFFIXES, recursive=True)
+        warn_if_fewer(files, others, f"images in {folder}", f"objects in {path}")
         return self._list(
             there,
             f"images in {folder} with annotated objects in {path}",

@@ -165,10 +165,20 @@ def warn_once(message: str, *values: object) -> None:
     logger.warning(message, *values)
 
 
-def warn_if_fewer(used: int, total: int, of_what: str, missing: str) -> None:
-    """Logs how many of something are left out, because they have no `missing`."""
-    if used < total:
-        logger.warning("%d of the %d %s have no %s", total - used, total, of_what, missing)
+def warn_if_fewer(
+    used: Collection[str], total: Collection[str], of_what: str, missing: str
+) -> None:
+    """Logs how many of something are left out, and the first of them, because they have no `missing`."""
+    lost = sorted(set(total).difference(used), key=natural_order)
+    if lost:
+        logger.warning(
+            "%d of the %d %s have no %s; the first is %s",
+            len(lost),
+            len(total),
+            of_what,
+            missing,
+            lost[0],
+        )
 
 
 def select(
@@ -197,7 +207,7 @@ def select(
     if file_list:
         wanted = read_list(file_list)
         used &= wanted
-        warn_if_fewer(len(used), len(wanted), f"names in {file_list}", "video or image")
+        warn_if_fewer(used, wanted, f"names in {file_list}", "video or image")
     if excluded_list:
         used -= read_list(excluded_list)
     chosen = sorted(used)[first : None if count < 0 else first + count]

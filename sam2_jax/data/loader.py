@@ -21,14 +21,16 @@ from typing import Any
 
 import numpy as np
 
+from sam2_jax.config import check_intervals
 from sam2_jax.data.annotated import Video
 from sam2_jax.data.augment import augment_clip
 from sam2_jax.data.clips import Clip, sample_clip
-from sam2_jax.data.datasets import Dataset
+from sam2_jax.data.datasets import Dataset, Procedural
 
 logger = logging.getLogger(__name__)
 
 MAX_TRIES = 100
+MAX_DEATHS = 3
 MAX_THREADS = 8
 
 
@@ -43,7 +45,7 @@ def make_loader(
     """Makes an endless iterator over batches, each from one dataset, chosen by the weights.
 
     Args:
-        datasets: by name.
+        datasets: by name; those of weight 0 are left out.
         image_size: S, side of the model's input.
         seed: of the order, the clips and their augmentations.
         num_workers: processes that read; 0 reads in threads of this one.
@@ -64,10 +66,14 @@ def make_loader(
     """
     import grain
 
+    datasets = {name: dataset for name, dataset in datasets.items() if dataset.weight}
     parts = []
     for name, dataset in datasets.items():
         _check(name, dataset, process_count)
         source = dataset.open(image_size)
+        if not isinstance(dataset, Procedural):
+            kind = "videos" if dataset.num_frames > 1 else "images"
+            logger.info("datasets.%s: %d %s with masks.", name, len(source), kind)
         own_seed = np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)
         samples = (
             grain.MapDataset.range(len(source))
@@ -89,18 +95,12 @@ def _with_name(name: str, batch: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _check(name: str, dataset: Dataset, process_count: int) -> None:
-    if dataset.batch_size < 1 or dataset.batch_size % process_count:
+    check_intervals(dataset, f"datasets.{name}.")
+    if dataset.batch_size % process_count:
         raise ValueError(
             f"datasets.{name}.batch_size is {dataset.batch_size}; a multiple of the "
             f"{process_count} processes is needed"
         )
-    if not dataset.weight > 0:
-        raise ValueError(f"datasets.{name}.weight is {dataset.weight}; it must be above 0")
-    for field in ("num_frames", "max_objects", "stride"):
-        if getattr(dataset, field) < 1:
-            raise ValueError(
-                f"datasets.{name}.{field} is {getattr(dataset, field)}; it must be at least 1"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,13 +188,29 @@ class Loader(Iterator):
         self._position, self._iterator = 0, None
 
     def __next__(self) -> tuple[str, dict[str, Any]]:
-        if self._iterator is None:
-            self._iterator = self._start()
-        name, batch = next(self._iterator)
+        name, batch = self._read()
         self._position += 1
         # Workers hand arrays over in shared memory, which must not outlive them.
         own = lambda value: np.array(value) if isinstance(value, np.ndarray) else value
         return name, {k: own(v) for k, v in batch.items()} if self._num_workers else batch
+
+    def _read(self) -> tuple[str, dict[str, Any]]:
+        for num_deaths in range(1, MAX_DEATHS + 1):
+            if self._iterator is None:
+                self._iterator = self._start()
+            try:
+                return next(self._iterator)
+            except RuntimeError as error:
+                if "terminated unexpectedly" not in str(error):
+                    raise
+                reason = str(error).partition(". ")[0]
+            self.close()
+            if num_deaths < MAX_DEATHS:
+                logger.warning("a process that reads data died, all are started again: %s", reason)
+        raise OSError(
+            f"processes that read data died {MAX_DEATHS} times in a row: {reason}. Is memory short? Fewer "
+            "num_workers, or 0, which reads in threads, need less."
+        )
 
     def _start(self) -> Any:
         import grain

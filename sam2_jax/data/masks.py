@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sam2_jax.data.listing import list_folders, warn_once
 from sam2_jax.data.media import MAX_SIDE, open_picture, picture_name
 from sam2_jax.files import write_file
 
@@ -333,7 +334,7 @@ def frame_name(frame: int | str) -> str:
 def object_folders(path: str | os.PathLike) -> dict[int, str]:
     """Returns the folders of the objects of a video, by object id in ascending order.
 
-    Files, and folders whose names are not numbers, are left out.
+    Files, and folders whose names are not numbers, are left out; a warning names the first such folder.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -342,15 +343,24 @@ def object_folders(path: str | os.PathLike) -> dict[int, str]:
     if not os.path.isdir(path):
         raise FileNotFoundError(f"no such folder: {os.fspath(path)}")
     by_id: dict[int, str] = {}
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.is_dir() and re.fullmatch("[0-9]+", entry.name):
-                other = by_id.setdefault(int(entry.name), entry.path)
-                if other != entry.path:
-                    raise ValueError(
-                        f"{os.fspath(path)} holds two folders of object {int(entry.name)}: "
-                        f"{', '.join(sorted((os.path.basename(other), entry.name)))}"
-                    )
+    names = list_folders(os.fspath(path))
+    numbers = [name for name in names if re.fullmatch("[0-9]+", name)]
+    for name in numbers:
+        other = by_id.setdefault(int(name), os.path.join(path, name))
+        if os.path.basename(other) != name:
+            raise ValueError(
+                f"{os.fspath(path)} holds two folders of object {int(name)}: "
+                f"{os.path.basename(other)}, {name}"
+            )
+    if others := [name for name in names if name not in numbers]:
+        warn_once(
+            "%d of the %d folders in %s are left out, since their names are no numbers of objects; the first "
+            "is %s",
+            len(others),
+            len(names),
+            os.fspath(path),
+            others[0],
+        )
     return dict(sorted(by_id.items()))
 
 

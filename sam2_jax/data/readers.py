@@ -147,7 +147,9 @@ def sav_video(name: str, frames: str, annotation: str, annotated_every: int = 4)
     entries = {
         place: number // annotated_every
         for place, number in enumerate(numbers)
-        if number % annotated_every == 0 and number // annotated_every < len(masklet)
+        if number % annotated_every == 0
+        and number // annotated_every < len(masklet)
+        and masklet[number // annotated_every] is not None
     }
     return Video(
         name=name,

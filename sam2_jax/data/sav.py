@@ -23,7 +23,8 @@ def read_sav_json(path: str | os.PathLike) -> dict[str, Any]:
 
     Returns:
         The document with its own field names; height, width and frame count as int (files hold
-        floats). `masklet[i][n]` is ready for `masks.decode_rle`; all of them are of the video's size.
+        floats). `masklet[i]` is None where the frame is not annotated: null, or null for any object. Else
+        `masklet[i][n]` is ready for `masks.decode_rle`; all of them are of the video's size.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -31,7 +32,9 @@ def read_sav_json(path: str | os.PathLike) -> dict[str, Any]:
     """
     document = read_json(path)
     _check(document, os.fspath(path))
-    return document | {name: int(document[name]) for name in _INTEGERS if name in document}
+    integers = {name: int(document[name]) for name in _INTEGERS if name in document}
+    masklet = [None if frame is None or None in frame else frame for frame in document["masklet"]]
+    return document | integers | {"masklet": masklet}
 
 
 def write_sav_json(path: str | os.PathLike, document: dict[str, Any]) -> None:
@@ -128,10 +131,14 @@ def _check(document: Any, name: str) -> None:
     if not isinstance(masklet, list) or not isinstance(ids, list):
         raise ValueError(f"{name}: masklet and masklet_id are lists in an annotation of SA-V")
     for i, frame in enumerate(masklet):
+        if frame is None:
+            continue
         if not isinstance(frame, list) or len(frame) != len(ids):
             count = len(frame) if isinstance(frame, list) else type(frame).__name__
             raise ValueError(f"{name}: masklet[{i}] holds {count} masks for {len(ids)} objects")
         for n, rle in enumerate(frame):
+            if rle is None:
+                continue
             if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
                 raise ValueError(
                     f'{name}: masklet[{i}][{n}] is not {{"size": [H, W], "counts": ...}}'

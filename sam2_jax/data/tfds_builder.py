@@ -7,6 +7,7 @@ object id. All stay encoded until they are asked for, since a clip needs only a 
 video.
 """
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -251,7 +252,8 @@ class _Examples(Sequence):
     def _records(self) -> Any:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        return ArrayRecordDataSource(self.files)
+        with _naming(self.files[0]):
+            return ArrayRecordDataSource(self.files)
 
     @functools.cached_property
     def _parser(self) -> Any:
@@ -265,10 +267,22 @@ class _Examples(Sequence):
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._parser.deserialize_example_np(self._records[index])
+        with _naming(f"record {index} of {self.files[0]}"):
+            record = self._records[index]
+        return self._parser.deserialize_example_np(record)
 
     def __reduce__(self) -> tuple[Callable, tuple]:
         return _Examples, (self.features, self.files)  # open files stay behind
+
+
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Turns what is raised on a damaged file into a ValueError that names it."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()) or "is it cut short?"
+        raise ValueError(f"{what} cannot be read as ArrayRecord: {reason}") from error
 
 
 _BYTES = {

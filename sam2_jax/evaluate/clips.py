@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from sam2_jax.data.annotated import VideoList
 from sam2_jax.data.clips import Clip, sample_clip
 from sam2_jax.data.datasets import Dataset, Procedural
 from sam2_jax.evaluate.annotator import next_click
@@ -32,6 +33,18 @@ def score_names(dataset: Dataset) -> tuple[str, ...]:
     return ("iou",) if dataset.num_frames == 1 else ("J&F", "J", "F")
 
 
+def open_held_out(dataset: Dataset, image_size: int) -> VideoList:
+    """Opens a dataset of held-out clips.
+
+    Raises:
+      FileNotFoundError: a folder or file is missing.
+      ValueError: nothing in it can be used, or a procedural dataset without end.
+    """
+    if isinstance(dataset, Procedural) and dataset.count < 0:
+        raise ValueError("validation.dataset.count is -1; procedural videos need a number.")
+    return dataset.open(image_size)
+
+
 def held_out_clips(
     dataset: Dataset, image_size: int, part: int = 0, parts: int = 1
 ) -> Iterator[Clip]:
@@ -46,9 +59,7 @@ def held_out_clips(
     Raises:
       ValueError: an endless procedural dataset.
     """
-    if isinstance(dataset, Procedural) and dataset.count < 0:
-        raise ValueError("validation.dataset.count is -1; procedural videos need a number.")
-    source = dataset.open(image_size)
+    source = open_held_out(dataset, image_size)
     for index in range(part, len(source), parts):
         rng = np.random.default_rng([dataset.seed, index])
         try:

@@ -81,7 +81,7 @@ def plan_prompts(video: Video, options: Options) -> dict[int, dict[int, list[int
         for object_id, mask in video.masks(t).items():
             if object_id in prompted:
                 prompted[object_id] += [t] if options.use_all_masks else []
-            elif mask.any():
+            elif mask.any() or not (t or options.later_objects):  # a first mask may say: not yet
                 if t > 0 and not options.later_objects:
                     raise ValueError(
                         f"object {object_id} of {video.name} has its first mask on frame {names[t]}, not on "
@@ -89,7 +89,7 @@ def plan_prompts(video: Video, options: Options) -> dict[int, dict[int, list[int
                         "--track-object-appearing-later-in-video"
                     )
                 prompted[object_id] = [t]
-    if not prompted:
+    if not any(video.masks(t)[i].any() for i, frames in prompted.items() for t in frames):
         raise ValueError(
             f"the masks of {video.name} on frame {shorten([names[t] for t in given])} are empty: there is "
             "no object to track"
@@ -120,6 +120,14 @@ class _Job:
                 _give(predictor, self.state, t, object_id, masks[object_id], prompt)
 
 
+def _written_ids(job: _Job) -> list[int]:
+    """Objects that get masks: the tracked ones, and all that have a folder, which evaluators then expect."""
+    ids = {i for objects in job.plan.values() for i in objects}
+    if job.video.is_by_object:
+        ids |= {i for t in job.video.annotated for i in job.video.masks(t)}
+    return sorted(ids)
+
+
 def _give(
     predictor: SAM2VideoPredictor,
     state: InferenceState,
@@ -143,7 +151,8 @@ def track(
     """Tracks the objects of several videos, which are spread over the devices of this process.
 
     Args:
-        predictor: tracks; its configuration says whether objects may overlap.
+        predictor: tracks; its configuration says whether objects may overlap, and whether they may start
+            with an empty mask.
         videos: frames and masks of each.
         options: see `Options`.
 
@@ -160,7 +169,7 @@ def track(
         state = predictor.init_state(video.frames, keep_frames=FULL_CODE_LENGTH)
         jobs.append(_Job(video, plan, state))
         jobs[-1].prompt(predictor, min(plan), options.prompt)
-    ids = [sorted(i for objects in job.plan.values() for i in objects) for job in jobs]
+    ids = [_written_ids(job) for job in jobs]
     for v, job in enumerate(jobs):
         empty = np.zeros((len(ids[v]), *job.video.size), bool)
         for t in range(min(job.plan)):

@@ -13,12 +13,14 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Bool, Float, Key
 
 from sam2_jax.config import HieraConfig
 from sam2_jax.model.layers import MLP, Conv, Dense, LayerNorm, SplitDense, constant, gelu
 from sam2_jax.model.repeat import rematerialised, repeat
 from sam2_jax.ops.attention import attention
 from sam2_jax.ops.resize import cubic_weights
+from sam2_jax.structs import Array
 
 
 def _split_windows(x: jax.Array, window: int) -> jax.Array:
@@ -70,8 +72,8 @@ class WindowAttention(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, h, w, C) to (B, h or h/2, w or w/2, width); every batch entry is one window."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[jax.Array, "b _ _ {self.width}"]:
+        """Every entry of the batch is one window."""
         b, h, w, _ = x.shape
         q, k, v = SplitDense(self.width, 3, self.dtype, name="qkv")(x)
         if self.has_pooled_queries:
@@ -98,17 +100,17 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        branch_scales: jax.Array | None = None,
-        is_global: jax.Array | None = None,
-    ) -> jax.Array:
-        """Maps (B, H, W, C) to (B, H, W, width), half the side if the block opens a stage.
+        x: Float[Array, "b h w c"],
+        branch_scales: Float[Array, "2 _"] | None = None,
+        is_global: Bool[Array, ""] | None = None,
+    ) -> Float[jax.Array, "b _ _ {self.width}"]:
+        """Applies the block, which halves the side if it opens a stage.
 
         Args:
           x: the map, or windows of it.
-          branch_scales: (2, B) factors of what attention and MLP add, as `drop_path` draws them; None is 1.
-            A map in windows has them for each map.
-          is_global: () bool, True attends over the whole map in spite of `window`; None is False.
+          branch_scales: factors of what attention and MLP add to each map, as `drop_path` draws them; None
+            is 1.
+          is_global: True attends over the whole map in spite of `window`; None is False.
         """
         opens_stage = x.shape[-1] != self.width
         y = LayerNorm(1e-6, self.dtype, name="norm1")(x)
@@ -138,16 +140,18 @@ class Block(nn.Module):
         return x + scale(y, 1)
 
 
-def drop_path(key: jax.Array, rates: jax.Array, batch: int) -> jax.Array:
+def drop_path(
+    key: Key[jax.Array, ""], rates: Float[Array, " blocks"], batch: int
+) -> Float[jax.Array, "blocks 2 {batch}"]:
     """Draws which samples skip which branches of which blocks (Huang et al. 2016).
 
     Args:
       key: random key.
-      rates: (K,) chance of a skip, for each block.
-      batch: B.
+      rates: chance of a skip, for each block.
+      batch: number of samples.
 
     Returns:
-      (K, 2, B) float32 factors: 0, or 1 / (1 - rate), so that the mean is 1.
+      Factors: 0, or 1 / (1 - rate), so that the mean is 1.
     """
     keep = 1 - rates[:, None, None]
     return jax.random.bernoulli(key, keep, (len(rates), 2, batch)) / keep
@@ -169,8 +173,10 @@ class Hiera(nn.Module):
     drop_path_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, image: jax.Array, is_training: bool = False) -> list[jax.Array]:
-        """Maps a normalised image (B, S, S, 3) to maps (B, S/4, S/4, width) ... (B, S/32, S/32, 8 width).
+    def __call__(
+        self, image: Float[Array, "b s s 3"], is_training: bool = False
+    ) -> list[Float[jax.Array, "b _ _ _"]]:
+        """Maps a normalised image to maps (B, S/4, S/4, width) ... (B, S/32, S/32, 8 width).
 
         While training, samples skip branches by drop path, drawn from the random stream "dropout".
         """

@@ -6,10 +6,12 @@ image (B, S, S, 3) -> maps of stride 4, 8 and 16 with C channels each
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Float
 
 from sam2_jax.config import ModelConfig
 from sam2_jax.model.hiera import Hiera
 from sam2_jax.model.layers import Conv
+from sam2_jax.structs import Array
 
 
 class FpnNeck(nn.Module):
@@ -22,8 +24,10 @@ class FpnNeck(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, maps: list[jax.Array]) -> list[jax.Array]:
-        """Maps the trunk's four maps to four (B, h, w, C) maps of stride 4, 8, 16, 32."""
+    def __call__(
+        self, maps: list[Float[Array, "b _ _ _"]]
+    ) -> list[Float[jax.Array, "b _ _ {self.width}"]]:
+        """Takes the trunk's four maps and returns four of stride 4, 8, 16, 32."""
         # Convolution 0 belongs to the deepest map, as in the checkpoints.
         lateral = [
             Conv(self.width, (1, 1), dtype=self.dtype, name=f"convs_{len(maps) - 1 - i}")(x)
@@ -41,8 +45,10 @@ class ImageEncoder(nn.Module):
     drop_path_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, image: jax.Array, is_training: bool = False) -> list[jax.Array]:
-        """Maps a normalised image (B, S, S, 3) to maps (B, S/4, S/4, C), (B, S/8, ...), (B, S/16, ...)."""
+    def __call__(
+        self, image: Float[Array, "b s s 3"], is_training: bool = False
+    ) -> list[Float[jax.Array, "b _ _ {self.config.hidden_dim}"]]:
+        """Encodes a normalised image as maps of stride 4, 8 and 16."""
         c = self.config
         trunk = Hiera(c.hiera, c.dtype, self.remat, self.drop_path_rate, name="trunk")
         maps = trunk(image.astype(jnp.dtype(c.dtype)), is_training)

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
+from jaxtyping import Float
 
 from sam2_jax.ops.convolution import convolve, convolve_depthwise, convolve_transposed
 from sam2_jax.ops.dense import dense
+from sam2_jax.structs import Array
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, "*b"]) -> Float[jax.Array, "*b"]:
     """Exact GELU."""
     # With erf, because the erfc of `jax.nn.gelu` is twice as slow on CPU.
     return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
@@ -102,8 +104,8 @@ class Dense(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (..., C) to (..., features)."""
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[jax.Array, "*b {self.features}"]:
+        """Applies the layer."""
         shape = (x.shape[-1], self.features)
         init = uniform(x.shape[-1])
         kernel = self.param("kernel", init, shape).astype(self.dtype)
@@ -124,8 +126,8 @@ class SplitDense(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> list[jax.Array]:
-        """Maps (..., C) to `num` of (..., features)."""
+    def __call__(self, x: Float[Array, "*b c"]) -> list[Float[jax.Array, "*b {self.features}"]]:
+        """Applies each of the layers."""
         shape = (x.shape[-1], self.num * self.features)
         init = uniform(x.shape[-1])
         kernel = self.param("kernel", init, shape).astype(self.dtype)
@@ -145,8 +147,8 @@ class LayerNorm(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (..., C) to (..., C)."""
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[jax.Array, "*b c"]:
+        """Applies the layer."""
         scale = self.param("scale", constant(1.0), (x.shape[-1],))
         bias = self.param("bias", constant(0.0), (x.shape[-1],))
         x = x.astype(jnp.float32)
@@ -176,8 +178,8 @@ class MLP(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (..., C) to (..., widths[-1])."""
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[jax.Array, "*b {self.widths[-1]}"]:
+        """Applies the layer."""
         for i, width in enumerate(self.widths):
             x = Dense(width, self.dtype, name=f"layers_{i}")(x)
             if i < len(self.widths) - 1:
@@ -202,8 +204,8 @@ class Conv(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to (B, H', W', features)."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[jax.Array, "b _ _ {self.features}"]:
+        """Applies the layer."""
         shape = (*self.kernel_size, x.shape[-1], self.features)
         init = uniform(math.prod(shape[:-1]))
         kernel = self.param("kernel", init, shape).astype(self.dtype)
@@ -218,8 +220,8 @@ class DepthwiseConv(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to (B, H, W, C)."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
+        """Applies the layer."""
         c, init = x.shape[-1], uniform(math.prod(self.kernel_size))
         kernel = self.param("kernel", init, (*self.kernel_size, 1, c)).astype(self.dtype)
         bias = self.param("bias", init, (c,)).astype(self.dtype)
@@ -233,8 +235,8 @@ class Upsample2x2(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to (B, 2H, 2W, features)."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[jax.Array, "b 2*h 2*w {self.features}"]:
+        """Applies the layer."""
         init = uniform(4 * self.features)  # PyTorch counts the outputs of a transposed convolution
         shape = (2, 2, x.shape[-1], self.features)
         kernel = self.param("kernel", init, shape).astype(self.dtype)

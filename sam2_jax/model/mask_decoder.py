@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jaxtyping import Bool, Float, Float32
 
 from sam2_jax.config import ModelConfig
 from sam2_jax.model.layers import MLP, Conv, Dense, LayerNorm, Upsample2x2, gelu, normal
 from sam2_jax.model.two_way import TwoWayTransformer
+from sam2_jax.structs import Array
 
 NUM_MASKS = 4  # one for clear prompts, three for ambiguous ones
 _ALWAYS_VISIBLE = 10.0  # score logit of models without an object score
@@ -21,16 +23,16 @@ class Decoded:
     """All outputs of the decoder, before any choice.
 
     Attributes:
-      masks: (N, 4, 4H, 4W) float32 logits; 0 answers clear prompts, 1 to 3 ambiguous ones.
-      ious: (N, 4) float32 predicted IoU.
-      tokens: (N, 4, C) mask tokens, from which object pointers are made.
-      scores: (N,) float32 logit that the object is visible.
+      masks: logits; the first mask answers clear prompts, the other three ambiguous ones.
+      ious: predicted IoU.
+      tokens: mask tokens, from which object pointers are made.
+      scores: logit that the object is visible.
     """
 
-    masks: jax.Array
-    ious: jax.Array
-    tokens: jax.Array
-    scores: jax.Array
+    masks: Float32[Array, "n 4 q q"]
+    ious: Float32[Array, "n 4"]
+    tokens: Float[Array, "n 4 c"]
+    scores: Float32[Array, " n"]
 
 
 class MaskDecoder(nn.Module):
@@ -52,16 +54,17 @@ class MaskDecoder(nn.Module):
         if config.use_high_res_features_in_sam:
             self.conv_s0 = Conv(c // 8, (1, 1), dtype=dtype)
             self.conv_s1 = Conv(c // 4, (1, 1), dtype=dtype)
-        self.output_hypernetworks_mlps = [
-            MLP((c, c, c // 8), dtype=dtype) for _ in range(NUM_MASKS)
-        ]
-        self.iou_prediction_head = MLP((c, c, NUM_MASKS), dtype=dtype)
+        # What follows the tokens is in float32: it costs nothing, and decides which mask is taken.
+        self.output_hypernetworks_mlps = [MLP((c, c, c // 8)) for _ in range(NUM_MASKS)]
+        self.iou_prediction_head = MLP((c, c, NUM_MASKS))
         if config.pred_obj_scores:
             self.obj_score_token = embedding("obj_score_token", 1)
             is_mlp = config.pred_obj_scores_mlp
-            self.pred_obj_score_head = MLP((c, c, 1), dtype=dtype) if is_mlp else Dense(1, dtype)
+            self.pred_obj_score_head = MLP((c, c, 1)) if is_mlp else Dense(1)
 
-    def project_high_res(self, maps: list[jax.Array]) -> tuple[jax.Array, ...]:
+    def project_high_res(
+        self, maps: list[Float[Array, "b _ _ c"]]
+    ) -> tuple[Float[jax.Array, "b _ _ _"], ...]:
         """Narrows the stride-4 and stride-8 maps for the skips; done once a frame, not once a prompt."""
         if not self.config.use_high_res_features_in_sam:
             return ()
@@ -69,28 +72,27 @@ class MaskDecoder(nn.Module):
 
     def __call__(
         self,
-        embedding: jax.Array,
-        positions: jax.Array,
-        tokens: jax.Array,
-        token_mask: jax.Array,
-        dense: jax.Array,
-        high_res: tuple[jax.Array, ...],
+        embedding: Float[Array, "#n h w c"],
+        positions: Float[Array, "1 h w c"],
+        tokens: Float[Array, "n p c"],
+        token_mask: Bool[Array, "n p"],
+        dense: Float[Array, "#n h w c"],
+        high_res: tuple[Float[Array, "#n _ _ _"], ...],
     ) -> Decoded:
         """Decodes all masks of all prompts.
 
         Args:
-          embedding: (N or 1, H, W, C) conditioned image embedding.
-          positions: (1, H, W, C) encoding of the cells.
-          tokens: (N, P, C) prompt tokens.
-          token_mask: (N, P) bool, False for padding.
-          dense: (N or 1, H, W, C) encoded mask prompt.
+          embedding: conditioned image embedding.
+          positions: encoding of the cells.
+          tokens: prompt tokens.
+          token_mask: False for padding.
+          dense: encoded mask prompt.
           high_res: skips (N or 1, 4H, 4W, C/8) and (N or 1, 2H, 2W, C/4), or empty.
 
         Returns:
           `Decoded`.
         """
         config = self.config
-        dtype = jnp.dtype(config.dtype)
         n = tokens.shape[0]
         _, h, w, c = embedding.shape
 
@@ -99,11 +101,11 @@ class MaskDecoder(nn.Module):
             own = [self.obj_score_token, *own]
         own = jnp.broadcast_to(jnp.concatenate(own), (n, sum(x.shape[0] for x in own), c))
         first = own.shape[1] - NUM_MASKS  # of the mask tokens; the IoU token is right before it
-        tokens = jnp.concatenate([own, tokens], 1).astype(dtype)
+        tokens = jnp.concatenate([own, tokens], 1)
         token_mask = jnp.concatenate([jnp.ones(own.shape[:2], bool), token_mask], 1)
 
-        image = (embedding.astype(dtype) + dense.astype(dtype)).reshape(-1, h * w, c)
-        positions = positions.astype(dtype).reshape(1, h * w, c)
+        image = (embedding + dense.astype(jnp.float32)).reshape(-1, h * w, c)
+        positions = positions.reshape(1, h * w, c)
         tokens, image = self.transformer(tokens, image, positions, token_mask)
 
         mask_tokens = tokens[:, first : first + NUM_MASKS]
@@ -118,14 +120,16 @@ class MaskDecoder(nn.Module):
             [mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], 1
         )
         masks = jnp.matmul(
-            weights, x.reshape(n, -1, c // 8).swapaxes(1, 2), preferred_element_type=jnp.float32
+            weights.astype(x.dtype),
+            x.reshape(n, -1, c // 8).swapaxes(1, 2),
+            preferred_element_type=jnp.float32,
         )
 
-        ious = self.iou_prediction_head(tokens[:, first - 1]).astype(jnp.float32)
+        ious = self.iou_prediction_head(tokens[:, first - 1])
         if config.iou_prediction_use_sigmoid:
             ious = jax.nn.sigmoid(ious)
         if config.pred_obj_scores:
-            scores = self.pred_obj_score_head(tokens[:, 0])[:, 0].astype(jnp.float32)
+            scores = self.pred_obj_score_head(tokens[:, 0])[:, 0]
         else:
             scores = jnp.full((n,), _ALWAYS_VISIBLE, jnp.float32)
         return Decoded(masks.reshape(n, NUM_MASKS, 4 * h, 4 * w), ious, mask_tokens, scores)

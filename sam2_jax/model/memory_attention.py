@@ -6,19 +6,19 @@ frame (L, C)  x  memory slots (R, L, M) + object pointers (X, M)   ->   conditio
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax import struct
+from jaxtyping import Bool, Float
 
 from sam2_jax.config import ModelConfig
 from sam2_jax.model import encodings
+from sam2_jax.model.encodings import Table
 from sam2_jax.model.layers import Dense, LayerNorm, uniform, uniform_but
 from sam2_jax.model.repeat import repeat
 from sam2_jax.ops.attention import attend_parts, attention, merge
+from sam2_jax.structs import Array
 
 _WIDER = 8  # channels inside an MLP, in C; 2048 in the released models
-
-Table = tuple[np.ndarray, np.ndarray]  # of `encodings.rotary_table`
 
 
 @struct.dataclass
@@ -26,20 +26,20 @@ class Memory:
     """What all layers read, in compute type; R slots of L cells, X tokens of object pointers.
 
     Attributes:
-      slots: (N, R, L, M) values.
+      slots: values.
       slot_keys: the same with their positions, from which a layer makes its keys.
-      slot_mask: (N, R) bool, which are read.
-      pointers: (N, X, M) values.
+      slot_mask: which are read.
+      pointers: values.
       pointer_keys: like slot_keys.
-      pointer_mask: (N, X) bool.
+      pointer_mask: which are read.
     """
 
-    slots: jax.Array
-    slot_keys: jax.Array
-    slot_mask: jax.Array
-    pointers: jax.Array
-    pointer_keys: jax.Array
-    pointer_mask: jax.Array
+    slots: Float[Array, "n r l m"]
+    slot_keys: Float[Array, "n r l m"]
+    slot_mask: Bool[Array, "n r"]
+    pointers: Float[Array, "n x m"]
+    pointer_keys: Float[Array, "n x m"]
+    pointer_mask: Bool[Array, "n x"]
 
 
 class Projection(nn.Module):
@@ -56,8 +56,10 @@ class Projection(nn.Module):
     is_of_place: bool = False
 
     @nn.compact
-    def __call__(self, input_width: int) -> tuple[jax.Array, jax.Array]:
-        """Returns kernel (input_width, width) and bias (width,)."""
+    def __call__(
+        self, input_width: int
+    ) -> tuple[Float[jax.Array, "{input_width} {self.width}"], Float[jax.Array, " {self.width}"]]:
+        """Returns kernel and bias."""
         init = uniform(input_width)
         kernel = self.param("kernel", init, (input_width, self.width))
         if self.is_of_place:
@@ -96,8 +98,10 @@ class RotaryAttention(nn.Module):
     def _dropout_key(self, is_training: bool) -> jax.Array | None:
         return self.make_rng("dropout") if is_training and self.dropout else None
 
-    def self_attention(self, x: jax.Array, table: Table, is_training: bool = False) -> jax.Array:
-        """Maps (B, L, C) to (B, L, C)."""
+    def self_attention(
+        self, x: Float[Array, "b l c"], table: Table, is_training: bool = False
+    ) -> Float[jax.Array, "b l c"]:
+        """Lets the cells of a map look at each other."""
         (wq, bq), (wk, bk) = (
             self._turned(proj, x.shape[-1]) for proj in (self.q_proj, self.k_proj)
         )
@@ -111,9 +115,9 @@ class RotaryAttention(nn.Module):
         return self.out_proj(x[:, :, 0])
 
     def cross_attention(
-        self, x: jax.Array, memory: Memory, table: Table, is_training: bool = False
-    ) -> jax.Array:
-        """Maps queries (N or 1, L, C) to (N, L, C).
+        self, x: Float[Array, "#n l c"], memory: Memory, table: Table, is_training: bool = False
+    ) -> Float[jax.Array, "n l c"]:
+        """Lets the cells of a map look at the memory of each object.
 
         The value projection is applied after the weighted sum: rows of the softmax add up to 1, so
         softmax(S) (V W + b) = (softmax(S) V) W + b, in M instead of C channels.
@@ -164,9 +168,9 @@ class MemoryAttentionLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, memory: Memory, table: Table, is_training: bool = False
-    ) -> jax.Array:
-        """Maps (N or 1, L, C) to (N, L, C); the objects part ways at the cross-attention."""
+        self, x: Float[Array, "#n l c"], memory: Memory, table: Table, is_training: bool = False
+    ) -> Float[jax.Array, "n l c"]:
+        """Applies the layer; a map that objects share becomes one for each at the cross-attention."""
         c, dtype = self.config.hidden_dim, self.config.dtype
         rate = self.dropout
         norm = lambda name: LayerNorm(1e-5, dtype, name=name)
@@ -195,31 +199,28 @@ class MemoryAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        features: jax.Array,
-        feature_positions: jax.Array,
-        slots: jax.Array,
-        slot_positions: jax.Array,
-        slot_mask: jax.Array,
-        pointers: jax.Array,
-        pointer_positions: jax.Array,
-        pointer_mask: jax.Array,
+        features: Float[Array, "#n l c"],
+        feature_positions: Float[Array, "... l c"],
+        slots: Float[Array, "n r l m"],
+        slot_positions: Float[Array, "n r l m"],
+        slot_mask: Bool[Array, "n r"],
+        pointers: Float[Array, "n x m"],
+        pointer_positions: Float[Array, "n x m"],
+        pointer_mask: Bool[Array, "n x"],
         is_training: bool = False,
-    ) -> jax.Array:
+    ) -> Float[jax.Array, "n l c"]:
         """Conditions a frame on the memory of each object.
 
         Args:
-          features: (1 or N, L, C) stride-16 map of the frame; 1 is shared by all objects.
-          feature_positions: (L, C) or like features.
-          slots: (N, R, L, M) memories.
-          slot_positions: like slots.
-          slot_mask: (N, R) bool, which are read.
-          pointers: (N, X, M) object pointers, cut into M channels; they have no place on the map.
-          pointer_positions: like pointers.
-          pointer_mask: (N, X) bool.
-          is_training: drops some of everything (random stream "dropout").
-
-        Returns:
-          (N, L, C).
+          features: stride-16 map of the frame; a single one is shared by all objects.
+          feature_positions: encoding of its cells.
+          slots: memories.
+          slot_positions: encoding of their cells and of their time.
+          slot_mask: which are read.
+          pointers: object pointers, cut into M channels; they have no place on the map.
+          pointer_positions: encoding of their time.
+          pointer_mask: which are read.
+          is_training: applies dropout (random stream "dropout").
         """
         config = self.config
         n, _, cells, m = slots.shape

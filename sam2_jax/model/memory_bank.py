@@ -11,35 +11,35 @@ from `now - frame` when reading, so the order of the slots never matters.
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import ArrayLike, Bool, Float, Float32, Int, Int32
 
 from sam2_jax.config import ModelConfig
 from sam2_jax.model import memory_policy
 from sam2_jax.model.retention import EMPTY, NEVER, RECENT, places_of, rules
-from sam2_jax.structs import MemoryBank
+from sam2_jax.structs import Array, MemoryBank
 
 FULL_CODE_LENGTH = 16  # frames from which on the pointers' time code no longer depends on the video
 
 
 @struct.dataclass
 class MemoryTokens:
-    """What is read for one frame; R = 6.
+    """What is read for one frame: that of K prompted frames, then that of tracked ones.
 
     Attributes:
-      slots: (N, K + R, H, W, M) memories.
-      slot_codes: (N, K + R) int32 row of the temporal table: 0 for the frame before, ..., the last for
-        prompted frames.
-      slot_mask: (N, K + R) bool, which slots are read.
-      pointers: (N, K + 15, C) object pointers.
-      pointer_times: (N, K + 15) float32 distance in time, 1 is the farthest that is read.
-      pointer_mask: (N, K + 15) bool.
+      slots: memories; r = K + 6.
+      slot_codes: row of the temporal table: 0 for the frame before, ..., the last for prompted frames.
+      slot_mask: which slots are read.
+      pointers: object pointers; x = K + 15.
+      pointer_times: distance in time, 1 is the farthest that is read.
+      pointer_mask: which pointers are read.
     """
 
-    slots: jax.Array
-    slot_codes: jax.Array
-    slot_mask: jax.Array
-    pointers: jax.Array
-    pointer_times: jax.Array
-    pointer_mask: jax.Array
+    slots: Float[Array, "n r h w m"]
+    slot_codes: Int32[Array, "n r"]
+    slot_mask: Bool[Array, "n r"]
+    pointers: Float32[Array, "n x c"]
+    pointer_times: Float32[Array, "n x"]
+    pointer_mask: Bool[Array, "n x"]
 
 
 def empty(
@@ -91,7 +91,7 @@ def _selected(frames: jax.Array, now: jax.Array, limit: int) -> jax.Array:
     return is_used & (jnp.argsort(order) < limit)
 
 
-def read(config: ModelConfig, bank: MemoryBank, now: jax.Array | int) -> MemoryTokens:
+def read(config: ModelConfig, bank: MemoryBank, now: Int[ArrayLike, ""]) -> MemoryTokens:
     """Chooses what frame `now` looks at, and how far away in time it is.
 
     Tracked frames are read by the rules of the memory policy, and none beyond the length of a video shorter
@@ -101,7 +101,7 @@ def read(config: ModelConfig, bank: MemoryBank, now: jax.Array | int) -> MemoryT
     Args:
       config: sizes and memory policy.
       bank: of N objects.
-      now: () int32 frame index.
+      now: frame index.
 
     Returns:
       The tokens of N objects.
@@ -180,12 +180,12 @@ def _put(slots: jax.Array, position: jax.Array, value: jax.Array, where: jax.Arr
 def write(
     config: ModelConfig,
     bank: MemoryBank,
-    frame: jax.Array,
-    memories: jax.Array,
-    pointers: jax.Array,
-    where: jax.Array,
-    is_prompted: jax.Array,
-    retention: jax.Array | int = RECENT,
+    frame: Int[ArrayLike, ""],
+    memories: Float[Array, "n h w m"],
+    pointers: Float[Array, "n c"],
+    where: Bool[Array, " n"],
+    is_prompted: Bool[Array, " n"],
+    retention: Int[Array, " n"] | Int[ArrayLike, ""] = RECENT,
 ) -> MemoryBank:
     """Adds a frame.
 
@@ -196,12 +196,12 @@ def write(
     Args:
       config: sizes and memory policy.
       bank: of N objects.
-      frame: () int32 index.
-      memories: (N, H, W, M).
-      pointers: (N, C).
-      where: (N,) bool, the objects that keep it.
-      is_prompted: (N,) bool, the objects for which it is a prompted frame.
-      retention: () or (N,) int32 of the memory policy.
+      frame: its index.
+      memories: of it.
+      pointers: likewise.
+      where: the objects that keep it.
+      is_prompted: the objects for which it is a prompted frame.
+      retention: of the memory policy.
 
     Returns:
       The bank with it.

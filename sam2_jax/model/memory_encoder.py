@@ -6,9 +6,11 @@ features (B, H, W, C)  +  mask (B, 16H, 16W)   ->   memory (B, H, W, M)
 import chex
 import jax
 from flax import linen as nn
+from jaxtyping import Float
 
 from sam2_jax.config import ModelConfig
 from sam2_jax.model.layers import Conv, Dense, DepthwiseConv, LayerNorm, constant, gelu
+from sam2_jax.structs import Array
 
 _HALVINGS = 4  # 2**4 = 16, from mask pixels to feature cells
 
@@ -20,8 +22,10 @@ class MaskDownsampler(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, mask: jax.Array) -> jax.Array:
-        """Maps (B, 16H, 16W) to (B, H, W, C)."""
+    def __call__(
+        self, mask: Float[Array, "b h w"]
+    ) -> Float[jax.Array, "b h//16 w//16 {self.width}"]:
+        """Makes features of a mask."""
         x = mask[..., None].astype(self.dtype)
         for i in range(_HALVINGS):  # numbered as in the checkpoints: convolution, norm, GELU
             conv = Conv(4 * x.shape[-1], (3, 3), 2, 1, dtype=self.dtype, name=f"encoder_{3 * i}")
@@ -35,8 +39,8 @@ class ConvNextBlock(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to (B, H, W, C)."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
+        """Applies the block."""
         c = x.shape[-1]
         y = DepthwiseConv((7, 7), self.dtype, name="dwconv")(x)
         y = LayerNorm(1e-6, self.dtype, name="norm")(y)
@@ -52,15 +56,14 @@ class MemoryEncoder(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, features: jax.Array, mask: jax.Array) -> jax.Array:
-        """Encodes one memory per object.
+    def __call__(
+        self, features: Float[Array, "#n h w c"], mask: Float[Array, "n 16*h 16*w"]
+    ) -> Float[jax.Array, "n h w {self.config.memory_dim}"]:
+        """Encodes one memory per object, in compute type.
 
         Args:
-          features: (1 or N, H, W, C) raw stride-16 map, before memory attention.
-          mask: (N, 16H, 16W) probabilities, already scaled and shifted.
-
-        Returns:
-          (N, H, W, M) memory in compute type.
+          features: raw stride-16 map, before memory attention.
+          mask: probabilities, already scaled and shifted.
         """
         _, h, w, c = features.shape
         chex.assert_shape(mask, (None, 16 * h, 16 * w))

@@ -16,9 +16,9 @@
               the object is visible, and anchor frames, on which the decoder was sure of its mask and yet
               proposed something elsewhere as well, most likely a look-alike.
 
-Policies decide on tracked frames only; prompted ones are always remembered. How retention become slots is told
-in `sam2_jax.model.memory_bank`. Time is counted in frame indices with their sign, so a state serves passes in
-both directions. Not taken over: SAMURAI's choice among the three masks by motion (every policy remembers the
+Policies decide on tracked frames only; prompted ones are always remembered. How retention turns into slots is
+told in `sam2_jax.model.memory_bank`. Time is counted in frame indices with their sign, so a state serves passes
+in both directions. Not taken over: SAMURAI's choice among the three masks by motion (every policy remembers the
 mask that the published rule chooses) and its lower threshold of visibility, -1; embeddings that only SAM 3 was
 trained with, and that its code leaves out the oldest chosen pointer; DAM4SAM's choice of the first frame and
 the nearest among many anchors (here the newest three, and prompted frames take no room from recent ones).
@@ -31,10 +31,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import ArrayLike, Bool, Float32, Int, Int32
 
 from sam2_jax.config import ModelConfig
 from sam2_jax.model.retention import ANCHOR, NEVER, ONCE, RECENT
-from sam2_jax.structs import Segmentation
+from sam2_jax.structs import Array, Segmentation
 
 MIN_IOU = 0.5  # quality, motion: SAMURAI's memory_bank_iou_threshold
 MIN_STABLE_IOU = 0.3  # motion: a worse mask does not correct the filter but restarts it
@@ -56,22 +57,22 @@ class Motion:
     of the four numbers is filtered on its own.
 
     Attributes:
-      frame: (N,) int32 the frame that the filter stands at.
-      num_stable: (N,) int32 good masks in a row; 0 before the first.
-      position: (N, 4) float32.
-      velocity: (N, 4) float32 per frame index.
-      variance: (N, 4) float32 of the position.
-      covariance: (N, 4) float32 of position and velocity.
-      velocity_variance: (N, 4) float32.
+      frame: the frame that the filter stands at.
+      num_stable: good masks in a row; 0 before the first.
+      position: of the box.
+      velocity: per frame index.
+      variance: of the position.
+      covariance: of position and velocity.
+      velocity_variance: of the velocity.
     """
 
-    frame: jax.Array
-    num_stable: jax.Array
-    position: jax.Array
-    velocity: jax.Array
-    variance: jax.Array
-    covariance: jax.Array
-    velocity_variance: jax.Array
+    frame: Int32[Array, " n"]
+    num_stable: Int32[Array, " n"]
+    position: Float32[Array, "n 4"]
+    velocity: Float32[Array, "n 4"]
+    variance: Float32[Array, "n 4"]
+    covariance: Float32[Array, "n 4"]
+    velocity_variance: Float32[Array, "n 4"]
 
 
 @struct.dataclass
@@ -79,12 +80,12 @@ class Areas:
     """What an anchor is measured against.
 
     Attributes:
-      areas: (N, 10) float32 cells of the last masks that were not empty, newest last; 0 before there were.
-      anchor: (N,) int32 the last anchor frame, -1 for none.
+      areas: cells of the last masks that were not empty, newest last; 0 before there were any.
+      anchor: the last anchor frame, -1 for none.
     """
 
-    areas: jax.Array
-    anchor: jax.Array
+    areas: Float32[Array, "n 10"]
+    anchor: Int32[Array, " n"]
 
 
 class _Policy(NamedTuple):
@@ -98,19 +99,23 @@ def init(config: ModelConfig, num_objects: int) -> Any:
 
 
 def update(
-    config: ModelConfig, state: Any, index: jax.Array, segmentation: Segmentation, where: jax.Array
-) -> tuple[Any, jax.Array]:
+    config: ModelConfig,
+    state: Any,
+    index: Int[ArrayLike, ""],
+    segmentation: Segmentation,
+    where: Bool[Array, " n"],
+) -> tuple[Any, Int32[jax.Array, " n"]]:
     """Decides how long a frame is remembered.
 
     Args:
       config: names the policy.
       state: from `init` or the last call.
-      index: () int32 index of the frame.
+      index: of the frame.
       segmentation: of N objects on it.
-      where: (N,) bool, the objects that are tracked on it; the others keep their state.
+      where: the objects that are tracked on it; the others keep their state.
 
     Returns:
-      The state, and (N,) int32 retention: `NEVER`, `ONCE`, `RECENT` or `ANCHOR`.
+      The state, and the retention: `NEVER`, `ONCE`, `RECENT` or `ANCHOR`.
     """
     # Retention is a decision, nothing to be learnt through.
     segmentation = jax.lax.stop_gradient(segmentation)

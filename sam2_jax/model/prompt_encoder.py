@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Bool, Float, Float32
 
 from sam2_jax.config import ModelConfig
 from sam2_jax.model import encodings
 from sam2_jax.model.layers import Conv, LayerNorm, gelu, normal
-from sam2_jax.structs import Prompt
+from sam2_jax.structs import Array, Prompt
 
 
 class FourierPositions(nn.Module):
@@ -27,8 +28,8 @@ class FourierPositions(nn.Module):
     deviation: float = 1.0
 
     @nn.compact
-    def __call__(self, position: jax.Array) -> jax.Array:
-        """Maps (..., 2) positions in [0, 1] to (..., C), float32."""
+    def __call__(self, position: Float[Array, "*b 2"]) -> Float32[jax.Array, "*b {self.width}"]:
+        """Encodes positions (x, y) in [0, 1]."""
         name = "positional_encoding_gaussian_matrix"
         gaussian = self.param(name, normal(self.deviation), (2, self.width // 2))
         return encodings.fourier(position, jax.lax.stop_gradient(gaussian))
@@ -56,13 +57,14 @@ class PromptEncoder(nn.Module):
         self.mask_downscaling_4 = LayerNorm(1e-6, dtype)
         self.mask_downscaling_6 = Conv(c, (1, 1), dtype=dtype)
 
-    def __call__(self, prompt: Prompt) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(
+        self, prompt: Prompt
+    ) -> tuple[Float32[jax.Array, "n p c"], Bool[Array, "n p"], Float[jax.Array, "#n h w c"]]:
         """Encodes prompts.
 
         Returns:
-          tokens (N, P, C), float32;
-          token_mask (N, P) bool, False for padding (label -2), which no attention may see;
-          dense (N or 1, H, W, C) map to add to the image embedding.
+          The tokens; their mask, False for padding (label -2), which no attention may see; the dense map to
+          add to the image embedding.
         """
         tokens, token_mask = self._encode_points(prompt.points, prompt.labels)
         return tokens, token_mask, self._encode_mask(prompt)
@@ -86,8 +88,8 @@ class PromptEncoder(nn.Module):
         x = self.mask_downscaling_6(x)
         return jnp.where(prompt.has_mask_logits[:, None, None, None], x, nothing.astype(x.dtype))
 
-    def dense_positions(self) -> jax.Array:
-        """(1, H, W, C) encoding of the middle of every cell of the map, float32."""
+    def dense_positions(self) -> Float32[jax.Array, "1 h w c"]:
+        """Encoding of the middle of every cell of the map."""
         centre = (np.arange(self.config.grid, dtype=np.float32) + 0.5) / self.config.grid
         x, y = np.meshgrid(centre, centre)
         return self.pe_layer(jnp.asarray(np.stack([x, y], -1)))[None]

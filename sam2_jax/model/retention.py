@@ -17,8 +17,10 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Int, Shaped
 
 from sam2_jax.config import ModelConfig
+from sam2_jax.structs import Array
 
 # How long a tracked frame is kept, in increasing order.
 NEVER = 0  # it is not read at all
@@ -29,23 +31,23 @@ ANCHOR = 3  # likewise, but counted apart and without a sense of time
 EMPTY = -1  # frame index of an empty slot
 _FAR = np.iinfo(np.int32).max
 
-Index: TypeAlias = jax.Array | int
+Index: TypeAlias = Int[Array, ""] | np.integer | int
 
 
 class Line(NamedTuple):
     """What is read of one object's tracked frames.
 
     Attributes:
-      values: (L, ...) of the slots.
-      places: (L,) int32, 0 is the frame before, and so on into the past.
-      is_read: (L,) bool.
-      is_anchor: (L,) bool, those of them that have no place in time.
+      values: of the slots.
+      places: 0 is the frame before, and so on into the past.
+      is_read: whether each is.
+      is_anchor: those of them that have no place in time.
     """
 
-    values: jax.Array
-    places: jax.Array
-    is_read: jax.Array
-    is_anchor: jax.Array
+    values: Shaped[jax.Array, "l ..."]
+    places: Int[jax.Array, " l"]
+    is_read: Bool[jax.Array, " l"]
+    is_anchor: Bool[jax.Array, " l"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,19 +83,19 @@ class Latest:
         return [frame * direction for frame in (ahead - 1, *older)]
 
     def make_room(
-        self, frames: jax.Array, frame: jax.Array, direction: jax.Array, retention: jax.Array
-    ) -> tuple[Index, jax.Array]:
+        self, frames: Int[Array, " r"], frame: Index, direction: Index, retention: Index
+    ) -> tuple[Index, Int[Array, " r"]]:
         """See `Chosen.make_room`."""
         del direction, retention
         return self.slot(frame), frames
 
     def read(
         self,
-        values: jax.Array,
-        frames: jax.Array,
-        now: jax.Array,
-        direction: jax.Array,
-        is_after_prompted: jax.Array,
+        values: Shaped[Array, "r ..."],
+        frames: Int[Array, " r"],
+        now: Index,
+        direction: Index,
+        is_after_prompted: Bool[Array, ""],
         limit: Index,
     ) -> Line:
         """See `Chosen.read`."""
@@ -139,18 +141,18 @@ class Chosen:
         return [now - direction]
 
     def make_room(
-        self, frames: jax.Array, frame: jax.Array, direction: jax.Array, retention: jax.Array
-    ) -> tuple[Index, jax.Array]:
+        self, frames: Int[Array, " r"], frame: Index, direction: Index, retention: Index
+    ) -> tuple[Index, Int[Array, " r"]]:
         """Finds a slot for a tracked frame.
 
         Args:
-          frames: (R,) int32 frame indices in the slots.
-          frame: () int32 the one that comes.
-          direction: () int32 of tracking.
-          retention: () int32 of the frame.
+          frames: frame indices in the slots.
+          frame: the one that comes.
+          direction: of tracking.
+          retention: of the frame.
 
         Returns:
-          () int32 its slot, and (R,) int32 the frames that stay, the slot's own included.
+          Its slot, and the frames that stay, the slot's own included.
         """
         age = (frame - frames) * direction
         # Slots that are empty, or hold what the direction of tracking has not reached yet, go first.
@@ -161,22 +163,22 @@ class Chosen:
 
     def read(
         self,
-        values: jax.Array,
-        frames: jax.Array,
-        now: jax.Array,
-        direction: jax.Array,
-        is_after_prompted: jax.Array,
+        values: Shaped[Array, "r ..."],
+        frames: Int[Array, " r"],
+        now: Index,
+        direction: Index,
+        is_after_prompted: Bool[Array, ""],
         limit: Index,
     ) -> Line:
         """Chooses what a frame reads, in order of time: whatever the slots, the same numbers.
 
         Args:
-          values: (R, ...) of the slots.
-          frames: (R,) int32 their frame indices.
-          now: () int32 the frame that reads.
-          direction: () int32 of tracking.
-          is_after_prompted: () bool, whether the frame before is a prompted one.
-          limit: () places that are read at most.
+          values: of the slots.
+          frames: their frame indices.
+          now: the frame that reads.
+          direction: of tracking.
+          is_after_prompted: whether the frame before is a prompted one.
+          limit: places that are read at most.
 
         Returns:
           The line, L = `count`.
@@ -236,7 +238,9 @@ def rules(config: ModelConfig) -> Rules:
     }[config.memory_policy]
 
 
-def places_of(frames: jax.Array, wanted: list[Index]) -> tuple[jax.Array, jax.Array]:
-    """For each of (K,) frames: its place in a list of wanted ones, and whether it is there."""
+def places_of(
+    frames: Int[Array, " k"], wanted: list[Index]
+) -> tuple[Int[jax.Array, " k"], Bool[jax.Array, " k"]]:
+    """For each frame: its place in a list of wanted ones, and whether it is there."""
     hits = (frames[:, None] == jnp.array(wanted, jnp.int32)) & (frames[:, None] >= 0)
     return (hits * jnp.arange(len(wanted), dtype=jnp.int32)).sum(-1, dtype=jnp.int32), hits.any(-1)

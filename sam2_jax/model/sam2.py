@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import ArrayLike, Bool, Float, Float32, Int, Real
 
 from sam2_jax.config import POSTPROCESSING_VIDEO, ModelConfig
 from sam2_jax.model import encodings, memory_bank, memory_policy
@@ -27,15 +28,15 @@ from sam2_jax.model.memory_attention import MemoryAttention
 from sam2_jax.model.memory_encoder import MemoryEncoder
 from sam2_jax.model.prompt_encoder import PromptEncoder
 from sam2_jax.ops.resize import downsample_antialiased, upsample_4x
-from sam2_jax.structs import Features, MemoryBank, Prediction, Prompt, Segmentation
+from sam2_jax.structs import Array, Features, MemoryBank, Prediction, Prompt, Segmentation
 
 NO_OBJECT = -1024.0  # mask logit everywhere if the object is judged absent
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 
-def normalise(image: jax.Array) -> jax.Array:
-    """(..., 3) uint8 RGB -> float32, normalised as ImageNet; float input is taken as normalised."""
+def normalise(image: Real[Array, "*b 3"]) -> Float32[Array, "*b 3"]:
+    """Normalises uint8 RGB as ImageNet; float input is taken as normalised."""
     if image.dtype != jnp.uint8:
         return image.astype(jnp.float32)
     x = image.astype(jnp.float32) / 255
@@ -50,8 +51,10 @@ def no_prompt(num_objects: int) -> Prompt:
 
 
 def asks_for_three(
-    config: ModelConfig, num_points: jax.Array, is_initial: jax.Array | bool
-) -> jax.Array:
+    config: ModelConfig,
+    num_points: Int[Array, " n"],
+    is_initial: Bool[Array, " n"] | Bool[ArrayLike, ""],
+) -> Bool[jax.Array, " n"]:
     """Tells which prompts are ambiguous: those of few points; a box counts as two."""
     return (
         config.multimask_output_in_sam
@@ -114,28 +117,29 @@ class Sam2(nn.Module):
             if config.proj_tpos_enc_in_obj_ptrs:
                 self.obj_ptr_tpos_proj = Dense(m)
 
-    def encode(self, images: jax.Array, is_training: bool = False) -> Features:
-        """Encodes images (B, S, S, 3), uint8 RGB or normalised float32."""
+    def encode(self, images: Real[Array, "b s s 3"], is_training: bool = False) -> Features:
+        """Encodes images, uint8 RGB or normalised float32."""
         maps = self.image_encoder(normalise(images), is_training)
         return Features(maps[2], self.mask_decoder.project_high_res(maps))
 
-    def add_no_memory_embedding(self, features: Features) -> jax.Array:
-        """Embedding (B, H, W, C) of a frame that looks at no memory: an image, or the first prompted frame."""
+    def add_no_memory_embedding(self, features: Features) -> Float[jax.Array, "b h w c"]:
+        """Embedding of a frame that looks at no memory: an image, or the first prompted frame."""
         return features.embedding + self.no_mem_embed[:, :, None].astype(features.embedding.dtype)
 
     def condition_on_memory(
-        self, bank: MemoryBank, features: Features, index: jax.Array, is_training: bool = False
-    ) -> jax.Array:
+        self,
+        bank: MemoryBank,
+        features: Features,
+        index: Int[ArrayLike, ""],
+        is_training: bool = False,
+    ) -> Float[jax.Array, "n h w c"]:
         """Conditions a frame on what each object's bank remembers.
 
         Args:
           bank: of N objects.
           features: of one frame, leading axis 1.
-          index: () int32 position of the frame in the video.
+          index: position of the frame in the video.
           is_training: applies dropout (random stream "dropout").
-
-        Returns:
-          (N, H, W, C).
         """
         config = self.config
         _, h, w, c = features.embedding.shape
@@ -178,12 +182,15 @@ class Sam2(nn.Module):
         return jnp.repeat(codes, pieces, 1)
 
     def decode(
-        self, embedding: jax.Array, high_res: tuple[jax.Array, ...], prompt: Prompt
+        self,
+        embedding: Float[Array, "_ h w c"],
+        high_res: tuple[Float[Array, "_ _ _ _"], ...],
+        prompt: Prompt,
     ) -> Decoded:
         """Runs prompt encoder and mask decoder: every candidate, nothing chosen.
 
         Args:
-          embedding: (N or 1, H, W, C).
+          embedding: of the frame, leading axis N or 1.
           high_res: as in `Features`, leading axis N or 1.
           prompt: of N objects.
         """
@@ -191,8 +198,8 @@ class Sam2(nn.Module):
         positions = self.prompt_encoder.dense_positions()
         return self.mask_decoder(embedding, positions, tokens, token_mask, dense, high_res)
 
-    def is_unstable(self, single: jax.Array) -> jax.Array:
-        """(N, h, w) logits -> (N,) bool: the single mask depends on the threshold, take the best of three."""
+    def is_unstable(self, single: Float[Array, "n q q"]) -> Bool[jax.Array, " n"]:
+        """Tells where the logits of the single mask depend on the threshold: take the best of three."""
         config = self.config
         if not config.dynamic_multimask_via_stability:
             return jnp.zeros(single.shape[0], bool)
@@ -204,18 +211,18 @@ class Sam2(nn.Module):
 
     def segment(
         self,
-        embedding: jax.Array,
+        embedding: Float[Array, "_ h w c"],
         features: Features,
         prompt: Prompt,
-        is_initial: jax.Array | bool = True,
+        is_initial: Bool[Array, " n"] | Bool[ArrayLike, ""] = True,
     ) -> Segmentation:
         """Turns a conditioned frame and a prompt into masks (paper section 4, "Mask decoder").
 
         Args:
-          embedding: (N or 1, H, W, C) from `condition_on_memory` or `add_no_memory_embedding`.
+          embedding: from `condition_on_memory` or `add_no_memory_embedding`, leading axis N or 1.
           features: of the frame, leading axis 1.
           prompt: of N objects.
-          is_initial: () or (N,) bool, whether the frame is the first prompted one.
+          is_initial: whether the frame is the first prompted one.
 
         Returns:
           `Segmentation` of N objects.
@@ -281,12 +288,12 @@ class Sam2(nn.Module):
             pointer = visible * pointer
         return pointer + (1 - visible) * self.no_obj_ptr
 
-    def segment_by_mask(self, features: Features, masks: jax.Array) -> Segmentation:
+    def segment_by_mask(self, features: Features, masks: Float[Array, "n s s"]) -> Segmentation:
         """Answers masks with themselves; the decoder only makes the pointer.
 
         Args:
           features: of the frame, leading axis 1.
-          masks: (N, S, S) float32 in [0, 1].
+          masks: in [0, 1].
         """
         config = self.config
         n = masks.shape[0]
@@ -311,26 +318,27 @@ class Sam2(nn.Module):
         )
 
     def encode_memory(
-        self, features: Features, masks: jax.Array, scores: jax.Array, is_prompted: jax.Array
-    ) -> jax.Array:
+        self,
+        features: Features,
+        masks: Float[Array, "n q q"],
+        scores: Float[Array, " n"],
+        is_prompted: Bool[Array, " n"],
+    ) -> Float[jax.Array, "n h w m"]:
         """Encodes memories (paper section 4, "Memory encoder").
 
         Args:
           features: raw features of the frame, leading axis 1.
-          masks: (N, S/4, S/4) or (N, S, S) mask logits.
-          scores: (N,) object score logits.
-          is_prompted: (N,) bool, whether the mask answers a prompt.
+          masks: mask logits, of side S/4 or S.
+          scores: object score logits.
+          is_prompted: whether the mask answers a prompt.
 
         Returns:
-          (N, H, W, M) in the bank's type.
+          Memories in the bank's type.
         """
         config = self.config
         masks = masks.astype(jnp.float32)
         if masks.shape[-1] != config.image_size:
             masks = upsample_4x(masks)
-        if config.non_overlap_masks_for_mem_enc:
-            winner = jnp.arange(masks.shape[0])[:, None, None] == masks.argmax(0)
-            masks = jnp.where(winner, masks, jnp.minimum(masks, -10.0))
         probabilities = jax.nn.sigmoid(masks)
         if config.binarize_mask_from_pts_for_mem_enc:
             binary = (masks > 0).astype(jnp.float32)
@@ -344,7 +352,7 @@ class Sam2(nn.Module):
         return memories.astype(config.memory_dtype)
 
     def begin(
-        self, bank: MemoryBank, features: Features, index: jax.Array, prompt: Prompt
+        self, bank: MemoryBank, features: Features, index: Int[ArrayLike, ""], prompt: Prompt
     ) -> tuple[MemoryBank, Prediction]:
         """Takes a first prompted frame: no memory is read, the prompted objects remember it.
 
@@ -356,14 +364,18 @@ class Sam2(nn.Module):
         )
 
     def __call__(
-        self, bank: MemoryBank, features: Features, index: jax.Array, prompt: Prompt | None = None
+        self,
+        bank: MemoryBank,
+        features: Features,
+        index: Int[ArrayLike, ""],
+        prompt: Prompt | None = None,
     ) -> tuple[MemoryBank, Prediction]:
         """Takes one frame of the video.
 
         Args:
           bank: of N objects.
           features: of one frame, leading axis 1.
-          index: () int32 position of the frame in the video.
+          index: position of the frame in the video.
           prompt: of N objects; None on a frame without prompts. A prompt on an object that the bank does
             not know yet is answered without memory, any other on top of what is remembered.
 
@@ -379,7 +391,7 @@ class Sam2(nn.Module):
             embedding = jnp.where(starts, self.add_no_memory_embedding(features), embedding)
         is_initial = is_prompted & ~is_known
         segmentation = self.segment(
-            embedding, features, prompt or no_prompt(is_known.shape[0]), is_initial
+            embedding, features, prompt or no_prompt(len(is_known)), is_initial
         )
         return self._conclude(
             bank, features, index, segmentation, is_known | is_prompted, is_prompted

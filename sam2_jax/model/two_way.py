@@ -1,13 +1,17 @@
 """Two-way transformer: prompt tokens and image exchange information in both directions.
 
 tokens (N, K, C), image (N, L, C)  ->  the same shapes
+
+Both stay float32 between the layers, whatever the compute type: in bfloat16 masks, and which is taken, flip.
 """
 
 import jax
 from flax import linen as nn
+from jaxtyping import Bool, Float
 
 from sam2_jax.model.layers import MLP, Dense, LayerNorm
 from sam2_jax.ops.attention import attention
+from sam2_jax.structs import Array
 
 _HEADS = 8
 _DEPTH = 2
@@ -22,9 +26,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None = None
-    ) -> jax.Array:
-        """Maps queries (N, Tq, C), keys and values (N, Tk, C) to (N, Tq, C)."""
+        self,
+        q: Float[Array, "#n t c"],
+        k: Float[Array, "#n s c"],
+        v: Float[Array, "#n s c"],
+        key_mask: Bool[Array, "#n s"] | None = None,
+    ) -> Float[jax.Array, "n t c"]:
+        """Lets queries look at keys, except where their mask is False."""
 
         def project(x, name):
             x = Dense(self.inner_width, self.dtype, name=name)(x)
@@ -46,15 +54,15 @@ class TwoWayBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: jax.Array,
-        image: jax.Array,
-        token_positions: jax.Array,
-        image_positions: jax.Array,
-        token_mask: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Maps tokens (N, K, C) and image (N or 1, L, C) to (N, K, C) and (N, L, C)."""
+        tokens: Float[Array, "n k c"],
+        image: Float[Array, "#n l c"],
+        token_positions: Float[Array, "n k c"],
+        image_positions: Float[Array, "1 l c"],
+        token_mask: Bool[Array, "n k"],
+    ) -> tuple[Float[jax.Array, "n k c"], Float[jax.Array, "n l c"]]:
+        """Applies the block to tokens and image."""
         c = tokens.shape[-1]
-        norm = lambda name: LayerNorm(1e-5, self.dtype, name=name)
+        norm = lambda name: LayerNorm(1e-5, name=name)
 
         attend = Attention(c, self.dtype, name="self_attn")
         if self.is_first:  # the tokens still are their own positions: neither encoding nor residual
@@ -82,18 +90,22 @@ class TwoWayTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, image: jax.Array, image_positions: jax.Array, token_mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        tokens: Float[Array, "n k c"],
+        image: Float[Array, "#n l c"],
+        image_positions: Float[Array, "1 l c"],
+        token_mask: Bool[Array, "n k"],
+    ) -> tuple[Float[jax.Array, "n k c"], Float[jax.Array, "n l c"]]:
         """Runs the transformer.
 
         Args:
-          tokens: (N, K, C); as first given they also serve as their own position encoding.
-          image: (N or 1, L, C).
-          image_positions: (1, L, C).
-          token_mask: (N, K) bool, False for padding.
+          tokens: as first given they also serve as their own position encoding.
+          image: the map, row after row.
+          image_positions: encoding of its cells.
+          token_mask: False for padding.
 
         Returns:
-          tokens (N, K, C) and image (N, L, C).
+          Tokens and image.
         """
         positions = tokens
         for i in range(_DEPTH):
@@ -101,4 +113,4 @@ class TwoWayTransformer(nn.Module):
             tokens, image = block(tokens, image, positions, image_positions, token_mask)
         attend = Attention(tokens.shape[-1] // 2, self.dtype, name="final_attn_token_to_image")
         tokens = tokens + attend(tokens + positions, image + image_positions, image)
-        return LayerNorm(1e-5, self.dtype, name="norm_final_attn")(tokens), image
+        return LayerNorm(1e-5, name="norm_final_attn")(tokens), image

@@ -23,7 +23,7 @@ from sam2_jax.config import POSTPROCESSING_IMAGE, ModelConfig
 from sam2_jax.files import PartialFile
 from sam2_jax.model.sam2 import Sam2
 from sam2_jax.module_like import ModuleLike, lets_unknown_pass
-from sam2_jax.outputs import as_array, hand_out
+from sam2_jax.outputs import as_array, hand_out, to_host
 from sam2_jax.predict import postprocessing, preprocessing
 from sam2_jax.structs import Features, Prompt
 
@@ -208,7 +208,7 @@ class SAM2ImagePredictor(ModuleLike):
             return None
         features, sizes = self._current()
         maps = [features.embedding, *features.high_res]
-        embed, *high_res = [np.asarray(x[: len(sizes)]).transpose(0, 3, 1, 2) for x in maps]
+        embed, *high_res = [to_host(x[: len(sizes)]).transpose(0, 3, 1, 2) for x in maps]
         return {"image_embed": embed, "high_res_feats": high_res}
 
     @_features.setter
@@ -217,7 +217,8 @@ class SAM2ImagePredictor(ModuleLike):
             self._encoded = None
             return
         maps = [features["image_embed"], *features["high_res_feats"]]
-        tensors = [np.moveaxis(np.asarray(as_array(x)), 1, -1) for x in maps]
+        dtype = jnp.dtype(self.model.config.dtype)
+        tensors = [np.moveaxis(np.asarray(as_array(x)), 1, -1).astype(dtype) for x in maps]
         found = [x.shape for x in tensors]
         expected = list(_tensor_shapes(self.model.config, len(tensors[0])).values())
         if found != expected:
@@ -235,10 +236,11 @@ class SAM2ImagePredictor(ModuleLike):
             raise RuntimeError("No image is set: call set_image(image) before asking about it.")
         return self._encoded, self._sizes
 
-    def get_image_embedding(self) -> np.ndarray:
+    def get_image_embedding(self) -> Any:
         """Returns the embeddings of the B images in the original's layout, (B, C, S/16, S/16) float32."""
         features, sizes = self._current()
-        return np.asarray(features.embedding[: len(sizes)], np.float32).transpose(0, 3, 1, 2)
+        embedding = features.embedding[: len(sizes)].astype(jnp.float32)
+        return hand_out(embedding.transpose(0, 3, 1, 2), self.outputs)
 
     def save_embedding(self, path: str | os.PathLike) -> None:
         """Saves what `set_image` or `set_image_batch` computed, for `load_embedding`.
@@ -387,6 +389,53 @@ class SAM2ImagePredictor(ModuleLike):
             *self._answer(prompts, multimask_output, return_logits), strict=True
         )
         return list(masks), list(ious), list(low_res)
+
+    def _prep_prompts(
+        self,
+        point_coords: Any,
+        point_labels: Any,
+        box: Any,
+        mask_logits: Any,
+        normalize_coords: bool,
+        img_idx: int = -1,
+    ) -> tuple[Any, Any, Any, Any]:
+        """Prompts as `predict` takes them -> mask logits, points, labels and boxes as `_predict` takes them."""
+        height, width = self._current()[1][img_idx]
+        size, side = (width, height) if normalize_coords else (1, 1), self.model.config.image_size
+        scale = lambda x: np.asarray(as_array(x), np.float32) / size * np.float32(side)
+        lead = lambda x, rank: x if x is None or x.ndim == rank else x[None]
+        points = None if point_coords is None else lead(scale(point_coords), 3)
+        labels = None if point_labels is None else lead(np.asarray(as_array(point_labels)), 2)
+        boxes = None if box is None else scale(np.reshape(as_array(box), (-1, 2, 2)))
+        logits = None if mask_logits is None else lead(np.asarray(as_array(mask_logits)), 4)
+        return logits, points, labels, boxes
+
+    def _predict(
+        self,
+        point_coords: Any,
+        point_labels: Any,
+        boxes: Any = None,
+        mask_input: Any = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        img_idx: int = -1,
+    ) -> tuple[Any, Any, Any]:
+        """`predict` with prompts in pixels of the S x S input, under the name by which programs call it.
+
+        Returns:
+          Masks (N, C, H, W) bool (or logits), predicted IoUs (N, C), and low-resolution logits; N also if it
+          is 1.
+        """
+        _, sizes = self._current()
+        image = range(len(sizes))[img_idx]
+        side = np.float32(self.model.config.image_size)
+        scale = lambda x: None if x is None else np.asarray(as_array(x), np.float32) / side
+        prompt = self._prompt(
+            sizes[image], scale(point_coords), point_labels, scale(boxes), mask_input, False
+        )
+        answer = self._answer([prompt], multimask_output, return_logits, first=image)[0]
+        masks, ious, low_res = (x[None] for x in answer) if len(prompt.labels) == 1 else answer
+        return (masks if return_logits else masks > 0), ious, low_res
 
     def _prompt(
         self,

@@ -34,8 +34,15 @@ from sam2_jax.data.masks import encode_rle
 from sam2_jax.model.sam2 import usual_promotion
 from sam2_jax.module_like import lets_unknown_pass
 from sam2_jax.ops.components import clean_masks
+from sam2_jax.outputs import as_array, hand_out
 from sam2_jax.predict import postprocessing, preprocessing
 from sam2_jax.predict.image import SAM2ImagePredictor
+from sam2_jax.predict.regions import (
+    batched_mask_to_box,
+    remove_small_regions,
+    rle_to_mask,
+    run_lengths,
+)
 from sam2_jax.structs import Prompt
 
 _EDGE = 20  # pixels; a box that ends so close to the edge of a crop is cut off by it
@@ -133,14 +140,6 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndar
             both = overlap.clip(min=0).prod(1)
             is_alive[i + 1 :] &= both <= threshold * (area[i] + area[i + 1 :] - both)
     return order[is_alive]
-
-
-def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """(H, W) bool -> {"size": [H, W], "counts": [...]}: column by column, runs of 0 and 1 in turn, 0 first."""
-    pixels = mask.T.ravel()
-    ends = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    counts = np.diff(ends, prepend=0, append=len(pixels)).tolist()
-    return {"size": list(mask.shape), "counts": [0, *counts] if pixels[0] else counts}
 
 
 def _map_chosen(function: Callable, masks: jax.Array, is_chosen: jax.Array, size: int) -> Any:
@@ -560,3 +559,63 @@ class SAM2AutomaticMaskGenerator:
         if self.output_mode == "coco_rle":
             return encode_rle(mask)
         return mask if self.output_mode == "binary_mask" else run_lengths(mask)
+
+    @staticmethod
+    def postprocess_small_regions(mask_data: Any, min_area: int, nms_thresh: float) -> Any:
+        """Fills holes and removes specks in masks of full size, and suppresses what then repeats another.
+
+        Args:
+          mask_data: `utils.amg.MaskData` with `rles`, uncompressed run lengths, and `boxes`; changed in place.
+          min_area: pixels; smaller regions are filled or removed.
+          nms_thresh: of the IoU of two boxes; masks without any change are preferred.
+
+        Returns:
+          `mask_data`.
+        """
+        if not len(mask_data["rles"]):
+            return mask_data
+        masks, is_changed = [], []
+        for rle in mask_data["rles"]:
+            mask, is_filled = remove_small_regions(rle_to_mask(rle), min_area, "holes")
+            mask, is_removed = remove_small_regions(mask, min_area, "islands")
+            masks.append(mask)
+            is_changed.append(is_filled or is_removed)
+        boxes = batched_mask_to_box(np.stack(masks))
+        kept = suppress(boxes, 1.0 - np.array(is_changed), nms_thresh)
+        for i in kept:
+            if is_changed[i]:
+                mask_data["rles"][i] = run_lengths(masks[i])
+                mask_data["boxes"][i] = boxes[i]
+        mask_data.filter(kept)
+        return mask_data
+
+    def refine_with_m2m(
+        self, points: Any, point_labels: Any, low_res_masks: Any, points_per_batch: int
+    ) -> tuple[Any, Any]:
+        """Decodes masks once more from themselves and their clicks.
+
+        Args:
+          points: (K, 2) clicks (x, y) in pixels of the model's input.
+          point_labels: (K,) their labels.
+          low_res_masks: (K, S/4, S/4) logits.
+          points_per_batch: clicks decoded at once.
+
+        Returns:
+          Logits (K, 1, H, W) in the size of the image that is set in `predictor`, and predicted IoUs (K, 1).
+        """
+        points, labels, masks = (as_array(x) for x in (points, point_labels, low_res_masks))
+        found = [
+            self.predictor._predict(
+                points[own, None],
+                labels[own, None],
+                mask_input=masks[own, None],
+                multimask_output=False,
+                return_logits=True,
+            )[:2]
+            for i in range(0, len(points), points_per_batch)
+            for own in [slice(i, i + points_per_batch)]
+        ]
+        logits, ious = (
+            np.concatenate([np.asarray(x) for x in part]) for part in zip(*found, strict=True)
+        )
+        return hand_out(logits, self.predictor.outputs), hand_out(ious, self.predictor.outputs)

@@ -213,10 +213,12 @@ class InferenceState(StateKeys):
         obj_id, frame = check_object_id(obj_id), self.check_frame(frame)
         mask = as_mask(as_array(mask))
         history = self.objects.get(obj_id, ObjectHistory())
-        if not mask.any() and not ({*history.prompted, *history.pending} - {frame}):
+        is_known = bool({*history.prompted, *history.pending} - {frame})
+        if not (mask.any() or is_known or self.model.session.allow_empty_masks):
             raise ValueError(
                 f"The mask of object {obj_id!r} is empty: there is nothing to track. Only an object that is "
-                "prompted on another frame can be absent on this one."
+                "prompted on another frame can be absent on this one, unless the predictor is built with "
+                "allow_empty_masks=True."
             )
         mask = preprocessing.mask_to_input(mask, self.model.config.image_size)
         prompt = preprocessing.pad_points(np.zeros((1, 1, 2)), np.full((1, 1), -1))

@@ -6,7 +6,8 @@ read is computed when it is asked for; of what is written, `images` (and its siz
 """
 
 import collections
-from collections.abc import Iterator, Mapping, MutableMapping
+import functools
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sam2_jax.model.sam2 import IMAGE_MEAN, IMAGE_STD
 from sam2_jax.outputs import as_array, hand_out, to_host
 from sam2_jax.predict import preprocessing
 
+_KINDS = ("cond_frame_outputs", "non_cond_frame_outputs")
 _SIZES = ("num_frames", "video_height", "video_width")
 
 
@@ -60,17 +62,30 @@ class _OwnImages(Frames):
     __getitem__ = _read
 
 
-class _Answers(Mapping):
-    """Answers of one object by frame, each as the dictionary the original keeps."""
+class _Answers(MutableMapping):
+    """Answers of one object by frame, each as the dictionary the original keeps.
 
-    def __init__(self, entries: Mapping[int, Any], outputs: str):
-        self._entries, self._outputs = entries, outputs
+    What is deleted is forgotten: programs that never end drop old frames so.
+    """
+
+    def __init__(self, entries: dict[int, Any], outputs: str, forget: Callable[[int], Any]):
+        self._entries, self._outputs, self._forget = entries, outputs, forget
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[int]:
         return iter(sorted(self._entries))
+
+    def __delitem__(self, frame: int) -> None:
+        del self._entries[frame]
+        self._forget(frame)
+
+    def __setitem__(self, frame: int, answer: Any) -> None:
+        raise TypeError(
+            f"The answer on frame {frame} cannot be set: the session keeps it. Give a mask with add_new_mask, "
+            "or go back to an earlier state with snapshot and restore."
+        )
 
     def __getitem__(self, frame: int) -> dict[str, Any]:
         entry = self._entries[frame]
@@ -103,18 +118,26 @@ class StateKeys(MutableMapping):
         objects, outputs = list(self.objects.values()), self.model.outputs
         by_object = lambda read: {n: read(history) for n, history in enumerate(objects)}
 
-        def answers(conditioning, other):
+        def answers(*kept):
+            """Of conditioning and of other frames: what there is, and what it is forgotten from."""
+
+            def forget(frame, source):
+                del source[frame]
+                self._change()
+
             return {
-                "cond_frame_outputs": _Answers(conditioning, outputs),
-                "non_cond_frame_outputs": _Answers(
-                    {t: entry for t, entry in other.items() if entry is not None}, outputs
-                ),
+                key: _Answers(
+                    {t: entry for t, entry in entries.items() if entry is not None},
+                    outputs,
+                    functools.partial(forget, source=source),
+                )
+                for key, (entries, source) in zip(_KINDS, kept, strict=True)
             }
 
         def pending(history, is_wanted):
             return {
                 t: entry for t, (entry, is_cond) in history.pending.items() if is_cond == is_wanted
-            }
+            }, history.pending
 
         def points(history):
             return {
@@ -142,7 +165,9 @@ class StateKeys(MutableMapping):
             ),
             "cached_features": lambda: dict(self._features),
             "constants": dict,
-            "output_dict_per_obj": lambda: by_object(lambda h: answers(h.prompted, h.tracked)),
+            "output_dict_per_obj": lambda: by_object(
+                lambda h: answers((h.prompted, h.prompted), (h.tracked, h.tracked))
+            ),
             "temp_output_dict_per_obj": lambda: by_object(
                 lambda h: answers(pending(h, True), pending(h, False))
             ),

@@ -239,6 +239,20 @@ class SAM2VideoPredictor(ModuleLike):
         """
         return inference_state.scores(frame_idx)
 
+    # What programs call of the original's inside.
+
+    def _obj_id_to_idx(self, inference_state: InferenceState, obj_id: int | str) -> int:
+        """The place of a known object among the masks."""
+        return inference_state["obj_id_to_idx"][obj_id]
+
+    def _obj_idx_to_id(self, inference_state: InferenceState, obj_idx: int) -> int | str:
+        """The object at a place among the masks."""
+        return inference_state.obj_ids[obj_idx]
+
+    def _get_obj_num(self, inference_state: InferenceState) -> int:
+        """How many objects there are."""
+        return len(inference_state.objects)
+
     def _apply_non_overlapping_constraints(self, pred_masks: Any) -> Any:
         """(N, 1, H, W) scores -> at a pixel only the highest stays, the others are at most -10.
 

@@ -6,7 +6,7 @@ checkpoint takes its name when it is complete; its checksums do not depend on th
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,13 @@ class Checkpoints:
       ValueError: when `keep_last` is not positive.
     """
 
-    def __init__(self, folder: str | os.PathLike, keep_last: int = 3, keep_best: int = 1):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        keep_last: int = 3,
+        keep_best: int = 1,
+        keep_steps: Collection[int] = (),
+    ):
         import orbax.checkpoint as ocp
 
         if keep_last < 1:
@@ -54,7 +60,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self.scores: dict[int, float] = {}
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LastAndBest(keep_last, keep_best, self.scores),
+            preservation_policy=_LastAndBest(keep_last, keep_best, keep_steps, self.scores),
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -206,15 +212,15 @@ class Checkpoints:
 class _LastAndBest:
     """Which checkpoints are kept: Orbax's `PreservationPolicy`."""
 
-    def __init__(self, last: int, best: int, scores: Mapping[int, float]):
-        self._last, self._best, self._scores = last, best, scores
+    def __init__(self, last: int, best: int, always: Collection[int], scores: Mapping[int, float]):
+        self._last, self._best, self._always, self._scores = last, best, always, scores
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Tells for each checkpoint, oldest first, whether it is kept."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         scored = sorted((self._scores[step], step) for step in steps if step in self._scores)
         kept = {*steps[-self._last :], *(step for _, step in scored[::-1][: self._best])}
-        return [step in kept for step in steps]
+        return [step in kept or step in self._always for step in steps]
 
 
 def _read_arrays(path: Path, target: Any) -> dict[str, jax.Array]:

@@ -9,7 +9,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from sam2_jax.checkpoint import load_start
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
 from sam2_jax.data.loader import make_loader
 from sam2_jax.data.masks import png_bytes
@@ -17,8 +16,9 @@ from sam2_jax.experiment import Experiment
 from sam2_jax.files import write_file
 from sam2_jax.parallel.mesh import batch_share, make_mesh
 from sam2_jax.train.optimizer import learning_rates, weight_decays
+from sam2_jax.train.preflight import preflight
 from sam2_jax.train.recipe import Recipe, make_recipe
-from sam2_jax.train.state import abstract_state
+from sam2_jax.train.state import abstract_state, starting_params
 
 FIRST_BATCH = "first_batch.png"
 
@@ -38,10 +38,9 @@ def dry_run(experiment: Experiment, folder: str | os.PathLike) -> str:
       FileNotFoundError: data are missing.
     """
     recipe, mesh = make_recipe(experiment), make_mesh(experiment.mesh)
-    check_batch_sizes(experiment, mesh)
+    preflight(experiment, mesh, recipe.config.image_size)
     start = "random weights"
-    if experiment.init_from:
-        load_start(experiment.init_from, experiment.model, recipe.config, recipe.draw)
+    if starting_params(recipe) is not None:
         start = experiment.init_from
     loader = make_loader(
         experiment.datasets,
@@ -70,18 +69,6 @@ def dry_run(experiment: Experiment, folder: str | os.PathLike) -> str:
         *(f"  {clip}" for clip in batch["names"]),
     ]
     return "\n".join(lines)
-
-
-def check_batch_sizes(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Raises a ValueError if the clips of a batch do not spread evenly over the devices."""
-    parts = experiment.optimizer.accumulate
-    multiple = mesh.shape["data"] * mesh.shape["fsdp"] * parts
-    for name, dataset in experiment.datasets.items():
-        if dataset.batch_size % multiple:
-            raise ValueError(
-                f"datasets.{name}.batch_size is {dataset.batch_size}; it must be a multiple of {multiple}: "
-                f"mesh.data {mesh.shape['data']} x mesh.fsdp {mesh.shape['fsdp']} x accumulate {parts}."
-            )
 
 
 def parameter_table(recipe: Recipe, mesh: jax.sharding.Mesh) -> list[str]:

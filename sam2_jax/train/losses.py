@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from sam2_jax.experiment import LossWeights
+from sam2_jax.structs import Array
 
 # (logits (M, S, S), predicted IoUs (M,), presence (), target (S, S)) -> () float32 each, `loss` among them: as
 # `prediction_losses`, in whose place another may be trained with.
@@ -17,20 +19,20 @@ LossFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], dict[str, jax.Ar
 _ALPHA = 0.25  # of the focal loss; its gamma is 2
 
 
-def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def binary_cross_entropy(
+    logits: Float[Array, "*b"], targets: Float[Array, "*#b"]
+) -> Float[jax.Array, "*b"]:
     """Elementwise, from logits; targets are 0 or 1."""
     return jax.nn.softplus(logits) - logits * targets
 
 
-def mask_losses(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def mask_losses(
+    logits: Float[Array, "m s s"], target: Bool[Array, "s s"]
+) -> tuple[Float[jax.Array, " m"], Float[jax.Array, " m"], Float[jax.Array, " m"]]:
     """Compares masks with the target.
 
-    Args:
-      logits: (M, S, S) float32.
-      target: (S, S) bool.
-
     Returns:
-      (M,) focal loss, mean over pixels; (M,) dice loss; (M,) IoU of the mask with the target.
+      Focal loss, mean over pixels; dice loss; IoU of the mask with the target.
     """
     wanted = target.astype(jnp.float32)
     p = jax.nn.sigmoid(logits)
@@ -45,32 +47,32 @@ def mask_losses(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def prediction_losses(
-    logits: jax.Array,
-    ious: jax.Array,
-    score: jax.Array,
-    target: jax.Array,
+    logits: Float[Array, "m s s"],
+    ious: Float[Array, " m"],
+    score: Float[Array, ""],
+    target: Bool[Array, "s s"],
     weights: LossWeights,
-) -> dict[str, jax.Array]:
+) -> dict[str, Float[jax.Array, ""]]:
     """Losses of the candidate masks that the decoder gives for one object.
 
     Only the candidate with the lowest mask loss is supervised. An object that is absent teaches its absence
     and nothing else.
 
     Args:
-      logits: (M, S, S) float32, 1 or 3 candidates.
-      ious: (M,) predicted IoU of each.
-      score: () logit that the object is visible.
-      target: (S, S) bool.
+      logits: 1 or 3 candidates.
+      ious: predicted IoU of each.
+      score: logit that the object is visible.
+      target: the object's true mask.
       weights: of the total.
 
     Returns:
-      () float32 each: `mask` (focal), `dice`, `iou`, `presence`, and the weighted `loss`.
+      `mask` (focal), `dice`, `iou`, `presence`, and the weighted `loss`.
     """
     focal, dice, true_ious = mask_losses(logits, target)
     best = jnp.argmin(weights.mask * focal + weights.dice * dice)
     iou_error = jnp.abs(ious - true_ious)
     iou = iou_error.mean() if weights.supervise_all_ious else iou_error[best]
-    is_there = target.any().astype(jnp.float32)
+    is_there = jnp.any(target).astype(jnp.float32)
     losses = {
         "mask": is_there * focal[best],
         "dice": is_there * dice[best],

@@ -3,6 +3,8 @@
 Written by one process; a run that is resumed goes on as if it had never stopped.
 """
 
+import contextlib
+import importlib
 import json
 import math
 import os
@@ -11,7 +13,7 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,14 +161,22 @@ def drop_lines_after(path: str | os.PathLike, step: int) -> None:
     write_file(path, "".join(kept).encode())
 
 
-def _start_wandb(project: str, folder: Path, settings: Mapping[str, Any] | None) -> Any:
+def check_wandb(project: str) -> None:
+    """Raises a ValueError if a project is named and the package wandb is missing."""
+    if not project:
+        return
     try:
-        import wandb  # pyright: ignore[reportMissingImports]
+        importlib.import_module("wandb")
     except ModuleNotFoundError as error:
         raise ValueError(
             f"wandb_project is {project!r}, but the package wandb is not installed: pip install wandb, or "
             "leave wandb_project empty."
         ) from error
+
+
+def _start_wandb(project: str, folder: Path, settings: Mapping[str, Any] | None) -> Any:
+    check_wandb(project)
+    wandb = importlib.import_module("wandb")
     identity = folder / _WANDB_ID
     if not identity.exists():
         write_file(identity, secrets.token_hex(8).encode())
@@ -193,17 +203,37 @@ class Speed:
 
     def restart(self) -> None:
         """Begins anew, for example after a pause."""
-        self._start, self._frames, self._flops = time.monotonic(), 0, 0.0
+        self._start, self._steps, self._frames = time.monotonic(), 0, 0
+        self._flops, self._waited = 0.0, 0.0
 
-    def count(self, frames: int, flops: float | None) -> None:
-        """Adds a step; `flops` is None where they are not known."""
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it, no time passes."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._start += time.monotonic() - start
+
+    def count(self, frames: int, flops: float | None, waited: float = 0.0) -> None:
+        """Adds a step; `flops` is None where they are not known, `waited` are seconds for its batch."""
+        self._steps += 1
         self._frames += frames
         self._flops += flops or 0.0
+        self._waited += waited
 
     def rates(self) -> dict[str, float]:
-        """Returns frames and, where the devices are known, the share of their FLOP/s; then restarts."""
+        """Returns the means since the last restart, and restarts.
+
+        Returns:
+          `frames_per_s`; `step_s` and, as a part of it, `data_s`, seconds a step; `mfu`, the share of the
+          devices' FLOP/s, where these are known. Nothing if there was no step.
+        """
         seconds = max(time.monotonic() - self._start, 1e-9)
-        rates = {"frames_per_s": self._frames / seconds} if self._frames else {}
+        rates = {}
+        if self._steps:
+            rates["frames_per_s"] = self._frames / seconds
+            rates |= {"step_s": seconds / self._steps, "data_s": self._waited / self._steps}
         if self.peak_flops and self._flops:
             rates["mfu"] = self._flops / seconds / self.peak_flops
         self.restart()

@@ -1,10 +1,12 @@
 """AdamW as the published recipe has it: rates by part and by depth, decay by name, one schedule; or Muon.
 
 The rate of a parameter is the product of its own peak (`learning_rates`) and a shape over time (`schedule`).
+Both are computed in the step, from numbers that are arguments of it (`hyperparameters`), so that another rate
+or another number of steps compiles nothing.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,20 +21,62 @@ from sam2_jax.experiment import Optimizer
 _NO_DECAY = re.compile(r"bias|(trunk|memory_attention|transformer)/(.*/)?norm[^/]*/scale$")
 
 
-def learning_rates(paths: Mapping[str, Any], depth: int, config: Optimizer) -> dict[str, float]:
+Hyperparameters = dict[str, Any]
+
+_NUMBERS = (
+    "learning_rate",
+    "encoder_learning_rate",
+    "weight_decay",
+    "layer_decay",
+    "gradient_clip",
+    "warmup_steps",
+    "cooldown_steps",
+    "timescale",
+    "final_fraction",
+)
+
+
+def hyperparameters(config: Optimizer, num_steps: int = 0) -> Hyperparameters:
+    """Returns the numbers of an optimizer that are arguments of the compiled step.
+
+    Returns:
+      Floats by the fields of `Optimizer`; `num_steps`; and under `groups`, those of each group.
+    """
+    groups = {
+        name: {"learning_rate": group.learning_rate, "weight_decay": group.weight_decay}
+        for name, group in config.groups.items()
+    }
+    numbers = {name: float(getattr(config, name)) for name in _NUMBERS}
+    return numbers | {"num_steps": float(num_steps), "groups": groups}
+
+
+def group_of(path: str, config: Optimizer) -> str | None:
+    """Returns the name of the first group whose pattern is found in a path; None if there is none."""
+    found = (name for name, group in config.groups.items() if re.search(group.pattern, path))
+    return next(found, None)
+
+
+def learning_rates(
+    paths: Mapping[str, Any], depth: int, config: Optimizer, values: Hyperparameters | None = None
+) -> dict[str, Any]:
     """Returns the peak learning rate of every parameter.
 
     Args:
       paths: parameters by path; values are not looked at.
       depth: blocks of the trunk.
-      config: rates and layer decay. The last block's rate is decayed once, the patch embedding's the most;
-        position tables are not decayed.
+      config: which rate counts. In the trunk it is decayed by layer: the last block's once, the patch
+        embedding's the most, position tables' not.
+      values: the numbers, which may be traced; None takes those of `config`.
     """
+    values = values or hyperparameters(config)
 
     def rate(path):
-        if path.removeprefix("lora/").startswith("image_encoder/"):
-            return config.encoder_learning_rate * config.layer_decay ** _distance(path, depth)
-        return config.learning_rate
+        group = group_of(path, config)
+        is_encoder = path.removeprefix("lora/").startswith("image_encoder/")
+        peak = values["encoder_learning_rate" if is_encoder else "learning_rate"]
+        if group and config.groups[group].learning_rate >= 0:
+            peak = values["groups"][group]["learning_rate"]
+        return peak * values["layer_decay"] ** _distance(path, depth) if is_encoder else peak
 
     return {path: rate(path) for path in paths}
 
@@ -45,56 +89,69 @@ def _distance(path, depth):
     return depth - int(block[1]) if block else 0
 
 
-def weight_decays(paths: Mapping[str, Any], config: Optimizer) -> dict[str, float]:
-    """Returns the weight decay of every parameter: none for biases and layer norms."""
-    return {path: 0.0 if _NO_DECAY.search(path) else config.weight_decay for path in paths}
+def weight_decays(
+    paths: Mapping[str, Any], config: Optimizer, values: Hyperparameters | None = None
+) -> dict[str, Any]:
+    """Returns the weight decay of every parameter: none for biases and layer norms; see `learning_rates`."""
+    values = values or hyperparameters(config)
+
+    def decay(path):
+        group = group_of(path, config)
+        if group and config.groups[group].weight_decay >= 0:
+            return values["groups"][group]["weight_decay"]
+        return 0.0 if _NO_DECAY.search(path) else values["weight_decay"]
+
+    return {path: decay(path) for path in paths}
 
 
-def schedule(config: Optimizer, num_steps: int) -> optax.Schedule:
-    """Returns the share of the peak learning rate as a function of the step."""
+def schedule(kind: str, values: Hyperparameters) -> Callable[[Any], jax.Array]:
+    """Returns the share of the peak learning rate as a function of the step.
 
-    def shape(step):
-        after = jnp.maximum(step - config.warmup_steps, 0)
-        if config.schedule == "cosine":
-            progress = jnp.minimum(after / max(num_steps - config.warmup_steps, 1), 1.0)
-            low = config.final_fraction
-            share = low + (1 - low) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        elif config.schedule == "rsqrt":
-            share = jnp.sqrt(config.timescale / (config.timescale + after))
+    Args:
+      kind: constant, cosine or rsqrt.
+      values: as `hyperparameters` returns them; they may be traced.
+    """
+    warmup, cooldown = values["warmup_steps"], values["cooldown_steps"]
+    num_steps = values["num_steps"]
+    ramp = lambda step, steps: jnp.clip(jnp.where(steps > 0, step / jnp.maximum(steps, 1), 1), 0, 1)
+
+    def share(step):
+        after = jnp.maximum(step - warmup, 0)
+        if kind == "cosine":
+            progress = jnp.minimum(after / jnp.maximum(num_steps - warmup, 1), 1.0)
+            low = values["final_fraction"]
+            shape = low + (1 - low) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        elif kind == "rsqrt":
+            shape = jnp.sqrt(values["timescale"] / (values["timescale"] + after))
         else:
-            share = jnp.float32(1)
-        if config.warmup_steps:
-            share = share * jnp.minimum(step / config.warmup_steps, 1.0)
-        if config.cooldown_steps:
-            share = share * jnp.clip((num_steps - step) / config.cooldown_steps, 0.0, 1.0)
-        return share
+            shape = 1.0
+        return shape * ramp(step, warmup) * ramp(num_steps - step, cooldown)
 
-    return shape
+    return share
 
 
 def make_optimizer(
-    params: Mapping[str, Any], depth: int, config: Optimizer, num_steps: int
-) -> optax.GradientTransformation:
-    """Builds the optimizer of nested parameters; only their paths and shapes are looked at."""
+    params: Mapping[str, Any], depth: int, config: Optimizer
+) -> optax.GradientTransformationExtraArgs:
+    """Builds the optimizer of nested parameters; only their paths and shapes are looked at.
+
+    Its `update` takes `step`, () int32, and `values`, as `hyperparameters` returns them.
+    """
     paths = flatten_dict(params, sep="/")
     nested = lambda flat: unflatten_dict(flat, sep="/")
-    rates = nested(learning_rates(paths, depth, config))
-    decays = nested(weight_decays(paths, config))
-    shape = schedule(config, num_steps)
+    direction = _direction(paths, config)
 
-    def decay(updates, params):
-        return jax.tree.map(lambda u, p, d: u + d * p, updates, params, decays)
+    def update(gradient, state, params, *, step, values):
+        kept = jnp.minimum(1.0, values["gradient_clip"] / optax.tree.norm(gradient))
+        gradient = jax.tree.map(lambda g: kept * g, gradient)
+        updates, state = direction.update(gradient, state, params)
+        share = schedule(config.schedule, values)(step)
+        rates = nested(learning_rates(paths, depth, config, values))
+        decays = nested(weight_decays(paths, config, values))
+        move = lambda u, p, rate, decay: -share * rate * (u + decay * p)
+        return jax.tree.map(move, updates, params, rates, decays), state
 
-    def scale(updates, _):
-        return jax.tree.map(lambda u, rate: -rate * u, updates, rates)
-
-    return optax.chain(
-        optax.clip_by_global_norm(config.gradient_clip),
-        _direction(paths, config),
-        optax.stateless(decay),
-        optax.stateless(scale),
-        optax.scale_by_schedule(shape),
-    )
+    return optax.GradientTransformationExtraArgs(direction.init, update)
 
 
 def _direction(paths, config):

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sam2_jax.experiment import Experiment
 from sam2_jax.model import lora
+from sam2_jax.train.optimizer import group_of
 
 Params = Mapping[str, Any]
 
@@ -34,6 +35,9 @@ def is_trained(experiment: Experiment, path: str) -> bool:
     """Tells whether an experiment trains a parameter, or a low-rank update."""
     if path.startswith("lora/"):
         return True
+    group = group_of(path, experiment.optimizer)
+    if group and experiment.optimizer.groups[group].is_frozen:
+        return False
     return (
         bool(re.search(_TRAINED[experiment.trainable], path))
         and not _NEVER_TRAINED.search(path)

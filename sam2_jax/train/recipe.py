@@ -15,9 +15,9 @@ from flax import struct
 from sam2_jax.config import ModelConfig, get_config, sort_overrides
 from sam2_jax.experiment import Experiment
 from sam2_jax.model.sam2 import Sam2, init_params, param_shapes
-from sam2_jax.train.clicks import Plan
+from sam2_jax.train.clicks import Plan, draw_plan
 from sam2_jax.train.losses import LossFn, prediction_losses
-from sam2_jax.train.optimizer import make_optimizer
+from sam2_jax.train.optimizer import Hyperparameters, hyperparameters, make_optimizer
 from sam2_jax.train.params import is_trained, partition, with_lora
 from sam2_jax.train.rollout import rollout, training_config
 
@@ -60,7 +60,27 @@ class Recipe:
     shapes: Mapping[str, Any]
     draw: Callable[[], dict[str, Any]]
     objective: Objective
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """Numbers that every step takes, so that changing them compiles nothing."""
+        return hyperparameters(self.experiment.optimizer, self.experiment.num_steps)
+
+    def loss_of_batch(
+        self, params: Mapping[str, Any], batch: Mapping[str, Any]
+    ) -> dict[str, jax.Array]:
+        """Returns what `objective` gives for held-out clips, with prompts that are always the same ones."""
+        key = jax.random.key(0)
+        plan = draw_plan(key, batch["images"].shape[1], self.experiment.interaction)
+        clips = Batch(batch["images"], batch["masks"], batch["is_object"])
+        return self._compiled_objective(
+            params, clips, plan, jax.random.split(key, len(clips.images))
+        )
+
+    @functools.cached_property
+    def _compiled_objective(self) -> Objective:
+        return jax.jit(self.objective)
 
     def is_trained(self, path: str) -> bool:
         """Tells whether a parameter is trained."""
@@ -121,6 +141,5 @@ def make_recipe(experiment: Experiment, loss_fn: LossFn | None = None) -> Recipe
             partition(shapes, functools.partial(is_trained, experiment))[0],
             sum(sam2.config.hiera.stages),
             experiment.optimizer,
-            experiment.num_steps,
         ),
     )

@@ -2,7 +2,8 @@
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ class Dispatched(NamedTuple):
       num_frames: of the whole batch.
       flops: of the step; None if they are not counted.
       is_compiled_now: whether the step had to be compiled first.
+      waited: seconds for the batch.
     """
 
     step: int
@@ -37,6 +39,7 @@ class Dispatched(NamedTuple):
     num_frames: int
     flops: float | None
     is_compiled_now: bool
+    waited: float
 
 
 class Reporter:
@@ -45,6 +48,8 @@ class Reporter:
     Attributes:
       speed: of the run.
       replaced: samples that this process could not read.
+      interval: by dataset, the sums of what its steps gave since the last line, and their number under `steps`.
+      skipped_in_a_row: steps up to the last one that changed nothing.
     """
 
     def __init__(
@@ -54,8 +59,9 @@ class Reporter:
         writer: MetricWriter | None,
         speed: Speed,
         step: int,
-        skipped: tuple[int, int],
+        skipped: int,
         replaced: int,
+        interval: Mapping[str, Mapping[str, float]],
     ):
         """Goes on from a step.
 
@@ -65,14 +71,16 @@ class Reporter:
           writer: of the first process; None in the others.
           speed: of the run.
           step: after which the run goes on.
-          skipped: steps that were skipped so far, and in a row.
+          skipped: steps that were skipped so far.
           replaced: samples that were replaced so far.
+          interval: see the class; empty at the start.
         """
         from tqdm import tqdm
 
         self.speed, self.replaced = speed, replaced
         self._experiment, self._workdir, self._writer = experiment, workdir, writer
-        self._skipped, self._skipped_in_a_row = skipped
+        self._skipped, self.skipped_in_a_row = skipped, 0
+        self.interval = {name: dict(sums) for name, sums in interval.items()}
         self._last: Dispatched | None = None
         # Without a terminal there are lines in the log instead.
         hidden = None if writer else True
@@ -101,14 +109,17 @@ class Reporter:
         scores = dict(scores or {})
         metrics = {name: float(x) for name, x in jax.device_get(done.metrics).items()}
         self.replaced += done.batch["replaced"]
+        sums = self.interval.setdefault(done.dataset, {"steps": 0.0})
         if metrics.pop("is_finite"):
-            self._skipped_in_a_row = 0
+            self.skipped_in_a_row = 0
+            for name, value in (metrics | {"steps": 1.0}).items():
+                sums[name] = sums.get(name, 0.0) + value
         else:
             self._skip(done)
         if done.is_compiled_now:
             self.speed.restart()
         else:
-            self.speed.count(done.num_frames, done.flops)
+            self.speed.count(done.num_frames, done.flops, done.waited)
         self._bar.update()
         is_logged = done.step % self._experiment.log_every == 0
         is_end = done.step in (1, self._experiment.num_steps)
@@ -116,13 +127,17 @@ class Reporter:
             return
         watched = self.speed.rates() | {"memory_gb": memory_gb(jax.local_devices()[0])}
         counts = {"skipped": self._skipped, "replaced": self.replaced}
-        loss = {"loss": metrics["loss"]}
+        rates = {name: x for name, x in metrics.items() if name.startswith("learning_rate")}
+        means, self.interval = _means(self.interval, metrics), {}
+        loss = {"loss": means["loss"]}
         self._writer.write(
-            done.step,
-            loss | metrics | scores | watched | counts | {"dataset": done.dataset},
+            done.step, means | rates | scores | watched | counts | {"dataset": done.dataset}
         )
         self._bar.set_postfix_str(one_line(loss | watched), refresh=False)
         if self._bar.disable:
+            left = self._experiment.num_steps - done.step
+            if "step_s" in watched:
+                watched["eta"] = str(timedelta(seconds=round(left * watched["step_s"])))
             steps = f"{done.step}/{self._experiment.num_steps}"
             logger.info("step %s: %s", steps, one_line(loss | scores | watched))
 
@@ -135,10 +150,10 @@ class Reporter:
     def _skip(self, done: Dispatched) -> None:
         """Counts a step that changed nothing; ends the run where they become too many."""
         self._skipped += 1
-        self._skipped_in_a_row += 1
+        self.skipped_in_a_row += 1
         names = ", ".join(done.batch["names"])
         logger.warning("Step %d is skipped, its loss is not finite: %s", done.step, names)
-        if self._skipped_in_a_row < self._experiment.max_skipped:
+        if self.skipped_in_a_row < self._experiment.max_skipped:
             return
         name = f"step_{done.step:07d}_process_{jax.process_index()}.npz"
         path = self._workdir / BAD_BATCHES / name
@@ -147,6 +162,20 @@ class Reporter:
         np.savez_compressed(buffer, **done.batch)
         write_file(path, buffer.getvalue())
         raise ValueError(
-            f"{self._skipped_in_a_row} steps in a row had no finite loss and gradient (max_skipped). The last "
-            f"batch is saved as {path} and holds {names}. Look at it, or lower optimizer.learning_rate."
+            f"{self.skipped_in_a_row} steps in a row had no finite loss and gradient (max_skipped). The last "
+            f"batch is saved as {path} and holds {names}. Look at it, or lower optimizer.learning_rate: "
+            "the same command goes on from the last checkpoint before them."
         )
+
+
+def _means(
+    interval: Mapping[str, Mapping[str, float]], names: Iterable[str]
+) -> dict[str, float | None]:
+    """Means over the steps of an interval, and the loss of each dataset; None where no step counts."""
+    num_steps = sum(sums["steps"] for sums in interval.values())
+    total = lambda name: sum(sums.get(name, 0.0) for sums in interval.values())
+    means = {name: total(name) / num_steps if num_steps else None for name in names}
+    for dataset, sums in interval.items():
+        if len(interval) > 1 and sums["steps"]:
+            means[f"loss/{dataset}"] = sums["loss"] / sums["steps"]
+    return means

@@ -10,9 +10,12 @@ import numpy as np
 from flax import struct
 from jax.experimental import multihost_utils
 
+from sam2_jax.checkpoint import load_start
+from sam2_jax.checkpoint.download import find_weights
 from sam2_jax.checkpoint.run_folder import exported
 from sam2_jax.parallel.mesh import batch_sharding
 from sam2_jax.parallel.rules import shardings
+from sam2_jax.train.optimizer import Hyperparameters
 from sam2_jax.train.params import partition, with_lora
 from sam2_jax.train.recipe import Batch, Recipe
 
@@ -85,6 +88,21 @@ def init_state(
     return start(placed)
 
 
+def starting_params(recipe: Recipe) -> dict[str, Any] | None:
+    """Loads the parameters from which an experiment starts, on the host; None if it draws them.
+
+    Raises:
+      FileNotFoundError: there are none where `init_from` says.
+      ValueError: they do not fit the model.
+    """
+    experiment = recipe.experiment
+    if not experiment.init_from:
+        return None
+    path = find_weights(experiment.init_from)
+    name, fresh = experiment.model, experiment.init_except
+    return load_start(path, name, recipe.config, recipe.draw, fresh).params
+
+
 def abstract_batch(
     recipe: Recipe, mesh: jax.sharding.Mesh, batch_size: int, num_frames: int, max_objects: int
 ) -> Batch:
@@ -104,6 +122,12 @@ def put_batch(mesh: jax.sharding.Mesh, batch: Mapping[str, np.ndarray]) -> Batch
     """
     put = functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
     return Batch(put(batch["images"]), put(batch["masks"]), put(batch["is_object"]))
+
+
+def put_hyperparameters(recipe: Recipe, mesh: jax.sharding.Mesh) -> Hyperparameters:
+    """Puts the numbers of a recipe on the devices, () float32 each."""
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.device_put(jax.tree.map(np.float32, recipe.hyperparameters), whole)
 
 
 def export_params(state: TrainState) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The training step: gradient, update, apply, replace.
 
-    state, metrics = compiled_step(recipe, mesh)(state, batch)
+    state, metrics = compiled_step(recipe, mesh)(state, batch, put_hyperparameters(recipe, mesh))
 
 One compiled program a shape of batch. Clips are cut over the devices, parameters and optimizer state are
 sharded by the rules of the experiment.
@@ -20,7 +20,7 @@ from sam2_jax.model.sam2 import usual_promotion
 from sam2_jax.parallel.data_parallel import over_clips
 from sam2_jax.parallel.mesh import batch_sharding
 from sam2_jax.train.clicks import draw_plan
-from sam2_jax.train.optimizer import schedule
+from sam2_jax.train.optimizer import Hyperparameters, schedule
 from sam2_jax.train.params import merge, partition
 from sam2_jax.train.recipe import Batch, Recipe
 from sam2_jax.train.state import TrainState, abstract_state
@@ -30,13 +30,24 @@ Metrics = dict[str, jax.Array]
 
 @usual_promotion()
 def train_step(
-    recipe: Recipe, mesh: jax.sharding.Mesh, state: TrainState, batch: Batch
+    recipe: Recipe,
+    mesh: jax.sharding.Mesh,
+    state: TrainState,
+    batch: Batch,
+    values: Hyperparameters,
 ) -> tuple[TrainState, Metrics]:
     """Takes one step; pure. A loss or gradient that is not finite changes nothing and is counted.
 
+    Args:
+      recipe: what is trained.
+      mesh: the devices.
+      state: before the step.
+      batch: clips.
+      values: of `Recipe.hyperparameters`, () float32 each.
+
     Returns:
       The next state, and metrics, () float32 each: the loss and its parts, `true_iou` (of the last masks),
-      `grad_norm`, `learning_rate`, `is_finite`.
+      `grad_norm`, `is_finite`, and the learning rates, `learning_rate/encoder` and those of groups.
     """
     experiment = recipe.experiment
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -46,7 +57,9 @@ def train_step(
     is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
     def learn(trained, opt_state, ema):
-        updates, opt_state = recipe.optimizer.update(gradient, opt_state, trained)
+        updates, opt_state = recipe.optimizer.update(
+            gradient, opt_state, trained, step=state.step, values=values
+        )
         trained = optax.apply_updates(trained, updates)
         if ema is not None:
             decay = experiment.ema_decay
@@ -55,7 +68,7 @@ def train_step(
 
     before = (trained, state.opt_state, state.ema)
     trained, opt_state, ema = jax.lax.cond(is_finite, learn, lambda *before: before, *before)
-    share = schedule(experiment.optimizer, experiment.num_steps)(state.step)
+    share = schedule(experiment.optimizer.schedule, values)(state.step)
     state = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -67,7 +80,13 @@ def train_step(
     )
     return state, metrics | {
         "grad_norm": norm,
-        "learning_rate": experiment.optimizer.learning_rate * share,
+        "learning_rate": values["learning_rate"] * share,
+        "learning_rate/encoder": values["encoder_learning_rate"] * share,
+        **{
+            f"learning_rate/{name}": values["groups"][name]["learning_rate"] * share
+            for name, group in experiment.optimizer.groups.items()
+            if group.learning_rate >= 0
+        },
         "is_finite": is_finite.astype(jnp.float32),
     }
 
@@ -128,13 +147,13 @@ def _accumulate(differentiate: Callable, trained: Any, parts: Any) -> Any:
 
 def compiled_step(
     recipe: Recipe, mesh: jax.sharding.Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, Metrics]]:
     """Returns `train_step` for a mesh, jitted; it consumes the state that it is given."""
     state = jax.tree.map(lambda x: x.sharding, abstract_state(recipe, mesh))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.jit(
         functools.partial(train_step, recipe, mesh),
-        in_shardings=(state, batch_sharding(mesh)),
+        in_shardings=(state, batch_sharding(mesh), whole),
         out_shardings=(state, whole),
         donate_argnums=0,
     )

@@ -1,33 +1,46 @@
 """The folder of a run.
 
     config.json       the experiment
+    versions.json     of the packages that it was started with, and the commit of a clone
+    train.log         what the command said
     metrics.jsonl     one line a logged step; events.* are the same for TensorBoard
     checkpoints/      see `sam2_jax.checkpoint.run_folder`
     pictures/         predictions on held-out clips
     bad_batches/      what ended the run, if no loss was finite
     export/           the trained parameters, as `build_sam2(checkpoint=...)` takes them
+    export_best/      those of the best validation score, if there is one
+    previous_N/       an earlier run, if this one was begun anew
 
-One run works in it at a time, and always on the same model.
+One run works in it at a time, and always on the same model and data.
 """
 
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import logging
+import platform
+import subprocess
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from sam2_jax.experiment import Experiment
 from sam2_jax.files import write_file
 
-CONFIG, PICTURES, EXPORT = "config.json", "pictures", "export"
-BAD_BATCHES = "bad_batches"
+CONFIG, PICTURES, BAD_BATCHES = "config.json", "pictures", "bad_batches"
+EXPORT, EXPORT_BEST = "export", "export_best"
+VERSIONS, LOG = "versions.json", "train.log"
+RESUME = ("auto", "must", "never")
 # Settings without which the checkpoints of a run mean something else.
 _FIXED = ("model", "model_overrides", "trainable", "lora_rank")
+# What may change of the data within a run.
+_TUNED = ("weight", "batch_size", "augment")
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +82,45 @@ def write_settings(folder: Path, experiment: Experiment) -> None:
     write_file(folder / CONFIG, text.encode())
 
 
-def check_settings(folder: Path, experiment: Experiment) -> None:
+def write_versions(folder: Path) -> None:
+    """Writes what the run is started with, for whoever wants to repeat it."""
+    packages = ("sam2-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():
+        git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(git, capture_output=True, text=True, timeout=10)
+            versions["commit"] = found.stdout.strip() or None
+    write_file(folder / VERSIONS, (json.dumps(versions, indent=2) + "\n").encode())
+
+
+def set_aside(folder: Path) -> None:
+    """Moves what a run left in its folder into `previous_N`."""
+    if jax.process_index() == 0 and (folder / CONFIG).exists():
+        number = next(n for n in itertools.count(1) if not (folder / f"previous_{n}").exists())
+        inside = [path for path in folder.iterdir() if not path.name.startswith(("previous_", "."))]
+        aside = folder / f"previous_{number}"
+        aside.mkdir()
+        for path in inside:
+            path.rename(aside / path.name)
+        logger.info("What was in %s is in %s now.", folder, aside)
+    multihost_utils.sync_global_devices("run set aside")
+
+
+def check_settings(folder: Path, experiment: Experiment, resume: str) -> None:
     """Compares an experiment with the one that the folder is of; tells what else has changed.
 
+    Args:
+      folder: of a run with a checkpoint.
+      experiment: what is asked for.
+      resume: "auto" refuses other data and another start; "must" takes them.
+
     Raises:
-      ValueError: the folder is that of another model.
+      ValueError: the folder is that of another run.
     """
     try:
         before = json.loads((folder / CONFIG).read_bytes())
@@ -89,8 +136,23 @@ def check_settings(folder: Path, experiment: Experiment) -> None:
     fixed = [f"{name}: {changed[name]}" for name in _FIXED if name in changed]
     if fixed:
         raise ValueError(
-            f"{folder} holds a run of another model ({'; '.join(fixed)}). Choose another workdir, or go "
-            "back to its settings."
+            f"{folder} holds a run of another model ({'; '.join(fixed)}). Choose another workdir, go back to "
+            "its settings, or start anew by --resume=never, which sets the old run aside."
+        )
+    others = [f"init_from: {changed['init_from']}"] if "init_from" in changed else []
+    old, new = _sources(before.get("datasets", {})), _sources(now["datasets"])
+    others += [f"datasets.{name}" for name in old | new if old.get(name) != new.get(name)]
+    if others and resume == "auto":
+        raise ValueError(
+            f"{folder} holds a run that differs in {'; '.join(others)}. Go on all the same by --resume=must, "
+            "start anew by --resume=never, which sets the old run aside, or choose another workdir."
         )
     for name, change in changed.items():
         logger.info("Since the run was started, %s has changed: %s", name, change)
+
+
+def _sources(datasets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {field: value for field, value in dataset.items() if field not in _TUNED}
+        for name, dataset in datasets.items()
+    }

@@ -3,6 +3,8 @@
 Arrays or tensors go in, arrays that answer PyTorch's words come out.
 """
 
+import copy
+from collections.abc import ItemsView, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,117 @@ import numpy as np
 from sam2_jax.data.masks import encode_rle
 from sam2_jax.outputs import HostArray, as_array, to_host
 from sam2_jax.predict import mask_generator
+from sam2_jax.predict.regions import (
+    batched_mask_to_box,
+    remove_small_regions,
+    rle_to_mask,
+    run_lengths,
+)
+
+__all__ = [
+    "MaskData",
+    "area_from_rle",
+    "batch_iterator",
+    "batched_mask_to_box",
+    "box_xyxy_to_xywh",
+    "build_all_layer_point_grids",
+    "build_point_grid",
+    "calculate_stability_score",
+    "coco_encode_rle",
+    "generate_crop_boxes",
+    "is_box_near_crop_edge",
+    "mask_to_rle_pytorch",
+    "remove_small_regions",
+    "rle_to_mask",
+    "uncrop_boxes_xyxy",
+    "uncrop_masks",
+    "uncrop_points",
+]
 
 build_point_grid = mask_generator.point_grid
+
+
+def _array(x: Any) -> HostArray:
+    return np.array(as_array(x)).view(HostArray)
+
+
+class MaskData:
+    """What is known of K masks, by name: lists and arrays of K; tensors become arrays."""
+
+    def __init__(self, **stats: Any):
+        self._stats: dict[str, Any] = {}
+        for key, item in stats.items():
+            self[key] = item
+
+    def __setitem__(self, key: str, item: Any) -> None:
+        self._stats[key] = item if item is None or isinstance(item, list) else _array(item)
+
+    def __delitem__(self, key: str) -> None:
+        del self._stats[key]
+
+    def __getitem__(self, key: str) -> Any:
+        return self._stats[key]
+
+    def items(self) -> ItemsView[str, Any]:
+        """Names and what they hold."""
+        return self._stats.items()
+
+    def filter(self, keep: Any) -> None:
+        """Keeps those at an index, or where a bool array is True."""
+        keep = np.asarray(as_array(keep))
+        index = np.flatnonzero(keep) if keep.dtype == np.bool_ else keep
+        for key, item in self.items():
+            if item is not None:
+                self._stats[key] = (
+                    [item[i] for i in index] if isinstance(item, list) else item[index]
+                )
+
+    def cat(self, new_stats: "MaskData") -> None:
+        """Appends other masks, of which the same is known."""
+        for key, item in new_stats.items():
+            old = self._stats.get(key)
+            if old is None:
+                self[key] = copy.deepcopy(item)
+            else:
+                is_list = isinstance(item, list)
+                self[key] = old + copy.deepcopy(item) if is_list else np.concatenate([old, item])
+
+    def to_numpy(self) -> None:
+        """Makes plain arrays of the arrays."""
+        for key, item in self.items():
+            if isinstance(item, HostArray):
+                self._stats[key] = item.numpy()
+
+
+def batch_iterator(batch_size: int, *args: Any) -> Iterator[list[Any]]:
+    """Yields slices of all arguments, which are of one length, `batch_size` at a time."""
+    for i in range(0, len(args[0]), batch_size):
+        yield [arg[i : i + batch_size] for arg in args]
+
+
+def uncrop_boxes_xyxy(boxes: Any, crop_box: list[int]) -> HostArray:
+    """(K, 4) boxes in a crop -> in the picture."""
+    return _array(boxes) + np.tile(crop_box[:2], 2)
+
+
+def uncrop_points(points: Any, crop_box: list[int]) -> HostArray:
+    """(..., 2) points (x, y) in a crop -> in the picture."""
+    return _array(points) + np.asarray(crop_box[:2])
+
+
+def uncrop_masks(masks: Any, crop_box: list[int], orig_h: int, orig_w: int) -> HostArray:
+    """(K, h, w) masks of a crop -> (K, orig_h, orig_w), 0 outside of it."""
+    x0, y0, x1, y1 = crop_box
+    return np.pad(_array(masks), ((0, 0), (y0, orig_h - y1), (x0, orig_w - x1))).view(HostArray)
+
+
+def is_box_near_crop_edge(
+    boxes: Any, crop_box: list[int], orig_box: list[int], atol: float = 20.0
+) -> HostArray:
+    """(K, 4) boxes in a crop -> (K,) bool, whether one ends at an edge of it that is not the picture's."""
+    boxes = uncrop_boxes_xyxy(boxes, crop_box)
+    near = lambda edges: np.abs(boxes - np.asarray(edges)) <= atol
+    return (near(crop_box) & ~near(orig_box)).any(1)
 
 
 def build_all_layer_point_grids(
@@ -34,15 +145,7 @@ def generate_crop_boxes(
 def mask_to_rle_pytorch(tensor: Any) -> list[dict[str, Any]]:
     """(N, H, W) masks -> run lengths of each: column by column, runs of 0 and 1 in turn, 0 first."""
     masks = np.asarray(as_array(tensor)) != 0
-    return [mask_generator.run_lengths(mask) for mask in masks]
-
-
-def rle_to_mask(rle: dict[str, Any]) -> np.ndarray:
-    """Run lengths -> (H, W) bool."""
-    height, width = rle["size"]
-    counts = np.asarray(rle["counts"])
-    pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return pixels.reshape(width, height).T
+    return [run_lengths(mask) for mask in masks]
 
 
 def area_from_rle(rle: dict[str, Any]) -> int:
@@ -62,19 +165,6 @@ def box_xyxy_to_xywh(box_xyxy: Any) -> HostArray:
     return box
 
 
-def batched_mask_to_box(masks: Any) -> HostArray:
-    """(..., H, W) masks -> (..., 4) first and last pixels x0, y0, x1, y1; zeros for an empty mask."""
-    masks = np.asarray(as_array(masks)) != 0
-    edges = []
-    for axis in (-2, -1):  # columns, rows
-        is_set = masks.any(axis)
-        size = is_set.shape[-1]
-        edges.append((is_set.argmax(-1), size - 1 - is_set[..., ::-1].argmax(-1)))
-    (x0, x1), (y0, y1) = edges
-    boxes = np.stack([x0, y0, x1, y1], -1) * masks.any((-2, -1))[..., None]
-    return boxes.view(HostArray)
-
-
 def calculate_stability_score(
     masks: Any, mask_threshold: float, threshold_offset: float
 ) -> HostArray:
@@ -83,37 +173,3 @@ def calculate_stability_score(
     inner = (masks > mask_threshold + threshold_offset).sum((-2, -1))
     outer = (masks > mask_threshold - threshold_offset).sum((-2, -1))
     return to_host(np.asarray(inner / np.maximum(outer, 1), np.float32))
-
-
-def remove_small_regions(
-    mask: np.ndarray, area_thresh: float, mode: str
-) -> tuple[np.ndarray, bool]:
-    """Fills holes or removes specks of fewer than `area_thresh` pixels.
-
-    Args:
-      mask: (H, W) bool.
-      area_thresh: pixels.
-      mode: "holes" or "islands". Of islands that are all small the largest stays.
-
-    Returns:
-      The mask, and whether anything changed.
-
-    Raises:
-      ValueError: another mode.
-    """
-    from scipy import ndimage
-
-    if mode not in ("holes", "islands"):
-        raise ValueError(f"mode is {mode!r}; expected 'holes' or 'islands'.")
-    mask = np.asarray(as_array(mask)) != 0
-    regions = np.zeros(mask.shape, np.int32)
-    ndimage.label(mask ^ (mode == "holes"), np.ones((3, 3)), output=regions)
-    areas = np.bincount(regions.ravel())[1:]
-    small = 1 + np.flatnonzero(areas < area_thresh)
-    if not len(small):
-        return mask, False
-    if mode == "holes":
-        return mask | np.isin(regions, small), True
-    if len(small) == len(areas):
-        small = small[small != 1 + areas.argmax()]
-    return mask & ~np.isin(regions, small), True

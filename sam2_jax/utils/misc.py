@@ -4,12 +4,23 @@ import os
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from sam2_jax.data.videos import open_frames
 from sam2_jax.outputs import HostArray, as_array, to_host
 from sam2_jax.predict.postprocessing import fill_holes
 from sam2_jax.predict.state_keys import Images
 from sam2_jax.utils.amg import batched_mask_to_box
+
+__all__ = [
+    "batched_mask_to_box",
+    "concat_points",
+    "fill_holes_in_mask_scores",
+    "load_video_frames",
+    "load_video_frames_from_jpg_images",
+    "mask_to_box",
+    "tqdm",  # programs put another in its place, to be quiet
+]
 
 
 def mask_to_box(masks: Any) -> HostArray:
@@ -26,6 +37,20 @@ def fill_holes_in_mask_scores(mask: Any, max_area: int) -> HostArray:
     if max_area <= 0:
         raise ValueError(f"max_area is {max_area}; expected more than 0.")
     return to_host(fill_holes(np.asarray(as_array(mask), np.float32), int(max_area)))
+
+
+def concat_points(
+    old_point_inputs: dict[str, Any] | None, new_points: Any, new_labels: Any
+) -> dict[str, Any]:
+    """Appends points (B, P, 2) and labels (B, P) to earlier ones, or begins with them."""
+    old = old_point_inputs or {}
+    join = lambda name, new: np.concatenate(
+        [np.asarray(as_array(x)) for x in (old.get(name), new) if x is not None], 1
+    ).view(HostArray)
+    return {
+        "point_coords": join("point_coords", new_points),
+        "point_labels": join("point_labels", new_labels),
+    }
 
 
 def load_video_frames(
@@ -48,3 +73,6 @@ def load_video_frames(
     del offload_video_to_cpu
     frames = open_frames(video_path)
     return Images(frames, image_size, "numpy"), frames.height, frames.width
+
+
+load_video_frames_from_jpg_images = load_video_frames

@@ -1,11 +1,12 @@
 import hashlib
 import http.server
 import threading
+from pathlib import Path
 
 import pytest
 
 from checkpoints_convert.convert import main
-from sam2_jax.checkpoint import download
+from sam2_jax.checkpoint import bundled, download
 
 BODY = bytes(range(256)) * 5000
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -125,6 +126,7 @@ def test_official_urls():
 def test_cache(server, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(download, "official_url", lambda name: f"{server.url}/missing")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     expected = tmp_path / "sam2_jax" / "sam2.1_hiera_tiny.pt"
     with pytest.raises(FileNotFoundError, match=f"put it at {expected}"):
         download.cached_checkpoint("facebook/sam2.1-hiera-tiny")
@@ -133,6 +135,16 @@ def test_cache(server, tmp_path, monkeypatch):
         assert download.cached_checkpoint("facebook/sam2.1-hiera-tiny") == expected
     assert expected.read_bytes() == BODY
     assert server.starts == [0]
+
+
+def test_weights_by_the_name_of_a_model(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "cached_checkpoint", lambda name: tmp_path / name)
+    assert download.find_weights("sam2_nano") == bundled.WEIGHTS
+    assert download.find_weights("sam2.1_hiera_t.yaml") == tmp_path / "sam2.1_hiera_tiny"
+    assert download.find_weights("runs/x@best") == Path("runs/x@best")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sam2_nano").mkdir()  # what is there comes first
+    assert download.find_weights("sam2_nano") == Path("sam2_nano")
 
 
 def test_command_line(server, tmp_path, monkeypatch, capsys):

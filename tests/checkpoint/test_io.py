@@ -1,6 +1,7 @@
 """Every kind of checkpoint, with a small model: `tests/checkpoints_convert` has the released sizes."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -98,6 +99,22 @@ def test_training_begins_with_any_checkpoint_in_the_configuration_of_the_experim
     config = get_config(NANO, image_size=64)
     start = load_start(tmp_path / "a", NANO, config, dict)
     assert (start.config, start.digest) == (config, nano.digest)
+
+
+def test_parts_of_the_start_are_drawn_anew_where_that_is_asked(nano, tmp_path):
+    save(tmp_path / "a", nano)
+    save(tmp_path / "a.pt", nano)
+    longer = get_config(NANO, num_maskmem=5)  # another shape of maskmem_tpos_enc
+    draw = functools.partial(init_params, longer, jax.random.key(7))
+    for path in (tmp_path / "a", tmp_path / "a.pt"):
+        with pytest.raises(ValueError, match="maskmem_tpos_enc"):
+            load_start(path, NANO, longer, draw)
+        start = load_start(path, NANO, longer, draw, r"^maskmem_tpos|^mask_decoder/iou_token$")
+        for name, theirs in (("maskmem_tpos_enc", draw()), ("no_mem_embed", nano.params)):
+            np.testing.assert_array_equal(start.params[name], theirs[name])
+        ours, theirs = (params["mask_decoder"] for params in (start.params, nano.params))
+        assert not np.array_equal(ours["iou_token"], theirs["iou_token"])
+        np.testing.assert_array_equal(ours["mask_tokens"], theirs["mask_tokens"])
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def annotations_of(masks):
     return [{"segmentation": encode_rle(mask), "area": int(mask.sum())} for mask in masks]
 
 
-def test_sa1b(tmp_path):
+def test_sa1b(tmp_path, caplog):
     masks = np.stack([labels((a, b)) > 0 for a, b in ((0, 9), (5, 20), (0, WIDTH), (0, 0))])
     write_picture(tmp_path / "sa_000" / "sa_1.jpg", 7)
     write_picture(tmp_path / "sa_000" / "sa_2.jpg", 8)  # has no JSON
@@ -250,6 +250,9 @@ def test_sa1b(tmp_path):
     (tmp_path / "sa_000" / "sa_1.json").write_text(json.dumps(document))
     source = opened(Sa1b(frames=str(tmp_path)))
     assert names_of(source) == ["sa_000/sa_1"]
+    assert "1 of the 2 images" in caplog.text
+    assert "no JSON" in caplog.text
+    assert "the first is sa_000/sa_2" in caplog.text
     image = source[0]
     assert image.object_ids(0) == [0, 1]  # one covers too much, one nothing
     clip = sample_clip(image, 1, 64, np.random.default_rng(0))
@@ -291,7 +294,9 @@ def test_coco(tmp_path, caplog):
     dataset = Coco(frames=str(tmp_path), annotations=str(path))
     source = opened(dataset)
     assert names_of(source) == ["train/8", "train/9"]
-    assert "1 of the 3 images" in caplog.text  # the fourth has no objects
+    assert "1 of the 3 images in" in caplog.text  # the fourth has no objects
+    assert "have no objects" in caplog.text
+    assert "the first is train/11" in caplog.text
     first, second = source[0], source[1]
     assert first.object_ids(0) == [0, 1]  # no group, nothing that covers all
     square = np.zeros((HEIGHT, WIDTH), bool)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -85,11 +86,39 @@ def test_batches(datasets):
         assert batch["replaced"] == 0
 
 
+def test_a_dead_worker_is_started_again_where_it_was(datasets, caplog):
+    made = loader.make_loader(datasets, SIZE, 0, num_workers=1)
+    first = next(made)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    rest = [next(made) for _ in range(4)]  # some had been read ahead
+    made.close()
+    assert_same([first, *rest], batches(datasets, 5))
+    assert "all are started again" in caplog.text
+
+
+def test_workers_that_die_again_and_again_are_one_error(datasets, monkeypatch):
+    made = loader.make_loader(datasets, SIZE, 0, num_workers=0)
+
+    class Dying:
+        def __next__(self):
+            raise RuntimeError("Worker process was terminated unexpectedly with exit code -9. S")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(made, "_start", lambda: Dying())
+    with pytest.raises(OSError, match=r"died 3 times in a row: .*exit code -9.*num_workers"):
+        next(made)
+
+
 def test_weights_are_shares_of_the_steps(datasets):
     names = [name for name, _ in batches(datasets, 10)]
     assert names.count("videos") == 8
     one = dataclasses.replace(datasets["videos"], weight=0.1)
     assert {name for name, _ in batches({"only": one}, 3)} == {"only"}
+    none = dataclasses.replace(datasets["videos"], weight=0.0)
+    assert {name for name, _ in batches({"only": one, "none": none}, 3)} == {"only"}
 
 
 def test_every_video_once_an_epoch_and_in_another_order(datasets):
@@ -253,7 +282,7 @@ def test_objects_too_small_to_be_seen_are_left_out():
     [
         ({"batch_size": 3}, 2, "batch_size is 3; a multiple of the 2 processes"),
         ({"batch_size": 0}, 1, "batch_size is 0"),
-        ({"weight": 0.0}, 1, "weight is 0.0; it must be above 0"),
+        ({"weight": -1.0}, 1, "weight is -1.0; it must be at least 0"),
         ({"num_frames": 0}, 1, "num_frames is 0"),
         ({"max_objects": 0}, 1, "max_objects is 0"),
         ({"stride": 0}, 1, "stride is 0"),

@@ -281,7 +281,7 @@ def test_object_folders_round_trip(tmp_path):
         assert set(image.tobytes()) == {0, 255}
 
 
-def test_object_folders_of_others(tmp_path):
+def test_object_folders_of_others(tmp_path, caplog):
     """Black-and-white, grey and palette pictures; an object without this frame; foreign files."""
     mask = stack_of(2)[0]
     for number, picture in enumerate(
@@ -300,6 +300,8 @@ def test_object_folders_of_others(tmp_path):
     (tmp_path / ".DS_Store").touch()
     (tmp_path / "5").touch()
     assert list(masks.object_folders(tmp_path)) == [0, 1, 2, 10]
+    assert "1 of the 5 folders" in caplog.text
+    assert "the first is notes" in caplog.text
     again = read_objects(tmp_path, "00003")
     assert list(again) == [0, 1, 2]
     np.testing.assert_array_equal(list(again.values()), [mask] * 3)

@@ -54,6 +54,16 @@ def test_round_trip(tmp_path):
     np.testing.assert_array_equal(masks, stack())
 
 
+def test_null_is_a_frame_without_annotation(tmp_path):
+    """As the original's training takes it: null for the frame, or for any of its objects."""
+    made = document()
+    made["masklet"][1] = None
+    made["masklet"][2][1] = None
+    (tmp_path / "a.json").write_text(json.dumps(made))
+    masklet = sav.read_sav_json(tmp_path / "a.json")["masklet"]
+    assert [frame is None for frame in masklet] == [False, True, True, False]
+
+
 def test_real_annotations(real_data, tmp_path):
     path = real_data / "sav" / "sav_000001_manual.json"
     original = json.loads(path.read_text())
@@ -88,7 +98,7 @@ def without(field):
         ),
         (document() | {"masklet_id": [1, 2]}, r"masklet\[0\] holds 3 masks for 2 objects"),
         (document() | {"masklet_id": 3}, "are lists"),
-        (document() | {"masklet": [None]}, r"masklet\[0\] holds NoneType masks"),
+        (document() | {"masklet": [3]}, r"masklet\[0\] holds int masks"),
         (document() | {"masklet": [[{}, {}, {}]]}, r"masklet\[0\]\[0\] is not"),
         (document() | {"masklet": [[{"size": None, "counts": ""}] * 3]}, "is of size None"),
     ],

@@ -106,6 +106,19 @@ def test_the_library_itself_reads_it(written):
     assert names == [b"a", b"b", b"drawn"]
 
 
+def test_damaged_records_are_one_error_that_names_the_file(written, tmp_path):
+    shutil.copytree(written, tmp_path / "copy")
+    (path,) = (tmp_path / "copy").rglob("*.array_record*")
+    data = bytearray(path.read_bytes())
+    data[200] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"record 0 of .*array_record.* cannot be read.*mismatch"):
+        opened(tmp_path / "copy")
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"array_record.* cannot be read as ArrayRecord"):
+        opened(tmp_path / "copy")
+
+
 def test_batches_come_out_of_it(written):
     dataset = Tfds(
         name="my_videos", data_dir=str(written), split="validation", num_frames=4, batch_size=3

@@ -7,7 +7,13 @@ from PIL import Image
 
 from sam2_jax.config import SessionOptions
 from sam2_jax.data.annotated import Video
-from sam2_jax.data.masks import davis_palette, read_labels, read_object_mask, write_palette_png
+from sam2_jax.data.masks import (
+    davis_palette,
+    read_labels,
+    read_object_mask,
+    write_object_masks,
+    write_palette_png,
+)
 from sam2_jax.evaluate import vos
 from sam2_jax.evaluate.layouts import open_masks, open_videos
 from sam2_jax.evaluate.metrics import iou
@@ -192,6 +198,32 @@ def test_folders_of_objects_are_written_as_the_official_tool_does(tmp_path, mode
     assert all(set(np.unique(mask)) <= {0, 1} for mask in found.values())
     assert not found[os.path.join("002", "00001.png")].any()
     assert read_object_mask(tmp_path / "out" / "a" / "002" / "00002.png").any()
+
+
+@pytest.mark.parametrize("options", [{}, {"use_all_masks": True}, {"later_objects": True}])
+def test_an_object_whose_first_mask_is_empty_is_written(tmp_path, model, options):
+    """As SA-V has them; so is one that is never there, or evaluators refuse the whole."""
+    drawn.write_video(tmp_path / "frames" / "a")
+    drawn.write_objects(tmp_path / "masks" / "a", first=(0, 2))
+    (tmp_path / "masks" / "a" / "003").mkdir()
+    blank = np.zeros((1, drawn.HEIGHT, drawn.WIDTH), bool)
+    write_object_masks(tmp_path / "masks" / "a", 0, [3], blank)
+    videos, masks = open_videos(str(tmp_path / "frames")), open_masks(str(tmp_path / "masks"))
+    accepting = dataclasses.replace(model, session=SessionOptions(allow_empty_masks=True))
+    vos.predict(
+        SAM2VideoPredictor(accepting, CHUNK),
+        videos,
+        masks,
+        ["a"],
+        str(tmp_path / "out"),
+        vos.Options(object_folders=True, **options),
+    )
+    found = read(tmp_path / "out" / "a")
+    expected = [os.path.join(i, f"{stem}.png") for i in ("001", "002", "003") for stem in stems()]
+    assert sorted(found) == expected
+    assert not found[os.path.join("002", "00000.png")].any()
+    if options:  # prompted where it appears
+        assert found[os.path.join("002", "00002.png")].any()
 
 
 @pytest.mark.parametrize("prompt", ["box", "1-click", "3-click"])

@@ -148,7 +148,9 @@ def test_writing_in_time_equals_loading_from_the_store(stride, is_prompted):
     prompted = []
     for t, prompted_now in enumerate(is_prompted):
         grid, m, c = config.grid, config.memory_dim, config.hidden_dim
-        memories, pointers = jnp.full((1, grid, grid, m), t), jnp.full((1, c), t)
+        memories, pointers = (
+            jnp.full((1, *shape), t, jnp.float32) for shape in ((grid, grid, m), (c,))
+        )
         flag = jnp.array([prompted_now])
         bank = write(config, bank, t, memories, pointers, jnp.ones(1, bool), flag)
         prompted += [t] if prompted_now else []
@@ -167,8 +169,8 @@ def test_a_tracked_frame_that_becomes_prompted_leaves_the_ring():
         prompted_memories=jnp.pad(bank.prompted_memories, ((0, 0), (0, 1)) + ((0, 0),) * 3),
         prompted_pointers=jnp.pad(bank.prompted_pointers, ((0, 0), (0, 1), (0, 0))),
     )
-    memories = jnp.full((1, config.grid, config.grid, config.memory_dim), 3)
-    pointers, true = jnp.full((1, config.hidden_dim), 3), jnp.ones(1, bool)
+    memories = jnp.full((1, config.grid, config.grid, config.memory_dim), 3.0)
+    pointers, true = jnp.full((1, config.hidden_dim), 3.0), jnp.ones(1, bool)
     bank = memory_bank.write(config, bank, jnp.int32(3), memories, pointers, true, true)
     memories, pointers = found(config, bank, 4)
     assert memories == {(0, 6), (3, 6), (2, 1), (1, 2)}

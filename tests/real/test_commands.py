@@ -56,7 +56,7 @@ REFUSED = {
         ["track", "clip.mp4", *POINT, "--out", "clip.mp4"],
         "--out is clip.mp4, which is read",
     ),
-    "link": (["track", "clip.mp4", *POINT, "--out", "link.mp4"], "which is also read"),
+    "link": (["track", "clip.mp4", *POINT, "--out", "link.mp4"], "which is read as well"),
     "other spelling": (
         ["track", "clip.mp4", *POINT, "--out", "frames/../clip.mp4"],
         "which is read",

@@ -1,5 +1,6 @@
 """The run in this process, around the toy learner; `test_never_lost` has it in processes of its own."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -16,10 +18,11 @@ import pytest
 
 from sam2_jax.checkpoint import folder, run_folder
 from sam2_jax.commands import train as command
+from sam2_jax.data.datasets import Augment, Palette
 from sam2_jax.data.media import read_image
-from sam2_jax.experiment import Dataset, Interaction, Optimizer, Validation
+from sam2_jax.experiment import Dataset, Interaction, Optimizer, ParameterGroup, Validation
 from sam2_jax.parallel.mesh import make_mesh
-from sam2_jax.train import dry_run, loop
+from sam2_jax.train import dry_run, interruptions, loop
 from sam2_jax.train.loop import train
 from sam2_jax.train.metrics import read_metrics
 from sam2_jax.train.recipe import Batch
@@ -43,11 +46,10 @@ def _shared_programs():
     """Runs with the same step share its program, which takes longer to compile than to run."""
     compile_step, programs = loop.compile_step, {}
 
-    def compile_once(recipe, mesh, state, batch, counts_flops):
-        experiment = recipe.experiment
-        key = (recipe.objective, experiment.optimizer, experiment.num_steps, batch.masks.shape)
+    def compile_once(recipe, mesh, state, batch, values, counts_flops):
+        key = (recipe.objective, recipe.experiment.optimizer.schedule, batch.masks.shape)
         if key not in programs:
-            programs[key] = compile_step(recipe, mesh, state, batch, counts_flops)
+            programs[key] = compile_step(recipe, mesh, state, batch, values, counts_flops)
         return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -99,7 +101,17 @@ def test_the_folder_of_a_run(tmp_path, caplog):
     assert json.loads((workdir / "config.json").read_text())["num_steps"] == 6
     lines = read_metrics(workdir)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    expected = {"loss", "grad_norm", "learning_rate", "skipped", "replaced", "dataset", "memory_gb"}
+    assert json.loads((workdir / "versions.json").read_text())["jax"] == jax.__version__
+    expected = {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "learning_rate/encoder",
+        "skipped",
+        "replaced",
+        "dataset",
+        "memory_gb",
+    }
     assert expected <= set(lines[0])
     assert "frames_per_s" not in lines[0]  # that step was compiled
     assert lines[1]["frames_per_s"] > 0
@@ -159,6 +171,20 @@ def test_lines_and_checkpoints_come_when_they_are_due(tmp_path):
     assert checkpoint_steps(tmp_path) == [5, 10, 11]
 
 
+def test_lines_are_means_since_the_last_one_also_across_a_restart(tmp_path, at_step):
+    every = toy(num_steps=8, checkpoint_every=4)
+    train(every, tmp_path / "every")
+    single = losses(tmp_path / "every")
+    at_step(6, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    seldom = dataclasses.replace(every, log_every=8)
+    train(seldom, tmp_path / "seldom")
+    assert checkpoint_steps(tmp_path / "seldom") == [4, 6]
+    train(seldom, tmp_path / "seldom")
+    assert losses(tmp_path / "seldom")[8] == pytest.approx(
+        np.mean([single[n] for n in range(2, 9)])
+    )
+
+
 def test_more_steps_go_on_from_the_end(tmp_path, caplog):
     constant = Optimizer(learning_rate=1e-2, schedule="constant")
     train(toy(optimizer=constant), tmp_path / "two")
@@ -177,6 +203,60 @@ def test_another_model_in_the_same_folder_is_one_clear_error(tmp_path, changes):
     train(toy(num_steps=1), tmp_path)
     with pytest.raises(ValueError, match=rf"a run of another model \({next(iter(changes))}: "):
         train(toy(**changes), tmp_path)
+
+
+def test_other_data_in_the_same_folder_need_a_word(tmp_path, caplog):
+    train(toy(num_steps=1), tmp_path)
+    first = losses(tmp_path)
+    other = toy(datasets={"drawn": Dataset(num_frames=2, max_objects=2, batch_size=2, seed=7)})
+    with pytest.raises(
+        ValueError, match=r"differs in datasets\.drawn.*--resume=must.*--resume=never"
+    ):
+        train(other, tmp_path)
+    train(dataclasses.replace(other, num_steps=2), tmp_path, resume="must")
+    assert list(losses(tmp_path)) == [1, 2]
+    train(dataclasses.replace(other, num_steps=1), tmp_path, resume="never")
+    assert losses(tmp_path)[1] != first[1]
+    assert list(losses(tmp_path / "previous_1")) == [1, 2]
+    assert checkpoint_steps(tmp_path / "previous_1") == [1, 2]
+
+
+def test_nothing_to_go_on_from_is_an_error_where_it_must_be(tmp_path):
+    with pytest.raises(ValueError, match="holds no checkpoint to go on from"):
+        train(toy(), tmp_path, resume="must")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation": Validation(2, Palette(frames="gone", annotations="gone"))}, "gone"),
+        ({"draw_every": 1, "validation": Validation(0, Dataset(count=-1))}, "need a number"),
+        ({"trainable": "decoder"}, "trainable is 'decoder', but the frozen parts"),
+        (
+            {
+                "optimizer": Optimizer(
+                    groups={"a": ParameterGroup("^image_encoder/", is_frozen=True)}
+                )
+            },
+            r"groups\.a\.is_frozen is True, but the frozen parts",
+        ),
+    ],
+)
+def test_what_a_run_will_need_is_looked_at_first(tmp_path, changes, message):
+    for begin in (train, dry_run.dry_run):
+        with pytest.raises((ValueError, OSError), match=message):
+            begin(toy(**changes), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_that_fails_loses_no_step(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk of the validation data is gone")
+
+    monkeypatch.setattr(loop, "validate", fail)
+    with pytest.raises(OSError, match="is gone"):
+        train(toy(validation=dataclasses.replace(VALIDATION, every=5)), tmp_path)
+    assert checkpoint_steps(tmp_path) == [3, 5]
 
 
 def test_two_runs_in_one_folder_are_one_too_many(tmp_path):
@@ -206,6 +286,31 @@ def test_sigterm_ends_the_run_after_the_step(tmp_path, at_step):
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
     ours, theirs = (folder.load(tmp_path / run / "export").params for run in ("two", "one"))
     np.testing.assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_does_not_wait_for_a_compilation(tmp_path, monkeypatch, number):
+    is_free, compile_step = threading.Event(), loop.compile_step
+
+    def slow(*args):
+        if is_second:
+            os.kill(os.getpid(), number)
+            is_free.wait(60)
+        is_second.append(True)
+        return compile_step(*args)
+
+    is_second = []
+    monkeypatch.setattr(loop, "compile_step", slow)
+    shapes = {
+        name: Dataset(num_frames=2, max_objects=2, batch_size=size)
+        for name, size in (("drawn", 2), ("other", 1))
+    }
+    train(toy(datasets=shapes), tmp_path)
+    assert interruptions.is_left_behind()
+    is_free.set()
+    (step,) = checkpoint_steps(tmp_path)
+    assert list(losses(tmp_path)) == list(range(1, step + 1))
+    monkeypatch.undo()
 
 
 def test_ctrl_c_saves_and_is_a_keyboard_interrupt(tmp_path, at_step):
@@ -268,6 +373,23 @@ def test_too_many_skipped_steps_end_the_run_and_the_batch_is_saved(tmp_path, at_
     assert checkpoint_steps(tmp_path) == [3]
 
 
+@pytest.mark.usefixtures("_diverges")
+def test_a_diverged_run_goes_on_from_before_at_a_lower_rate(tmp_path, at_step):
+    changes = {"max_skipped": 4, "checkpoint_every": 1, "keep_last": 1}
+    for step in (4, 5, 6, 7):
+        at_step(step, mark)
+    with pytest.raises(
+        ValueError, match="the same command goes on from the last checkpoint before"
+    ):
+        train(toy(num_steps=9, **changes), tmp_path)
+    assert checkpoint_steps(tmp_path) == [3]
+    lower = Optimizer(learning_rate=1e-3, encoder_learning_rate=1e-2)
+    train(toy(num_steps=9, optimizer=lower, **changes), tmp_path)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    assert lines[-1]["learning_rate"] < 1e-3
+
+
 def test_between_two_steps_nothing_moves_unasked(tmp_path, monkeypatch):
     """A batch that was not put on the devices would be on every step's way."""
     monkeypatch.setattr(
@@ -321,6 +443,62 @@ def test_validation_scores_are_in_the_lines_and_the_best_checkpoint_stays(tmp_pa
     assert max(scores[2], scores[6]) < 1
     assert {"validation/J", "validation/F", "loss"} <= set(lines[2])
     assert checkpoint_steps(tmp_path) == [4, 6]
+    best, last = (folder.load(tmp_path / name).params for name in ("export_best", "export"))
+    np.testing.assert_equal(best, run_folder.load(tmp_path / "checkpoints" / "4").params)
+    np.testing.assert_equal(last, run_folder.load(tmp_path / "checkpoints" / "6").params)
+
+
+def test_further_validation_sets_and_the_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "predict_masks", lambda sam2, params, clip, num_objects: clip.masks)
+    images = Dataset(num_frames=1, max_objects=2, count=2, seed=1)
+    validation = dataclasses.replace(VALIDATION, every=3, more={"still": images}, has_loss=True)
+    train(toy(validation=validation), tmp_path)
+    lines = [line for line in read_metrics(tmp_path) if "validation/J&F" in line]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert [line["validation/still/iou"] for line in lines] == [1, 1]
+    for name in ("validation/loss", "validation/still/loss"):
+        first, last = (line[name] for line in lines)
+        assert first != last
+        assert 0 < min(first, last) < max(first, last) < 2
+
+
+def test_some_checkpoints_stay(tmp_path):
+    train(toy(keep_last=1, keep_steps=(2,)), tmp_path)
+    assert checkpoint_steps(tmp_path) == [2, 6]
+
+
+def test_the_command_line_adds_data_and_groups_and_changes_any_field_of_the_model(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = toy_run.write_config(tmp_path)
+    given = []
+    monkeypatch.setattr(loop, "train", lambda experiment, *_, **__: given.append(experiment))
+    flags = (
+        "datasets.mine.kind=palette",
+        "datasets.mine.frames=f",
+        "datasets.mine.annotations=a",
+        "datasets.mine.augment.flip=0.0",
+        "datasets.drawn.weight=0",
+        "validation.more.still.num_frames=1",
+        "optimizer.groups.slow.pattern=^no_mem",
+        "optimizer.groups.slow.learning_rate=1e-6",
+        "model_overrides.num_maskmem=5",
+        "model_overrides.hiera.stages=(1, 2, 5, 1)",
+        "model_overrides.soft_no_obj_ptr=True",
+    )
+    assert run_command(f"--config={config}", *(f"--config.{flag}" for flag in flags)) == 0
+    (found,) = given
+    mine = Palette(frames="f", annotations="a", augment=Augment(flip=0.0))
+    assert found.datasets["mine"] == mine
+    assert found.datasets["drawn"].weight == 0
+    assert found.validation.more == {"still": Dataset(num_frames=1)}
+    assert found.optimizer.groups == {"slow": ParameterGroup("^no_mem", 1e-6)}
+    assert found.model_overrides == {
+        "num_maskmem": 5,
+        "hiera": {"stages": (1, 2, 5, 1)},
+        "soft_no_obj_ptr": True,
+    }
 
 
 def test_images_are_validated_by_one_click(tmp_path, monkeypatch):
@@ -373,9 +551,12 @@ def test_experiments_that_are_installed_are_known_by_name(tmp_path, monkeypatch,
 
 
 def test_a_field_by_its_earlier_name_is_taken_with_a_hint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     config = toy_run.write_config(tmp_path)
     given = []
-    monkeypatch.setattr(loop, "train", lambda experiment, _: given.append(experiment.interaction))
+    monkeypatch.setattr(
+        loop, "train", lambda experiment, *_, **__: given.append(experiment.interaction)
+    )
     assert run_command(f"--config={config}", "--config.interaction.truth_probability=0.3") == 0
     assert given == [Interaction(target_probability=0.3)]
     assert "truth_probability is called --config.interaction.target_prob" in capsys.readouterr().err
@@ -403,6 +584,9 @@ def test_the_command_leaves_loggers_and_hooks_as_they_were(tmp_path):
         (["--config=nowhere"], "no experiment 'nowhere'; known are finetune_decoder_lora, "),
         (["--config={}", "--config.num_stepz=2"], 'Did you mean "num_steps"'),
         (["--config={}", "--config.batch_size=2"], "has no field 'batch_size'"),
+        (["--config={}:small"], "TypeError: get_config() takes 0 positional arguments"),
+        (["--config={}", "--config.ema_decay=1.5"], "ema_decay is 1.5; it must be at least 0"),
+        (["--config={}", "--config.datasets.x.kind=none"], "datasets.x.kind is 'none'"),
         (["--config={}", "--config.num_steps=x"], "config.num_steps=x"),
         (["--config={}", "--config.remat=some"], "remat is 'some'"),
         (["--config={}", "--config.mesh.fsdp=3"], "does not fit"),

@@ -191,15 +191,21 @@ def test_speed(monkeypatch):
     now = 100.0
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
     speed = Speed(peak_flops=1000.0)
-    speed.count(16, 500.0)
+    assert speed.rates() == {}
+    speed.count(16, 500.0, waited=0.5)
     speed.count(16, 1500.0)
     now += 4
-    assert speed.rates() == {"frames_per_s": 8.0, "mfu": 0.5}
+    assert speed.rates() == {"frames_per_s": 8.0, "step_s": 2.0, "data_s": 0.25, "mfu": 0.5}
     assert speed.rates() == {}  # nothing was done since
+    speed.count(6, None)
+    with speed.paused():
+        now += 50
+    now += 3
+    assert speed.rates()["step_s"] == 3.0
     unknown = Speed(peak_flops=None)
     unknown.count(6, None)
     now += 2
-    assert unknown.rates() == {"frames_per_s": 3.0}
+    assert unknown.rates() == {"frames_per_s": 3.0, "step_s": 2.0, "data_s": 0.0}
 
 
 def test_memory_is_that_of_the_process_on_a_cpu():

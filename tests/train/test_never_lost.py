@@ -18,7 +18,7 @@ from sam2_jax.train.metrics import read_metrics
 from tests.train import toy_run
 
 NUM_STEPS = 90
-WATCHED = ("frames_per_s", "memory_gb")  # of the machine, not of the run
+WATCHED = ("frames_per_s", "step_s", "data_s", "memory_gb")  # of the machine, not of the run
 
 
 @pytest.fixture(scope="module")

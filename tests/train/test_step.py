@@ -13,7 +13,13 @@ from sam2_jax.parallel.mesh import batch_sharding, make_mesh
 from sam2_jax.parallel.rules import shardings
 from sam2_jax.train.params import partition
 from sam2_jax.train.recipe import Recipe, make_recipe, training_module
-from sam2_jax.train.state import abstract_state, export_params, init_state, put_batch
+from sam2_jax.train.state import (
+    abstract_state,
+    export_params,
+    init_state,
+    put_batch,
+    put_hyperparameters,
+)
 from sam2_jax.train.step import compiled_step, value_and_grad
 from tests.parity.reference_scene import scene, scene_masks
 
@@ -177,14 +183,16 @@ class Program:
     def __init__(self, recipe: Recipe):
         self.recipe, self.mesh = recipe, one_device()
         self.batch = put_batch(self.mesh, images())
+        self.values = put_hyperparameters(recipe, self.mesh)
         step = compiled_step(recipe, self.mesh)
-        self.step = step.lower(abstract_state(recipe, self.mesh), self.batch).compile()
+        state = abstract_state(recipe, self.mesh)
+        self.step = step.lower(state, self.batch, self.values).compile()
 
     def run(self, num_steps: int, state=None):
         state = start(self.recipe, self.mesh) if state is None else state
         metrics = []
         for _ in range(num_steps):
-            state, values = self.step(state, self.batch)
+            state, values = self.step(state, self.batch, self.values)
             metrics.append(jax.device_get(values))
         return state, metrics
 

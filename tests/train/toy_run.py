@@ -50,7 +50,7 @@ def make_recipe(experiment: Experiment, loss_fn=None, objective=objective) -> Re
         }
     }
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    optimizer = make_optimizer(shapes, 1, experiment.optimizer, experiment.num_steps)
+    optimizer = make_optimizer(shapes, 1, experiment.optimizer)
     return Recipe(experiment, toy.config(), shapes, lambda: params, objective, optimizer)
 
 
