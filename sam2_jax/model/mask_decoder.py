@@ -131,5 +131,5 @@ class MaskDecoder(nn.Module):
         if config.pred_obj_scores:
             scores = self.pred_obj_score_head(tokens[:, 0])[:, 0].astype(jnp.float32)
         else:
-            scores = jnp.full((n,), _ALWAYS_VISIBLE)
+            scores = jnp.full((n,), _ALWAYS_VISIBLE, jnp.float32)
         return Decoded(masks.reshape(n, NUM_MASKS, 4 * h, 4 * w), ious, mask_tokens, scores)
