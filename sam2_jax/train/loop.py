@@ -47,6 +47,7 @@ from sam2_jax.train.state import (
     export_params,
     init_state,
     put_batch,
+    put_everywhere,
     put_hyperparameters,
     starting_params,
 )
@@ -253,7 +254,7 @@ def _load(
         loader.set_state(restored.record["data"].encode())
         # Whoever goes on after skipped steps has changed something.
         counter = restored.state.skipped_in_a_row
-        zero = jax.device_put(np.zeros((), np.int32), counter.sharding)
+        zero = put_everywhere(np.int32(0), counter.sharding)
         state = dataclasses.replace(restored.state, skipped_in_a_row=zero)
         return restored.step, state, restored.record
     return 0, init_state(recipe, mesh, starting_params(recipe)), {}

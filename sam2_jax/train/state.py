@@ -127,7 +127,13 @@ def put_batch(mesh: jax.sharding.Mesh, batch: Mapping[str, np.ndarray]) -> Batch
 def put_hyperparameters(recipe: Recipe, mesh: jax.sharding.Mesh) -> Hyperparameters:
     """Puts the numbers of a recipe on the devices, () float32 each."""
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.device_put(jax.tree.map(np.float32, recipe.hyperparameters), whole)
+    return jax.tree.map(lambda x: put_everywhere(np.float32(x), whole), recipe.hyperparameters)
+
+
+def put_everywhere(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Puts a number on devices, of several processes too: `device_put` would let these compare it first."""
+    host = np.asarray(x)
+    return jax.make_array_from_callback((), sharding, lambda _: host)
 
 
 def export_params(state: TrainState) -> dict[str, Any]:
