@@ -31,22 +31,41 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Augmentations of clips; each is the same for all frames of a clip unless stated otherwise."""
+    """Augmentations of clips; those named `frame_...` are drawn anew for every frame of a clip."""
 
     flip: float = within("[0, 1]", 0.5)  # chance of a horizontal flip
+    vertical_flip: float = within("[0, 1]", 0.0)
+    quarter_turn: float = within("[0, 1]", 0.0)  # chance of a turn by 90, 180 or 270 degrees
+    # Part of the area that a random window of the same proportions has, uniform between these.
+    crop: tuple[float, float] = within("(0, 1]", (1.0, 1.0))
     degrees: float = within("[0, 180]", 0.0)  # rotation, uniform in +- this
     shear: float = within("[0, 90)", 0.0)  # along x, degrees, uniform in +- this
     scale: tuple[float, float] = within("(0, inf)", (1.0, 1.0))  # zoom, uniform between these
+    # Along x and y, parts of the width and the height, uniform in +- these.
+    translate: tuple[float, float] = within("[0, 1]", (0.0, 0.0))
+    frame_degrees: float = within("[0, 180]", 0.0)
+    frame_shear: float = within("[0, 90)", 0.0)
+    frame_scale: tuple[float, float] = within("(0, inf)", (1.0, 1.0))
+    frame_translate: tuple[float, float] = within("[0, 1]", (0.0, 0.0))
     brightness: float = within("[0, 1]", 0.0)  # factor, uniform in 1 +- this
     contrast: float = within("[0, 1]", 0.0)
     saturation: float = within("[0, 1]", 0.0)
+    hue: float = within("[0, 0.5]", 0.0)  # shift in turns of the colour circle, uniform in +- this
     gray: float = within("[0, 1]", 0.0)  # chance of a gray clip
-    frame_brightness: float = within("[0, 1]", 0.0)  # the same three, drawn anew for every frame
+    frame_brightness: float = within("[0, 1]", 0.0)
     frame_contrast: float = within("[0, 1]", 0.0)
     frame_saturation: float = within("[0, 1]", 0.0)
-    # Chance that the clip fills every cell of a 2 x 2 grid; one keeps its masks.
-    mosaic: float = within("[0, 1]", 0.0)
+    frame_hue: float = within("[0, 0.5]", 0.0)
+    mosaic: float = within("[0, 1]", 0.0)  # chance that copies fill a grid; one keeps its masks
+    mosaic_grid: tuple[int, int] = within("[1, 16]", (2, 2))  # rows and columns
+    mosaic_flip: float = within("[0, 1]", 0.0)  # chance of each copy to be flipped horizontally
     reverse: float = within("[0, 1]", 0.0)  # chance that time runs backwards
+
+    def __post_init__(self):
+        for name in ("crop", "scale", "frame_scale"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is {(low, high)}; the smaller number comes first.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,10 +78,14 @@ class Dataset:
 
     kind: str = "procedural"
     weight: float = within("[0, inf)", 1.0)  # share of the steps; 0 leaves it out
+    # If not 0, for all datasets: the share is weight x the batches in which every video comes so often.
+    multiplier: float = within("[0, inf)", 0.0)
     batch_size: int = within("[1, inf)", 1)  # clips per step, over all devices
     num_frames: int = within("[1, inf)", 8)  # T; 1 for images
     max_objects: int = within("[1, inf)", 3)  # O, objects of a clip
     stride: int = within("[1, inf)", 1)  # takes every stride-th annotated frame
+    max_stride: int = within("[0, inf)", 0)  # if not 0, strides up to this are drawn, one a clip
+    truncate_video: int = within("[-1, inf)", -1)  # annotated frames used of a video; < 1 is all
     # Uses videos or images first ... first + count - 1 of the sorted list; -1 is all.
     first: int = within("[0, inf)", 0)
     count: int = within("[-1, inf)", -1)
@@ -81,6 +104,10 @@ class Dataset:
     def __post_init__(self):
         if KINDS.get(self.kind) is not type(self):
             raise ValueError(f"kind is {self.kind!r}, which is not that of {type(self).__name__}.")
+        if 0 < self.max_stride < self.stride:
+            raise ValueError(
+                f"max_stride is {self.max_stride}; at least stride, {self.stride}, or 0 is expected."
+            )
 
     def open(self, image_size: int) -> VideoList:
         """Opens the dataset; the files of a video are opened with it.
@@ -117,7 +144,7 @@ class Procedural(Dataset):
             pictures = tuple(list_files(folder, IMAGE_SUFFIXES).values())
             if not pictures:
                 raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
-        num_frames = self.num_frames * self.stride
+        num_frames = self.num_frames * max(self.stride, self.max_stride)
         return drawn_videos(
             self.seed, num_frames, image_size, self.first, self.count, self.is_plain, pictures
         )
