@@ -20,9 +20,11 @@ from sam2_jax.data.listing import (
     check_folder,
     list_files,
     list_folders,
+    list_frames,
     select,
     warn_if_fewer,
 )
+from sam2_jax.data.masks import object_folders
 from sam2_jax.data.procedural import drawn_videos
 from sam2_jax.data.tfds_builder import open_catalogue
 
@@ -168,6 +170,8 @@ class _Files(Dataset):
 class _Folders(_Files):
     """Videos that are folders of pictures, one in `frames` and one of the same name in `annotations`."""
 
+    frames_sampling_mult: bool = False  # a video comes as often as it has pictures
+
     READ_MASKS: ClassVar[Callable[[str, str], Video]]
 
     def open(self, image_size: int) -> VideoList:
@@ -178,11 +182,15 @@ class _Folders(_Files):
         names = set(filmed).intersection(annotated)
         warn_if_fewer(names, annotated, f"videos in {masks}", f"pictures in {frames}")
         warn_if_fewer(names, filmed, f"videos in {frames}", f"masks in {masks}")
-        return self._list(
+        videos = self._list(
             names,
             f"videos with a folder both in {frames} and in {masks}",
             functools.partial(_open_folders, type(self).READ_MASKS, frames, masks),
         )
+        if not self.frames_sampling_mult:
+            return videos
+        pictures = lambda name: list_frames(os.path.join(frames, name))
+        return VideoList([name for name in videos.keys for _ in pictures(name)], videos.open)
 
 
 def _open_folders(
@@ -206,7 +214,22 @@ class Objects(_Folders):
     """The same with a folder of PNGs for every object, as val and test of SA-V have them."""
 
     kind: str = "objects"
+    single_object_mode: bool = False  # every object counts as a video of its own
     READ_MASKS = staticmethod(readers.object_masks)
+
+    def open(self, image_size: int) -> VideoList:
+        """Opens the videos that have both folders, once or once an object."""
+        videos = super().open(image_size)
+        if not self.single_object_mode:
+            return videos
+        objects = lambda name: object_folders(os.path.join(self.annotations, name))
+        keys = [(name, object_id) for name in videos.keys for object_id in objects(name)]
+        return VideoList(keys, functools.partial(_open_object, videos.open))
+
+
+def _open_object(open_video: Callable[[str], Video], key: tuple[str, int]) -> Video:
+    name, object_id = key
+    return open_video(name).only(object_id)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
