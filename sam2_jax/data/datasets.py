@@ -389,6 +389,15 @@ KINDS: dict[str, type[Dataset]] = {
     kind.kind: kind for kind in (Procedural, Palette, Objects, Sav, Sa1b, Coco, Labels, Tfds)
 }
 
+# Fields that records of earlier versions lack.
+_ADDED = {
+    "multiplier",
+    "max_stride",
+    "truncate_video",
+    "frames_sampling_mult",
+    "single_object_mode",
+}
+
 
 def _class_of(kind: Any, name: str) -> type[Dataset]:
     if kind not in KINDS:
@@ -427,7 +436,7 @@ def resolve(fields: Mapping[str, Any], name: str) -> tuple[type[Dataset], dict[s
     chosen = _class_of(given.get("kind", Dataset.kind), f"{name}.kind")
     is_complete = lambda kind: all(
         field in given or any(old in given for old, new in kind.RENAMED.items() if new == field)
-        for field in _fields(kind)
+        for field in _fields(kind).keys() - _ADDED
     )
     left_over = {
         field

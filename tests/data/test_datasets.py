@@ -177,8 +177,8 @@ def test_every_object_counts_as_a_video(tmp_path):
         masks = np.stack([labels((0, 10 * i)) == 1 for i in range(1, len(ids) + 1)])
         for t in range(2):
             write_picture(tmp_path / "frames" / name / f"{t:05d}.jpg", t)
-        write_object_masks(tmp_path / "masks" / name, 0, dict(zip(ids, masks, strict=True)))
-        write_object_masks(tmp_path / "masks" / name, 1, {ids[-1]: masks[-1]})
+        write_object_masks(tmp_path / "masks" / name, 0, ids, masks)
+        write_object_masks(tmp_path / "masks" / name, 1, ids[-1:], masks[-1:])
     dataset = Objects(frames=str(tmp_path / "frames"), annotations=str(tmp_path / "masks"))
     source = opened(dataclasses.replace(dataset, single_object_mode=True))
     assert names_of(source) == ["a/3", "a/7", "b/1"]
