@@ -102,7 +102,7 @@ def test_a_stride_is_drawn_for_every_clip():
                 sample(drawn(total, {1: range(total)}), 3, 1, seed, **options).frames[:2, 0, 0, 0]
             )[0]
         )
-        for seed in range(60)
+        for seed in range(30)
     }
     assert steps(20, max_stride=4) == {1, 2, 3, 4}
     assert steps(20, stride=2, max_stride=3) == {2, 3}
