@@ -115,7 +115,8 @@ def put_batch(mesh: jax.sharding.Mesh, batch: Mapping[str, np.ndarray]) -> Batch
       ValueError: when the clips do not spread evenly over the devices.
     """
     put = functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
-    return Batch(put(batch["images"]), put(batch["masks"]), put(batch["is_object"]))
+    ignored = put(batch["ignored"]) if "ignored" in batch else None
+    return Batch(put(batch["images"]), put(batch["masks"]), put(batch["is_object"]), ignored)
 
 
 def put_hyperparameters(recipe: Recipe, mesh: jax.sharding.Mesh) -> Hyperparameters:

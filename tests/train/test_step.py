@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from sam2_jax.experiment import SHARDING, Dataset, Experiment, Interaction, Mesh, Optimizer
+from sam2_jax.model.sam2 import NO_OBJECT
 from sam2_jax.parallel.mesh import batch_sharding, make_mesh
 from sam2_jax.parallel.rules import shardings
 from sam2_jax.train.params import partition
@@ -292,14 +293,24 @@ def test_rates_of_earlier_experiments_are_found_among_the_overrides():
 
 
 def test_another_loss_takes_the_place_of_the_published_one():
-    """Here the predicted presence alone: a gradient that is known."""
+    """Here the predicted presence alone: a gradient that is known. Frames that are all unknown have none."""
 
     def loss_fn(logits, ious, score, target):
-        return {"loss": 2.0 * score, "candidates": jnp.float32(len(ious))}
+        return {
+            "loss": 2.0 * score,
+            "candidates": jnp.float32(len(ious)),
+            "left_out": (logits == NO_OBJECT).mean() * len(ious),
+        }
 
     subject = make_recipe(recipe(interaction=CLICKS).experiment, loss_fn)
-    gradient, metrics = gradient_on(subject, one_device(), images())
+    batch = images()
+    ignored = np.zeros((8, 1, SIZE, SIZE), bool)
+    ignored[:6, ..., : SIZE // 2], ignored[0] = True, True
+    batch |= {"ignored": ignored, "masks": batch["masks"] & ~ignored[:, :, None]}
+    gradient, metrics = gradient_on(subject, one_device(), batch)
     head = gradient["mask_decoder"]["pred_obj_score_head"]["layers_2"]
-    assert head["bias"] == pytest.approx(2.0)
-    assert metrics.keys() == {"loss", "candidates", "true_iou"}
-    assert metrics["candidates"] == 3
+    known = 13 / 15  # of the objects
+    assert head["bias"] == pytest.approx(2.0 * known)
+    assert metrics.keys() == {"loss", "candidates", "left_out", "true_iou"}
+    assert metrics["candidates"] == pytest.approx(3 * known)
+    assert metrics["left_out"] == pytest.approx(3 * 0.5 * 10 / 15)
