@@ -145,9 +145,8 @@ def whole():
     return gradient_of_images(one_device())
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1)], ids=str)
-def test_loss_and_gradient_of_images_are_those_of_one_device(whole, shape):
-    gradient, metrics = gradient_of_images(make_mesh(Mesh(*shape)))
+def test_loss_and_gradient_of_images_are_those_of_one_device(whole):
+    gradient, metrics = gradient_of_images(make_mesh(Mesh(2, 4, 1)))
     assert metrics["loss"] == pytest.approx(whole[1]["loss"], rel=1e-4)
     assert_same(gradient, whole[0])
 
