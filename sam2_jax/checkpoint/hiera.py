@@ -21,6 +21,11 @@ def is_hiera(tensors: Mapping[str, Any]) -> bool:
     return _FIRST in tensors
 
 
+def is_trunk(tensors: Mapping[str, Any]) -> bool:
+    """Tells whether these are tensors of the trunk of a SAM 2, and nothing else."""
+    return all(name.startswith(_TRUNK) for name in tensors)
+
+
 def trunk_tensors(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:

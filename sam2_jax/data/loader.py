@@ -73,7 +73,7 @@ def make_loader(
         source = dataset.open(image_size)
         if not isinstance(dataset, Procedural):
             kind = "videos" if dataset.num_frames > 1 else "images"
-            logger.info("datasets.%s: %d %s with masks.", name, len(source), kind)
+            logger.info("datasets.%s: %d %s.", name, len(source), kind)
         own_seed = np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)
         samples = (
             grain.MapDataset.range(len(source))
