@@ -1,6 +1,6 @@
 """A masked autoencoder around the trunk: it learns from pictures alone (Ryali et al. 2023, arXiv 2306.00989).
 
-picture (B, S, S, 3), units that are kept (B, K)  ->  trunk, on these alone  ->  decoder  ->  pixels of all units
+picture (B, S, S, 3), kept units (B, K)  ->  trunk, on these alone  ->  decoder  ->  pixels of all units
 
 A unit is 32 px wide. The first two stages attend inside of a unit, and so does the block that opens the third;
 what follows attends to everything that is kept. As in the published model, the last stage keeps the stride of
