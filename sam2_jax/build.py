@@ -15,8 +15,10 @@ import jax
 from sam2_jax.checkpoint import Checkpoint, bundled, digest, download, load
 from sam2_jax.checkpoint.run_folder import is_run
 from sam2_jax.config import (
+    PICTURE_OPTIONS,
     POSTPROCESSING_IMAGE,
     ModelConfig,
+    PictureOptions,
     SessionOptions,
     get_config,
     resolve_model_name,
@@ -36,6 +38,26 @@ _WHICH_MODEL = (
 )
 
 
+_users: set[int] = (
+    set()
+)  # processes, this one and those that it was forked from, in which a model was used
+
+
+def check_process() -> None:
+    """Fails in a process that was forked from one with a model: JAX's threads are not in it, it would hang.
+
+    Raises:
+      RuntimeError: see above.
+    """
+    _users.add(os.getpid())
+    if len(_users) > 1:
+        raise RuntimeError(
+            "This process was forked from one in which a model was used; JAX would hang in it. Start workers "
+            'by spawn, multiprocessing.get_context("spawn") or mp_context= of ProcessPoolExecutor, or build '
+            "the model in the workers alone."
+        )
+
+
 @dataclasses.dataclass(eq=False)
 class Model(ModuleLike):
     """A module and its parameters. Options of `config` can be set as attributes, as on the original's.
@@ -45,6 +67,7 @@ class Model(ModuleLike):
       config: what it computes.
       params: nested dicts of arrays: kernels in compute type, the rest float32.
       session: what video sessions on it do with its answers.
+      pictures: what predictors on pictures do with them, where they are not told.
       outputs: what predictors hand out: "numpy", "torch" or "jax"; see `sam2_jax.outputs`.
     """
 
@@ -53,10 +76,16 @@ class Model(ModuleLike):
     params: dict = dataclasses.field(repr=False)
     session: SessionOptions = dataclasses.field(default_factory=SessionOptions)
     outputs: str = "numpy"
+    pictures: PictureOptions = dataclasses.field(default_factory=PictureOptions)
 
-    @functools.cached_property
+    @property
     def module(self) -> Sam2:
         """The Linen module; hashable, so it is a static argument of compiled functions."""
+        check_process()
+        return self._module
+
+    @functools.cached_property
+    def _module(self) -> Sam2:
         return Sam2(self.config)
 
     @functools.cached_property
@@ -115,6 +144,7 @@ def build_model(
             "how."
         )
     check_outputs(outputs)
+    check_process()
     checkpoint = checkpoint if checkpoint is not None else ckpt_path
     name, implied = find_config(model or config_file, has_checkpoint=checkpoint is not None)
     overrides = {
@@ -138,7 +168,8 @@ def build_model(
         weights = load(checkpoint, name, **changes.model)
     params = jax.device_put(in_compute_type(weights.config, dict(weights.params)))
     session = SessionOptions(**changes.session)
-    return Model(weights.name, weights.config, params, session, outputs)
+    own = PICTURE_OPTIONS.get(weights.name) if postprocessing else None
+    return Model(weights.name, weights.config, params, session, outputs, own or PictureOptions())
 
 
 def _without_checkpoint(model: str, overrides: dict[str, Any]) -> Checkpoint:
@@ -186,7 +217,8 @@ def build_sam2(
       mode: "eval".
       hydra_overrides_extra: the original's, such as "++model.fill_hole_area=0"; what cannot be taken is
         refused.
-      apply_postprocessing: choose the mask by stability when a single one is asked for.
+      apply_postprocessing: choose the mask by stability when a single one is asked for; of `sam2_nano`, clean
+        masks of pictures, and keep automatic ones that it is less sure of (`PICTURE_OPTIONS`).
       **kwargs: `image_size` (a multiple of 32; the model's own by default), `dtype` ("float32" or
         "bfloat16"; by default float32 on CPU and bfloat16 elsewhere), `outputs` ("numpy", "torch" or "jax":
         what predictors hand out), the original's `config_file` and `ckpt_path`, and any field of `ModelConfig`

@@ -5,6 +5,7 @@ symbols: C is `hidden_dim`, M is `memory_dim`.
 
     ModelConfig     what a model computes: a static argument of compiled functions
     SessionOptions  what a video session does with the answers, on the host
+    PictureOptions  what predictors on pictures do with them, where they are not told
 
 How a model is trained is part of an experiment (`sam2_jax.experiment`).
 """
@@ -255,6 +256,20 @@ class SessionOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class PictureOptions:
+    """What predictors on pictures do with masks, where they are not told. Defaults: the original's."""
+
+    pred_iou_thresh: float = 0.8  # of automatic masks
+    stability_score_thresh: float = 0.95  # likewise
+    min_mask_region_area: int = 0  # likewise: holes and specks up to this many cells of the S/4 map
+    max_hole_area: float = 0.0  # of masks that answer prompts: holes are filled
+    max_sprinkle_area: float = 0.0  # likewise: specks are removed
+    keep_clicked: bool = (
+        False  # of a mask that answers clicks alone, what hangs together with one of them
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Overrides:
     """Fields to change, by what they are fields of.
 
@@ -355,6 +370,18 @@ _NANO = ModelConfig(
 )
 
 MODELS: dict[str, ModelConfig] = RELEASED | {"sam2_nano": _NANO}
+
+# It is less sure than the released models, and its masks come with specks: docs/nano.md.
+PICTURE_OPTIONS: dict[str, PictureOptions] = {
+    "sam2_nano": PictureOptions(
+        pred_iou_thresh=0.4,
+        stability_score_thresh=0.6,
+        min_mask_region_area=8,
+        max_hole_area=8,
+        max_sprinkle_area=8,
+        keep_clicked=True,
+    )
+}
 
 _SIZES = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large", "base-plus": "base_plus"}
 

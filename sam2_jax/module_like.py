@@ -28,7 +28,7 @@ _FIXED = {
     "max_obj_ptrs_in_encoder",
     "memory_policy",
 }
-_CACHED = {"config": ("module",), "params": ("digest",)}  # what is computed from an attribute
+_CACHED = {"config": ("_module",), "params": ("digest",)}  # what is computed from an attribute
 _TORCH_ONLY = {
     "parameters",
     "named_parameters",

@@ -3,7 +3,7 @@
     sam2-jax serve --checkpoint tiny/
     python scripts/label_studio_backend.py --videos /data/videos        # http://127.0.0.1:9090
 
-In Label Studio: Settings, Model, Connect Model, that address. A task's video is found by its last name in
+In Label Studio: Settings, Model, Connect Model, that address. A task's video is found by its path or name in
 the folder. A box that is drawn on a frame (a VideoRectangle) is tracked to the end; the answer is a box on
 every frame on which the object is seen.
 """
@@ -11,9 +11,9 @@ every frame on which the object is seen.
 import argparse
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import fastapi
 import httpx2
@@ -23,13 +23,21 @@ from sam2_jax.data.masks import boxes_from_masks, decode_rle
 
 
 def find_video(tasks: list[dict], folder: Path) -> Path:
-    """Finds the video of the first task: the last part of its address, in the folder, and nowhere else."""
-    names = [urlsplit(value).path for value in tasks[0]["data"].values() if isinstance(value, str)]
-    for name in names:
-        path = folder / Path(name).name
-        if Path(name).name and path.is_file():
-            return path
-    raise fastapi.HTTPException(404, f"None of {names} is in {folder}.")
+    """Finds the video of the first task in the folder, and nowhere else.
+
+    Its address is one of an upload, of local storage ("/data/local-files/?d=clips/a.mp4") or of a cloud. What
+    counts is the path below the folder, else its last part, without what Label Studio puts before uploads, too.
+    """
+    texts = [value for value in tasks[0]["data"].values() if isinstance(value, str)]
+    for text in texts:
+        address = urlsplit(text)
+        local = parse_qs(address.query).get("d", [unquote(address.path)])[0]
+        below = PurePosixPath(local.replace("\\", "/").lstrip("/"))
+        for name in (below, below.name, below.name.partition("-")[2]):
+            path = (folder / name).resolve()
+            if path.is_file() and path.is_relative_to(folder.resolve()):
+                return path
+    raise fastapi.HTTPException(404, f"None of {texts} is in {folder}.")
 
 
 def to_pixels(keyframe: dict, width: int, height: int) -> list[float]:
@@ -56,6 +64,56 @@ def to_keyframe(frame: int, mask: dict, fps: float) -> dict[str, Any] | None:
     }
 
 
+def close_gaps(sequence: list[dict], last: int) -> list[dict]:
+    """Ends the box where the object is not seen on the next frame; else the editor draws it through the gap.
+
+    Args:
+        sequence: keyframes of one object, in order.
+        last: the last frame, from 1.
+    """
+    seen = {keyframe["frame"] for keyframe in sequence}
+    goes_on = lambda frame: frame == last or frame + 1 in seen
+    return [keyframe | {"enabled": goes_on(keyframe["frame"])} for keyframe in sequence]
+
+
+def frames_per_frame(value: dict, info: dict) -> float:
+    """How many frames of the video one of the task is: a project may count at a rate of its own."""
+    count, seconds = value.get("framesCount"), value.get("duration")
+    if not count or not seconds or count == info["num_frames"]:
+        return 1.0
+    return info["fps"] * seconds / count
+
+
+def prompts_of(region: dict, info: dict) -> list[tuple[int, list[float]]]:
+    """Frames of the video, from 0, and boxes in pixels, of the keyframes that are switched on."""
+    ratio = frames_per_frame(region["value"], info)
+    found = []
+    for keyframe in region["value"]["sequence"]:
+        if not keyframe.get("enabled", True):
+            continue
+        frame = round((keyframe["frame"] - 1) * ratio)
+        if not 0 <= frame < info["num_frames"]:
+            raise fastapi.HTTPException(
+                422,
+                f"Frame {keyframe['frame']} of the task is frame {frame + 1} of the video, which has "
+                f"{info['num_frames']}: set the frame rate of the project to {info['fps']:g}.",
+            )
+        found.append((frame, to_pixels(keyframe, info["width"], info["height"])))
+    return found
+
+
+def sequence_of(found: dict[int, dict], value: dict, info: dict) -> list[dict]:
+    """Keyframes of the task from the masks of an object by frame of the video."""
+    ratio, sequence = frames_per_frame(value, info), []
+    count = round(info["num_frames"] / ratio)
+    for number in range(count):
+        mask = found.get(round(number * ratio))
+        keyframe = mask and to_keyframe(number, mask, info["fps"] / ratio)
+        if keyframe:
+            sequence.append(keyframe)
+    return close_gaps(sequence, count)
+
+
 def track(client: httpx2.Client, video: Path, drawn: list[dict]) -> list[dict]:
     """Tracks the boxes that were drawn; returns regions of Label Studio."""
     with video.open("rb") as file:
@@ -63,12 +121,14 @@ def track(client: httpx2.Client, video: Path, drawn: list[dict]) -> list[dict]:
     info = opened.raise_for_status().json()
     at = f"/api/sessions/{info['id']}"
     try:
-        first = min(region["value"]["sequence"][0]["frame"] for region in drawn) - 1
-        for obj, region in enumerate(drawn, start=1):
-            for keyframe in region["value"]["sequence"]:
-                box = to_pixels(keyframe, info["width"], info["height"])
-                body = {"frame": keyframe["frame"] - 1, "object": obj, "box": box}
+        prompts = [prompts_of(region, info) for region in drawn]
+        if not any(prompts):
+            return drawn
+        for obj, boxes in enumerate(prompts, start=1):
+            for frame, box in boxes:
+                body = {"frame": frame, "object": obj, "box": box}
                 client.post(f"{at}/prompts", json=body).raise_for_status()
+        first = min(frame for boxes in prompts for frame, _ in boxes)
         asked = {"start": first, "direction": "forward"}
         lines = client.post(f"{at}/track", json=asked).raise_for_status().text.splitlines()
     finally:
@@ -76,15 +136,16 @@ def track(client: httpx2.Client, video: Path, drawn: list[dict]) -> list[dict]:
     *frames, last = map(json.loads, lines)
     if "done" not in last:
         raise fastapi.HTTPException(502, last.get("error", "tracking was cancelled"))
-    sequences: dict[int, list] = {obj: [] for obj in range(1, len(drawn) + 1)}
+    masks: dict[int, dict[int, dict]] = {obj: {} for obj in range(1, len(drawn) + 1)}
     for found in frames:
         for one in found["objects"]:
-            keyframe = to_keyframe(found["frame"], one["mask"], info["fps"])
-            if keyframe:
-                sequences[one["object"]].append(keyframe)
+            masks[one["object"]][found["frame"]] = one["mask"]
     return [
-        region | {"value": region["value"] | {"sequence": sequences[obj]}}
-        for obj, region in enumerate(drawn, start=1)
+        region
+        if not boxes
+        else region
+        | {"value": region["value"] | {"sequence": sequence_of(masks[obj], region["value"], info)}}
+        for obj, (region, boxes) in enumerate(zip(drawn, prompts, strict=True), start=1)
     ]
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from sam2_jax import SAM2AutomaticMaskGenerator
 from sam2_jax.cli import main
 from sam2_jax.commands.everything import GENERATOR_OPTIONS
+from sam2_jax.config import PictureOptions
 from sam2_jax.data.masks import (
     boxes_from_masks,
     decode_rle,
@@ -266,7 +267,7 @@ def test_finding_nothing_is_no_error(files, tmp_path, capsys):
 def test_options_of_everything_are_those_of_the_generator():
     fields = {field.name: field for field in dataclasses.fields(SAM2AutomaticMaskGenerator)}
     for name, kind, help in GENERATOR_OPTIONS:
-        default = fields[name].default
+        default = getattr(PictureOptions(), name, fields[name].default)
         assert kind is type(default)
         assert f"default {default:.3g}" in help
 

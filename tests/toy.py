@@ -24,7 +24,7 @@ from tests.parity.reference_weights import reference_tensor
 IMAGE_PROGRAMS = [
     (image, "encode_images", 0),
     (image, "decode_prompts", (0, 5)),
-    (postprocessing, "resize_masks", (1, 2)),
+    (postprocessing, "finish_masks", 4),
 ]
 VIDEO_PROGRAMS = [
     (session, "_encode", 0),
@@ -32,7 +32,7 @@ VIDEO_PROGRAMS = [
     (session, "_segment_again", 0),
     (session, "_encode_memory", 0),
     (propagation, "_propagate", 0),
-    (postprocessing, "_show", (3, 4, 5, 6)),
+    (postprocessing, "_show", (5, 6, 7)),
 ]
 HIERA = HieraConfig(
     embed_dim=8, stages=(1, 2, 2, 1), global_attention_blocks=(3,), window_sizes=(8, 4, 2, 2)

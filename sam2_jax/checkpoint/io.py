@@ -20,8 +20,13 @@ from sam2_jax.model.sam2 import param_shapes
 
 _SAFETENSORS = "model.safetensors"
 _INDEX = f"{_SAFETENSORS}.index.json"
-# What DistributedDataParallel and torch.compile put into names.
-_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")
+# What DistributedDataParallel, FSDP, checkpointing and torch.compile put into names.
+_WRAPPERS = re.compile(
+    r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+# A prefix that the whole model has, as in Lightning's "model.image_encoder...".
+_PREFIX = re.compile(r"(.+\.)(?:image_encoder|vision_encoder)\.")
+_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the model
 
 
 def load(
@@ -62,9 +67,9 @@ def load(
             "(--config.init_from)."
         )
     with _naming(path):
-        name = name or names.recognise({key: array.shape for key, array in tensors.items()})
+        name = name or names.recognise(_shapes(tensors))
         config = get_config(name, **overrides)
-        return Checkpoint(name, config, names.to_params(tensors, param_shapes(config)))
+        return _checkpoint(name, config, tensors)
 
 
 def load_start(
@@ -111,7 +116,7 @@ def load_start(
                 for key, x in part.items()
                 if is_drawn(key, x) == wanted
             }
-        return Checkpoint(name, config, names.to_params(tensors, param_shapes(config)))
+        return _checkpoint(name, config, tensors)
 
 
 def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
@@ -157,6 +162,30 @@ def _check_name(checkpoint: Checkpoint, name: str | None, where: str | os.PathLi
         raise ValueError(f"{os.fspath(where)} holds {checkpoint.name}, not {name}.")
 
 
+def _checkpoint(name: str, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Checkpoint:
+    """The checkpoint of official tensors; a ValueError if they are not those of the model, or not all."""
+    shapes = _shapes(tensors)
+    found = names.find_model(shapes)
+    has_memory = any(key.startswith("memory_encoder.") for key in shapes)
+    if has_memory and found not in (None, name) and not names.may_fit(shapes, config):
+        raise ValueError(
+            f"these are weights of {found}, not of {name}: name that model, or none at all."
+        )
+    try:
+        return Checkpoint(name, config, names.to_params(tensors, param_shapes(config)))
+    except ValueError as error:
+        if has_memory:
+            raise
+        raise ValueError(
+            "the part for videos is not in it, as in what transformers' Sam2Model saves; take one of "
+            f"Sam2VideoModel or the original's file: {error}"
+        ) from error
+
+
+def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
 def _fitted(
     checkpoint: Checkpoint, name: str | None, overrides: Mapping[str, Any], where: str | os.PathLike
 ) -> Checkpoint:
@@ -195,10 +224,28 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         tensors = _read_safetensors(path)
     else:
         tensors = torch_file.read_torch_file(path)
+    with _naming(path):
+        plain = _unwrapped(tensors)
+    return names.from_hugging_face(plain) if names.is_hugging_face(plain) else plain
+
+
+def _unwrapped(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors by the names that they have in the model itself."""
     plain = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
     if len(plain) < len(tensors):
-        raise ValueError(f"{path} has tensors both with and without 'module.' or '_orig_mod.'.")
-    return names.from_hugging_face(plain) if names.is_hugging_face(plain) else plain
+        raise ValueError("there are tensors both with and without 'module.' or '_orig_mod.'.")
+    plain.pop(_COUNTER, None)
+    found = next(filter(None, map(_PREFIX.match, plain)), None)
+    if found is None:
+        return plain
+    prefix = found[1]
+    others = [name for name in plain if not name.startswith(prefix)]
+    if others:
+        raise ValueError(
+            f"{len(plain) - len(others)} names begin with {prefix!r} and {len(others)} do not, such as "
+            f"{others[0]}: save the state dict of the SAM 2 alone."
+        )
+    return {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:

@@ -207,21 +207,34 @@ def recognise(shapes: Shapes) -> str:
     Raises:
       ValueError: when no released model has this width and depth; the message lists all.
     """
-    width = (*shapes.get("image_encoder.trunk.pos_embed", ()), 0, 0)[1]
-    blocks = {
-        name.split(".")[3] for name in shapes if name.startswith("image_encoder.trunk.blocks.")
-    }
-    for name, model in config.MODELS.items():
-        if (model.hiera.embed_dim, sum(model.hiera.stages), model.no_obj_embed_spatial) == (
-            width,
-            len(blocks),
-            "no_obj_embed_spatial" in shapes,
-        ):
-            return name
-    raise ValueError(
-        f"the tensors are of no known model (trunk of {len(blocks)} blocks, width {width}); "
-        f"known models: {', '.join(config.MODELS)}."
-    )
+    name = find_model(shapes)
+    if name is None:
+        raise ValueError(
+            f"the tensors are of no known model (trunk of {_depth(shapes)} blocks, width {_width(shapes)}); "
+            f"known models: {', '.join(config.MODELS)}. The first of {len(shapes)} names is "
+            f"{next(iter(shapes), None)}."
+        )
+    return name
+
+
+def find_model(shapes: Shapes) -> str | None:
+    """As `recognise`, but None when there is no such model."""
+    return next((name for name, model in config.MODELS.items() if may_fit(shapes, model)), None)
+
+
+def may_fit(shapes: Shapes, model: config.ModelConfig) -> bool:
+    """Tells whether width, depth and version of a model are those of the tensors."""
+    found = _width(shapes), _depth(shapes), "no_obj_embed_spatial" in shapes
+    return found == (model.hiera.embed_dim, sum(model.hiera.stages), model.no_obj_embed_spatial)
+
+
+def _width(shapes: Shapes) -> int:
+    return (*shapes.get("image_encoder.trunk.pos_embed", ()), 0, 0)[1]
+
+
+def _depth(shapes: Shapes) -> int:
+    prefix = "image_encoder.trunk.blocks."
+    return len({name.split(".")[3] for name in shapes if name.startswith(prefix)})
 
 
 def is_hugging_face(names: Iterable[str]) -> bool:

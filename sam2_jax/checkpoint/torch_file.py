@@ -37,11 +37,23 @@ _STORAGES = {
 }
 _STORAGE_NAMES = {dtype: name for name, dtype in _STORAGES.items()}
 # Where state dicts lie beside other things: SAM 2, Hiera, and what is usual elsewhere.
-_STATE_DICTS = ("model", "model_state", "state_dict", "model_state_dict", "ema")
+_STATE_DICTS = (
+    "model",
+    "model_state",
+    "state_dict",
+    "model_state_dict",
+    "module",
+    "net",
+    "weights",
+    "ema",
+    "model_ema",
+    "state_dict_ema",
+)
 
 # The pickle of the largest model with its optimizer state takes 1 MB.
 _MAX_PICKLE_BYTES = 16 << 20
 _MAX_DIMENSIONS = 16
+_MAX_NESTING = 3  # of state dicts: {"ema": {"module": {...}}}
 _MAX_ELEMENTS = 1 << 40
 _CHUNK = 1 << 20
 _ALIGNMENT = 64
@@ -57,9 +69,9 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the tensors of a checkpoint written by `torch.save`.
 
     Args:
-      path: a `.pt` file whose top level is a state dict, or a dict with one under "model", "model_state",
-        "state_dict", "model_state_dict" or "ema", the first of these that is there; what lies beside it
-        (optimizer state, epoch, ...) is checked and dropped.
+      path: a `.pt` file whose top level is a state dict, or a dict with one under a usual name, such as
+        "model", "state_dict", "model_state_dict" or "ema"; of several the first is read, with a warning. What
+        lies beside it (optimizer state, epoch, ...) is checked and dropped.
 
     Returns:
       {name: read-only array in the stored type}, in file order. The arrays are views of the
@@ -235,7 +247,7 @@ class _Storage:
 
 
 class _PlainData:
-    """A number or a type of numpy beside the tensors; never looked into."""
+    """A number, array or path, or options, beside the tensors; never looked into."""
 
 
 _MARK = object()
@@ -249,9 +261,16 @@ _NEW = {
 }
 _PLAIN_DATA = {
     _Global("_codecs", "encode"),
+    _Global("argparse", "Namespace"),
     _Global("numpy", "dtype"),
-    _Global("numpy.core.multiarray", "scalar"),
-    _Global("numpy._core.multiarray", "scalar"),
+    _Global("numpy", "ndarray"),
+    *(
+        _Global(f"numpy.{core}.multiarray", name)
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+    *(_Global("pathlib", name) for name in ("PosixPath", "WindowsPath")),
+    _Global("types", "SimpleNamespace"),
 }
 _GLOBALS = _PLAIN_DATA | {
     _Global("collections", "OrderedDict"),
@@ -314,7 +333,7 @@ class _Interpreter:
                     self._stack.append(_find_global(*argument.split(" ", 1)))
                 case "BINPERSID":
                     self._stack.append(self._storage(self._pop()))
-                case "REDUCE":
+                case "REDUCE" | "NEWOBJ":
                     arguments, function = self._pop(), self._pop()
                     self._stack.append(_call(function, arguments))
                 case "BUILD":
@@ -434,10 +453,14 @@ def _state_dict(top: Any) -> dict[str, np.ndarray]:
     """Returns the state dict that lies under one of the usual names, or is the top level."""
     if not isinstance(top, dict):
         raise CheckpointError(f"it holds a {_kind(top)}, not a state dict.")
-    found = [name for name in _STATE_DICTS if isinstance(top.get(name), dict)]
-    if len(found) > 1:
-        logger.warning("Of the state dicts %s the first is read.", ", ".join(found))
-    tensors = top[found[0]] if found else top
+    tensors = top
+    for _ in range(_MAX_NESTING):
+        found = [name for name in _STATE_DICTS if isinstance(tensors.get(name), dict)]
+        if not found:
+            break
+        if len(found) > 1:
+            logger.warning("Of the state dicts %s the first is read.", ", ".join(found))
+        tensors = tensors[found[0]]
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
             raise CheckpointError(

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from sam2_jax.commands.common import add_model, build
 from sam2_jax.commands.outputs import Folder, check_outputs
+from sam2_jax.config import PICTURE_OPTIONS
 
 HELP = "Segment everything in a picture."
 EXAMPLES = """example:
@@ -25,8 +27,16 @@ files in the folder:
 GENERATOR_OPTIONS = (
     ("points_per_side", int, "clicks along a side of the picture (default 32)"),
     ("points_per_batch", int, "clicks decoded at once (default 64)"),
-    ("pred_iou_thresh", float, "lowest predicted IoU of a mask (default 0.8; 0 keeps all)"),
-    ("stability_score_thresh", float, "lowest stability of a mask (default 0.95; 0 keeps all)"),
+    (
+        "pred_iou_thresh",
+        float,
+        "lowest predicted IoU of a mask (default 0.8, of sam2_nano {pred_iou_thresh}; 0 keeps all)",
+    ),
+    (
+        "stability_score_thresh",
+        float,
+        "lowest stability of a mask (default 0.95, of sam2_nano {stability_score_thresh}; 0 keeps all)",
+    ),
     (
         "stability_score_offset",
         float,
@@ -42,18 +52,25 @@ GENERATOR_OPTIONS = (
         int,
         "clicks along a side, divided by this for each layer (default 1)",
     ),
-    ("min_mask_region_area", int, "cells of a hole or speck that is removed (default 0)"),
+    (
+        "min_mask_region_area",
+        int,
+        "cells of a hole or speck that is removed (default 0, of sam2_nano {min_mask_region_area})",
+    ),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("image", help="picture file")
+    parser.add_argument(
+        "image", help="picture file, whose pixels count as they are stored: EXIF does not turn it"
+    )
     parser.add_argument("--out", "--output", metavar="DIR", help="folder (default: <image>_masks)")
     add_model(parser)
+    own = dataclasses.asdict(PICTURE_OPTIONS["sam2_nano"])
     for name, type, help in GENERATOR_OPTIONS:
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=type, metavar="N", help=help)
+        parser.add_argument(flag, type=type, metavar="N", help=help.format(**own))
     parser.add_argument(
         "--use-m2m", action="store_true", help="refine every mask by decoding it once more"
     )
@@ -81,18 +98,20 @@ def run(args: argparse.Namespace) -> None:
     total = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
     with tqdm(total=total, desc="segment everything", unit="click") as bar:
         found = generator.generate(image, progress=bar.update)
-    masks = np.zeros((len(found), *image.shape[:2]), bool)
     for i, annotation in enumerate(found):
         annotation["id"] = i + 1
-        masks[i] = decode_rle(annotation["segmentation"])
+    # One mask at a time: all those of a large picture would be gigabytes.
+    overlay, is_covered = image, np.zeros(image.shape[:2], bool)
+    for annotation in sorted(found, key=lambda annotation: -annotation["area"]):
+        mask = decode_rle(annotation["segmentation"])
+        overlay = draw_overlay(overlay, mask[None], [annotation["id"]])
+        is_covered |= mask
 
     out.mkdir(parents=True, exist_ok=True)
-    order = np.argsort([-annotation["area"] for annotation in found], kind="stable")
-    ids = [int(i) + 1 for i in order]
-    Image.fromarray(draw_overlay(image, masks[order], ids)).save(out / "overlay.png")
+    Image.fromarray(overlay).save(out / "overlay.png")
     _write_annotations(out, args.image, image.shape[:2], found)
     if found:
-        covered = 100 * masks.any(0).mean()
+        covered = 100 * is_covered.mean()
         print(f"masks: {len(found)}, covering {covered:.1f} % of the picture")
     else:
         print(

@@ -16,7 +16,9 @@ EXAMPLES = """example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("image", help="picture file")
+    parser.add_argument(
+        "image", help="picture file, whose pixels count as they are stored: EXIF does not turn it"
+    )
     add_prompts(parser)
     parser.add_argument("--out", "--output", help="overlay picture (default: <image>_overlay.png)")
     parser.add_argument("--masks", metavar="FILE.png", help="palette PNG of the objects")

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "video", nargs="?", help="video file, folder of JPEG or PNG frames, or - for standard input"
+        "video", nargs="?", help="video file, folder of pictures, or - for standard input"
     )
     source.add_argument("--camera", metavar="DEVICE", help="number or name of a camera")
     parser.add_argument(

@@ -53,12 +53,19 @@ def read_image(
             )
         if _is_turned(image, drawn_on):
             image = ImageOps.exif_transpose(image)
-        elif _orientation(image) != 1 and drawn_on is None:
-            warn_once(
-                "%s has an orientation in EXIF, which is not applied: its pixels are used as they are stored",
-                name,
-            )
+        elif drawn_on is None:
+            warn_of_orientation(image, name)
         return rgb_picture(image, name)
+
+
+def warn_of_orientation(image: Image.Image, name: str) -> None:
+    """Says once that a picture is not turned, if viewers turn it by its EXIF."""
+    if _orientation(image) != 1:
+        warn_once(
+            "%s has an orientation in EXIF, which is not applied: viewers turn it, but its pixels count as "
+            "they are stored (PIL.ImageOps.exif_transpose turns it for good)",
+            name,
+        )
 
 
 def rgb_picture(image: Image.Image, name: str = "the picture") -> np.ndarray:

@@ -29,6 +29,7 @@ from sam2_jax.data.media import (
     picture_size,
     read_image,
     rgb_picture,
+    warn_of_orientation,
 )
 
 DEFAULT_FPS = 24.0
@@ -586,6 +587,7 @@ def as_rgb(frame: Any, index: int) -> np.ndarray:
         ValueError: it is something else; the message names `index`.
     """
     if hasattr(frame, "convert"):
+        warn_of_orientation(frame, f"frame {index}")
         frame = rgb_picture(frame, f"frame {index}")
     frame = np.asarray(frame)
     is_rgb = frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8

@@ -235,8 +235,10 @@ class Hiera(nn.Module):
     def _branch_scales(self, batch):
         num_blocks, rate = sum(self.config.stages), self.drop_path_rate
         if not rate:
-            return jnp.ones((num_blocks, 2, batch))
-        return drop_path(self.make_rng("dropout"), jnp.linspace(0, rate, num_blocks), batch)
+            return jnp.ones((num_blocks, 2, batch), jnp.float32)
+        return drop_path(
+            self.make_rng("dropout"), jnp.linspace(0, rate, num_blocks, dtype=jnp.float32), batch
+        )
 
     def _positions(self, height: int, width: int) -> jax.Array:
         """(1, height, width, C): a coarse table resized to the map plus a fine one tiled over it."""

@@ -54,13 +54,14 @@ class MaskDecoder(nn.Module):
         if config.use_high_res_features_in_sam:
             self.conv_s0 = Conv(c // 8, (1, 1), dtype=dtype)
             self.conv_s1 = Conv(c // 4, (1, 1), dtype=dtype)
-        # What follows the tokens is in float32: it costs nothing, and decides which mask is taken.
-        self.output_hypernetworks_mlps = [MLP((c, c, c // 8)) for _ in range(NUM_MASKS)]
-        self.iou_prediction_head = MLP((c, c, NUM_MASKS))
+        self.output_hypernetworks_mlps = [
+            MLP((c, c, c // 8), dtype=dtype) for _ in range(NUM_MASKS)
+        ]
+        self.iou_prediction_head = MLP((c, c, NUM_MASKS), dtype=dtype)
         if config.pred_obj_scores:
             self.obj_score_token = embedding("obj_score_token", 1)
             is_mlp = config.pred_obj_scores_mlp
-            self.pred_obj_score_head = MLP((c, c, 1)) if is_mlp else Dense(1)
+            self.pred_obj_score_head = MLP((c, c, 1), dtype=dtype) if is_mlp else Dense(1, dtype)
 
     def project_high_res(
         self, maps: list[Float[Array, "b _ _ c"]]
@@ -93,6 +94,7 @@ class MaskDecoder(nn.Module):
           `Decoded`.
         """
         config = self.config
+        dtype = jnp.dtype(config.dtype)
         n = tokens.shape[0]
         _, h, w, c = embedding.shape
 
@@ -101,11 +103,11 @@ class MaskDecoder(nn.Module):
             own = [self.obj_score_token, *own]
         own = jnp.broadcast_to(jnp.concatenate(own), (n, sum(x.shape[0] for x in own), c))
         first = own.shape[1] - NUM_MASKS  # of the mask tokens; the IoU token is right before it
-        tokens = jnp.concatenate([own, tokens], 1)
+        tokens = jnp.concatenate([own, tokens], 1).astype(dtype)
         token_mask = jnp.concatenate([jnp.ones(own.shape[:2], bool), token_mask], 1)
 
-        image = (embedding + dense.astype(jnp.float32)).reshape(-1, h * w, c)
-        positions = positions.reshape(1, h * w, c)
+        image = (embedding.astype(dtype) + dense.astype(dtype)).reshape(-1, h * w, c)
+        positions = positions.astype(dtype).reshape(1, h * w, c)
         tokens, image = self.transformer(tokens, image, positions, token_mask)
 
         mask_tokens = tokens[:, first : first + NUM_MASKS]
@@ -120,16 +122,14 @@ class MaskDecoder(nn.Module):
             [mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], 1
         )
         masks = jnp.matmul(
-            weights.astype(x.dtype),
-            x.reshape(n, -1, c // 8).swapaxes(1, 2),
-            preferred_element_type=jnp.float32,
+            weights, x.reshape(n, -1, c // 8).swapaxes(1, 2), preferred_element_type=jnp.float32
         )
 
-        ious = self.iou_prediction_head(tokens[:, first - 1])
+        ious = self.iou_prediction_head(tokens[:, first - 1]).astype(jnp.float32)
         if config.iou_prediction_use_sigmoid:
             ious = jax.nn.sigmoid(ious)
         if config.pred_obj_scores:
-            scores = self.pred_obj_score_head(tokens[:, 0])[:, 0]
+            scores = self.pred_obj_score_head(tokens[:, 0])[:, 0].astype(jnp.float32)
         else:
-            scores = jnp.full((n,), _ALWAYS_VISIBLE)
+            scores = jnp.full((n,), _ALWAYS_VISIBLE, jnp.float32)
         return Decoded(masks.reshape(n, NUM_MASKS, 4 * h, 4 * w), ious, mask_tokens, scores)

@@ -110,7 +110,9 @@ def read(config: ModelConfig, bank: MemoryBank, now: Int[ArrayLike, ""]) -> Memo
     rule, pointer_rule = rules(config)
     prompted_code = config.num_maskmem - 1
     pointer_limit = jnp.minimum(bank.num_frames, config.max_obj_ptrs_in_encoder) - 1
-    furthest = jnp.maximum(pointer_limit, 1)  # a video of one frame has no distances
+    furthest = jnp.maximum(pointer_limit, 1).astype(
+        jnp.float32
+    )  # a video of one frame has no distances
 
     def one_object(bank):
         frames = bank.prompted_frames
@@ -157,7 +159,9 @@ def read(config: ModelConfig, bank: MemoryBank, now: Int[ArrayLike, ""]) -> Memo
             slot_codes=join(jnp.where(selected, prompted_code, places), recent_codes),
             slot_mask=join(selected | is_tracked, recent.is_read),
             pointers=join(bank.prompted_pointers, pointers.values),
-            pointer_times=join(jnp.where(selected, times, pointer_places + 1), pointers.places + 1)
+            pointer_times=join(
+                jnp.where(selected, times, pointer_places + 1), pointers.places + 1
+            ).astype(jnp.float32)
             / furthest,
             pointer_mask=join(is_pointer | is_tracked_pointer, pointers.is_read),
         )

@@ -125,7 +125,7 @@ def update(
 
 
 def _retain_recent(state, index, segmentation):
-    return state, jnp.full(segmentation.scores.shape, RECENT)
+    return state, jnp.full(segmentation.scores.shape, RECENT, jnp.int32)
 
 
 def _is_good(segmentation):
@@ -259,7 +259,7 @@ def _init_distractor(num_objects):
 
 def _largest_component(inside: jax.Array) -> jax.Array:
     """(h, w) bool -> the largest of its 8-connected components, (h, w) bool."""
-    cells = jnp.arange(inside.size).reshape(inside.shape)
+    cells = jnp.arange(inside.size, dtype=jnp.int32).reshape(inside.shape)
 
     def spread(labels):
         window = jax.lax.reduce_window(labels, -1, jax.lax.max, (3, 3), (1, 1), "SAME")

@@ -243,4 +243,4 @@ def places_of(
 ) -> tuple[Int[jax.Array, " k"], Bool[jax.Array, " k"]]:
     """For each frame: its place in a list of wanted ones, and whether it is there."""
     hits = (frames[:, None] == jnp.array(wanted, jnp.int32)) & (frames[:, None] >= 0)
-    return (hits * jnp.arange(len(wanted))).sum(-1), hits.any(-1)
+    return (hits * jnp.arange(len(wanted), dtype=jnp.int32)).sum(-1, dtype=jnp.int32), hits.any(-1)

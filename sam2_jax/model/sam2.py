@@ -8,7 +8,10 @@
 the scan in `sam2_jax.track`. Nothing here loops over time.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,14 +45,16 @@ def normalise(image: Real[Array, "*b 3"]) -> Float32[Array, "*b 3"]:
 
 def no_prompt(num_objects: int) -> Prompt:
     """The prompt of a frame on which nobody pointed at anything."""
-    return Prompt(jnp.zeros((num_objects, 2, 2)), jnp.full((num_objects, 2), -1, jnp.int32))
+    return Prompt(
+        jnp.zeros((num_objects, 2, 2), jnp.float32), jnp.full((num_objects, 2), -1, jnp.int32)
+    )
 
 
 def asks_for_three(
     config: ModelConfig,
-    num_points: Int[Array, " n"],
-    is_initial: Bool[Array, " n"] | Bool[ArrayLike, ""],
-) -> Bool[jax.Array, " n"]:
+    num_points: Int[Array, "*n"],
+    is_initial: Bool[Array, "*n"] | Bool[ArrayLike, ""],
+) -> Bool[jax.Array, "*n"]:
     """Tells which prompts are ambiguous: those of few points; a box counts as two."""
     return (
         config.multimask_output_in_sam
@@ -57,6 +62,13 @@ def asks_for_three(
         & (num_points >= config.multimask_min_pt_num)
         & (num_points <= config.multimask_max_pt_num)
     )
+
+
+@contextlib.contextmanager
+def usual_promotion() -> Iterator[None]:
+    """Lets arrays of other ranks and types meet, which programs may have forbidden for their own code."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 class Sam2(nn.Module):
@@ -73,6 +85,12 @@ class Sam2(nn.Module):
     remat: str = "none"
     drop_path_rate: float = 0.0
     memory_attention_dropout: float = 0.0
+
+    @nn.nowrap
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """As Flax's, by the usual rules of promotion whatever the user's are."""
+        with usual_promotion():
+            return super().apply(*args, **kwargs)
 
     def setup(self) -> None:
         """Creates the parts."""
@@ -156,7 +174,7 @@ class Sam2(nn.Module):
         n, x = times.shape
         m, pieces = config.memory_dim, config.hidden_dim // config.memory_dim
         if not (config.use_obj_ptrs_in_encoder and config.add_tpos_enc_to_obj_ptrs):
-            return jnp.zeros((n, x * pieces, m))
+            return jnp.zeros((n, x * pieces, m), jnp.float32)
         if config.proj_tpos_enc_in_obj_ptrs:
             codes = self.obj_ptr_tpos_proj(encodings.sine_1d(times, config.hidden_dim))
         else:
@@ -281,7 +299,7 @@ class Sam2(nn.Module):
         n = masks.shape[0]
         low_res = downsample_antialiased(20.0 * masks - 10.0, config.mask_size)
         visible = (masks > 0).any((1, 2)).astype(jnp.float32)
-        pointers = jnp.zeros((n, config.hidden_dim))
+        pointers = jnp.zeros((n, config.hidden_dim), jnp.float32)
         if config.use_obj_ptrs_in_encoder:
             logits = self.mask_downsample(masks[..., None])[..., 0]
             prompt = no_prompt(n).replace(mask_logits=logits, has_mask_logits=jnp.ones(n, bool))
@@ -291,10 +309,10 @@ class Sam2(nn.Module):
             pointers = self._or_absent(pointers, visible)
         return Segmentation(
             candidates=jnp.repeat(low_res[:, None], 4, 1),
-            candidate_ious=jnp.ones((n, 4)),
+            candidate_ious=jnp.ones((n, 4), jnp.float32),
             is_multimask=jnp.zeros(n, bool),
             masks=low_res,
-            ious=jnp.ones(n),
+            ious=jnp.ones(n, jnp.float32),
             scores=20.0 * visible - 10.0,
             pointers=pointers,
         )
@@ -412,9 +430,9 @@ def _touch_every_parameter(sam2: Sam2, image: jax.Array) -> jax.Array:
     """Takes a prompt on one frame and remembers it on the next, which uses every parameter."""
     size, mask_size = sam2.config.image_size, sam2.config.mask_size
     prompt = no_prompt(1).replace(
-        mask_logits=jnp.zeros((1, mask_size, mask_size)),
+        mask_logits=jnp.zeros((1, mask_size, mask_size), jnp.float32),
         has_mask_logits=jnp.ones(1, bool),
-        masks=jnp.zeros((1, size, size)),
+        masks=jnp.zeros((1, size, size), jnp.float32),
         has_mask=jnp.ones(1, bool),
     )
     features = sam2.encode(image)
@@ -437,9 +455,10 @@ def _drawn_params(config: ModelConfig) -> dict:
 @functools.lru_cache(maxsize=32)
 def _trace_params(config: ModelConfig) -> dict:
     """It takes seconds, and everything that loads or checks weights asks."""
-    image = jnp.zeros((1, config.image_size, config.image_size, 3))
+    image = jnp.zeros((1, config.image_size, config.image_size, 3), jnp.float32)
     init = lambda key: Sam2(config).init(key, image, method=_touch_every_parameter)["params"]
-    return jax.eval_shape(init, jax.random.key(0))
+    with usual_promotion():
+        return jax.eval_shape(init, jax.random.key(0))
 
 
 def param_shapes(config: ModelConfig) -> dict:

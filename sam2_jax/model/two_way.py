@@ -1,8 +1,6 @@
 """Two-way transformer: prompt tokens and image exchange information in both directions.
 
 tokens (N, K, C), image (N, L, C)  ->  the same shapes
-
-Both stay float32 between the layers, whatever the compute type: in bfloat16 masks, and which is taken, flip.
 """
 
 import jax
@@ -62,7 +60,7 @@ class TwoWayBlock(nn.Module):
     ) -> tuple[Float[jax.Array, "n k c"], Float[jax.Array, "n l c"]]:
         """Applies the block to tokens and image."""
         c = tokens.shape[-1]
-        norm = lambda name: LayerNorm(1e-5, name=name)
+        norm = lambda name: LayerNorm(1e-5, self.dtype, name=name)
 
         attend = Attention(c, self.dtype, name="self_attn")
         if self.is_first:  # the tokens still are their own positions: neither encoding nor residual
@@ -113,4 +111,4 @@ class TwoWayTransformer(nn.Module):
             tokens, image = block(tokens, image, positions, image_positions, token_mask)
         attend = Attention(tokens.shape[-1] // 2, self.dtype, name="final_attn_token_to_image")
         tokens = tokens + attend(tokens + positions, image + image_positions, image)
-        return LayerNorm(1e-5, name="norm_final_attn")(tokens), image
+        return LayerNorm(1e-5, self.dtype, name="norm_final_attn")(tokens), image

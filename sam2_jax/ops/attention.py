@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Float32, Key
 
 from sam2_jax.ops import attention_cudnn, attention_tokamax, attention_tpu
@@ -32,7 +33,7 @@ IMPLEMENTATIONS = ("reference", "xla", "cpu", "cudnn", "tpu", "tokamax")
 # Queries scored at a time where the whole would not fit; on CPU 256 to 2048 are equally fast.
 _CHUNK = 512
 _MANY = 1024  # queries, and keys, from which on a fused kernel is worth a launch of its own
-_NEVER = -1e30  # finite, so that a row without any key gives numbers, not NaN
+_NEVER = np.float32(-1e30)  # finite, so that a row without any key gives numbers, not NaN
 
 # Weighted sum of values, largest score, sum of the weights relative to it; see `attend_parts`.
 Parts: TypeAlias = tuple[
@@ -292,9 +293,9 @@ def _parts_in_caches(q, k, v, used):
         q, k, v, used = xs
         chunks = q.reshape(t // chunk, chunk, d)
         nothing = (
-            jnp.zeros((t // chunk, chunk, e)),
-            jnp.full((t // chunk, chunk, 1), _NEVER),
-            jnp.zeros((t // chunk, chunk, 1)),
+            jnp.zeros((t // chunk, chunk, e), jnp.float32),
+            jnp.full((t // chunk, chunk, 1), _NEVER, jnp.float32),
+            jnp.zeros((t // chunk, chunk, 1), jnp.float32),
         )
 
         def slot(state, xs):

@@ -76,6 +76,30 @@ def small_components(inside: Bool[Array, "*b h w"], max_area: float) -> Bool[jax
     return inside & (sizes <= max_area)
 
 
+def connected_to(inside: jax.Array, seeds: jax.Array) -> jax.Array:
+    """Finds the 8-connected components that hold a seed.
+
+    Args:
+      inside: (..., h, w) bool; leading axes are separate pictures.
+      seeds: (..., h, w) bool; those that are not inside count for nothing.
+
+    Returns:
+      (..., h, w) bool, the pixels of these components.
+    """
+    own = inside.reshape(-1, *inside.shape[-2:])
+
+    def grow(state):
+        reached, _ = state
+        wide = reached | _shift(reached, 1, 0) | _shift(reached, -1, 0)
+        wide = own & (wide | _shift(wide, 0, 1) | _shift(wide, 0, -1))
+        return wide, (wide != reached).any()
+
+    start = own & jnp.broadcast_to(seeds, inside.shape).reshape(own.shape)
+    return jax.lax.while_loop(lambda state: state[1], grow, (start, start.any()))[0].reshape(
+        inside.shape
+    )
+
+
 def _flood_sizes(inside: jax.Array, radius: int) -> jax.Array:
     """(..., h, w) bool -> (..., h, w) number of pixels that at most `radius` steps inside reach from each.
 

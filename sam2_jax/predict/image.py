@@ -86,6 +86,8 @@ def _about(what: str) -> Iterator[None]:
 class SAM2ImagePredictor(ModuleLike):
     """Encodes images once, then answers prompts on them.
 
+    It keeps the images that are set, so that threads need one each; they may share a model.
+
     Attributes:
       model: the model and its parameters.
       mask_threshold: logits above it are the object.
@@ -95,8 +97,9 @@ class SAM2ImagePredictor(ModuleLike):
         self,
         sam_model: Any,
         mask_threshold: float = 0.0,
-        max_hole_area: float = 0.0,
-        max_sprinkle_area: float = 0.0,
+        max_hole_area: float | None = None,
+        max_sprinkle_area: float | None = None,
+        keep_clicked: bool | None = None,
     ):
         """Makes a predictor.
 
@@ -105,16 +108,20 @@ class SAM2ImagePredictor(ModuleLike):
           mask_threshold: logits above it are the object.
           max_hole_area: holes up to this many cells of the S/4 map are filled.
           max_sprinkle_area: specks up to this many cells are removed.
+          keep_clicked: of masks that answer clicks alone, keep only what hangs together with one of them. None
+            is the model's own choice, here and above: `model.pictures`.
 
         Raises:
           TypeError: `sam_model` is none.
         """
         self.model = model_of(sam_model)
+        own, given = self.model.pictures, lambda x, default: default if x is None else x
         # As in the original, a picture's masks are arrays where a video's are tensors.
         self.outputs = self.model.outputs if sam_model is self.model else "numpy"
         self.mask_threshold = mask_threshold
-        self._max_hole_area = max_hole_area
-        self._max_sprinkle_area = max_sprinkle_area
+        self._max_hole_area = given(max_hole_area, own.max_hole_area)
+        self._max_sprinkle_area = given(max_sprinkle_area, own.max_sprinkle_area)
+        self._keep_clicked = given(keep_clicked, own.keep_clicked)
         self.reset_predictor()
 
     @classmethod
@@ -125,7 +132,8 @@ class SAM2ImagePredictor(ModuleLike):
           model_id: as for `load_pretrained`.
           **kwargs: arguments of this class; all others go to `build_sam2`.
         """
-        own = {"mask_threshold", "max_hole_area", "max_sprinkle_area"} & kwargs.keys()
+        names = {"mask_threshold", "max_hole_area", "max_sprinkle_area", "keep_clicked"}
+        own = names & kwargs.keys()
         options = {name: kwargs.pop(name) for name in own}
         return cls(load_pretrained(model_id, POSTPROCESSING_IMAGE, **kwargs), **options)
 
@@ -457,23 +465,34 @@ class SAM2ImagePredictor(ModuleLike):
         """Masks, IoUs and low-resolution masks for the prompts on each image from `first` on."""
         counts = [len(prompt.labels) for prompt in prompts]
         image_index = np.repeat(first + np.arange(len(prompts), dtype=np.int32), counts)
-        low_res, ious = self.decode(preprocessing.join_padded(prompts), image_index, is_multimask)
+        joined = preprocessing.join_padded(prompts)
+        low_res, ious = self.decode(joined, image_index, is_multimask)
         if self.outputs == "numpy":
             low_res, ious = np.asarray(low_res), np.asarray(ious)
         cleaned = self.clean(low_res)
+        if self._keep_clicked:
+            cells = np.asarray(joined.points) * (low_res.shape[-1] / self.model.config.image_size)
+            cleaned = postprocessing.keep_clicked(
+                cleaned, cells, joined.labels, self.mask_threshold
+            )
         answers = []
         for (height, width), end, n in zip(
             self._sizes[first:], np.cumsum(counts), counts, strict=True
         ):
             own = slice(end - n, end)
             padded = preprocessing.pad_rows(cleaned[own], preprocessing.bucket(n))
-            masks = postprocessing.resize_masks(padded, height, width)
-            if not return_logits:
-                masks = masks > self.mask_threshold
+            masks = postprocessing.finish_masks(
+                padded,
+                postprocessing.padded_weights(padded.shape[-2], height),
+                postprocessing.padded_weights(padded.shape[-1], width),
+                self.mask_threshold,
+                return_logits,
+            )
             if self.outputs == "numpy":
                 masks = np.asarray(masks)
+            masks = masks[:n, :, :height, :width]
             limit = postprocessing.LOGIT_LIMIT
-            answer = masks[:n].astype(np.float32), ious[own], low_res[own].clip(-limit, limit)
+            answer = masks.astype(np.float32), ious[own], low_res[own].clip(-limit, limit)
             if n == 1:  # as in the original, a single prompt has no axis of its own
                 answer = tuple(x[0] for x in answer)
             answers.append(tuple(hand_out(x, self.outputs) for x in answer))

@@ -31,6 +31,7 @@ from PIL import Image
 from sam2_jax.build import Model, load_pretrained, model_of
 from sam2_jax.config import POSTPROCESSING_IMAGE
 from sam2_jax.data.masks import encode_rle
+from sam2_jax.model.sam2 import usual_promotion
 from sam2_jax.module_like import lets_unknown_pass
 from sam2_jax.ops.components import clean_masks
 from sam2_jax.outputs import as_array, hand_out
@@ -45,7 +46,6 @@ from sam2_jax.predict.regions import (
 from sam2_jax.structs import Prompt
 
 _EDGE = 20  # pixels; a box that ends so close to the edge of a crop is cut off by it
-_SIZE_STEP = 256  # sides are rounded up to it: one program serves photos of similar size
 _PIXELS_AT_ONCE = 2**24  # of enlarged masks
 _PAGE = 16  # maps that are kept in one array
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
@@ -201,12 +201,11 @@ def _take(masks: jax.Array, index: jax.Array) -> jax.Array:
     return masks[index]
 
 
+@usual_promotion()
 def _enlarge(mask, rows, columns):
     """(h, w) logits -> (H, W), minus infinity outside of the crop."""
     wide = jnp.einsum("ij,xj->ix", mask, columns, precision="highest")
-    # A row of pixels lies between two of the map: two products instead of h.
-    first = jnp.minimum(jnp.argmax(rows > 0, 1), rows.shape[1] - 2)
-    enlarged = sum(jnp.take_along_axis(rows, i[:, None], 1) * wide[i] for i in (first, first + 1))
+    enlarged = postprocessing.blend_rows(wide, rows)
     is_inside = rows.any(1)[:, None] & columns.any(1)
     return jnp.where(is_inside, enlarged, -jnp.inf)
 
@@ -229,7 +228,7 @@ def _measure(masks, is_chosen, rows, columns, threshold, offset):
         y0, y1 = _first_and_last(highest > threshold)
         x0, x1 = _first_and_last(logits.max(0) > threshold)
         box = jnp.where(highest.max() > threshold, jnp.stack([x0, y0, x1, y1]), 0)
-        return inner / jnp.maximum(outer, 1), box
+        return (inner / jnp.maximum(outer, 1)).astype(jnp.float32), box
 
     return _map_chosen(measure, masks, is_chosen, len(rows) * len(columns))
 
@@ -245,13 +244,7 @@ class _Crop:
 
     def __init__(self, height: int, width: int, mask_size: int):
         self.height, self.width = height, width
-        padded = [-(-side // _SIZE_STEP) * _SIZE_STEP for side in (height, width)]
-        self._weights = [
-            jnp.asarray(
-                preprocessing.pad_rows(postprocessing.resize_weights(mask_size, side), size)
-            )
-            for side, size in zip((height, width), padded, strict=True)
-        ]
+        self._weights = [postprocessing.padded_weights(mask_size, side) for side in (height, width)]
 
     def measure(
         self, masks: jax.Array, is_chosen: jax.Array, threshold: float, offset: float
@@ -294,8 +287,10 @@ class SAM2AutomaticMaskGenerator:
       model: from `build_sam2`; of a video predictor it is the model.
       points_per_side: clicks along a side of the picture; None if `point_grids` is given.
       points_per_batch: clicks decoded at once.
-      pred_iou_thresh: masks stay whose predicted IoU is above it; 0 keeps all.
-      stability_score_thresh: masks stay whose stability is at least it; 0 keeps all.
+      pred_iou_thresh: masks stay whose predicted IoU is above it; 0 keeps all. None is the model's own, 0.8 but
+        for `sam2_nano`.
+      stability_score_thresh: masks stay whose stability is at least it; 0 keeps all. None is the model's own,
+        0.95 but for `sam2_nano`.
       stability_score_offset: stability is the part of the mask that stays when the threshold rises from
         this much below `mask_threshold` to as much above it.
       mask_threshold: logits above it are the object.
@@ -306,7 +301,8 @@ class SAM2AutomaticMaskGenerator:
       crop_overlap_ratio: overlap of the crops of layer 1, as a part of the picture's shorter side.
       crop_n_points_downscale_factor: layer i has `points_per_side` over this to the power of i.
       point_grids: (P, 2) clicks (x, y) in [0, 1] for each layer, instead of `points_per_side`.
-      min_mask_region_area: holes and specks up to this many cells of the S/4 map are filled and removed.
+      min_mask_region_area: holes and specks up to this many cells of the S/4 map are filled and removed. None
+        is the model's own, 0 but for `sam2_nano`.
       output_mode: "binary_mask", "uncompressed_rle" or "coco_rle".
       use_m2m: decode every mask once more from itself and its click.
       multimask_output: three masks for a click instead of one.
@@ -318,8 +314,8 @@ class SAM2AutomaticMaskGenerator:
     model: Model = dataclasses.field(repr=False)
     points_per_side: int | None = 32
     points_per_batch: int = 64
-    pred_iou_thresh: float = 0.8
-    stability_score_thresh: float = 0.95
+    pred_iou_thresh: float = None  # pyright: ignore[reportAssignmentType]
+    stability_score_thresh: float = None  # pyright: ignore[reportAssignmentType]
     stability_score_offset: float = 1.0
     mask_threshold: float = 0.0
     box_nms_thresh: float = 0.7
@@ -328,12 +324,16 @@ class SAM2AutomaticMaskGenerator:
     crop_overlap_ratio: float = 512 / 1500
     crop_n_points_downscale_factor: int = 1
     point_grids: Sequence[np.ndarray] | None = None
-    min_mask_region_area: int = 0
+    min_mask_region_area: int = None  # pyright: ignore[reportAssignmentType]
     output_mode: str = "binary_mask"
     use_m2m: bool = False
     multimask_output: bool = True
 
     def __post_init__(self):
+        self.model = model_of(self.model)
+        for name in ("pred_iou_thresh", "stability_score_thresh", "min_mask_region_area"):
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(self.model.pictures, name))
         for name, least in (
             ("points_per_batch", 1),
             ("crop_n_layers", 0),
@@ -353,7 +353,6 @@ class SAM2AutomaticMaskGenerator:
             )
         if (self.points_per_side is None) == (self.point_grids is None):
             raise ValueError("Give either points_per_side or point_grids, and None for the other.")
-        self.model = model_of(self.model)
         self.point_grids = self._layers = self._grids()
         self.predictor = SAM2ImagePredictor(
             self.model,

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam2_jax.model.sam2 import usual_promotion
 from sam2_jax.ops import components
 from sam2_jax.outputs import hand_out
 
 LOGIT_LIMIT = 32.0  # of low-resolution masks that are handed out or fed back
+_SIZE_STEP = 256
 _HOLE_LOGIT = 0.1  # of holes that are filled in masks of videos
 
 clean_masks = jax.jit(components.clean_masks, static_argnums=(1, 2))
@@ -18,35 +20,61 @@ clean_masks = jax.jit(components.clean_masks, static_argnums=(1, 2))
 
 def resize_weights(size: int, new_size: int) -> np.ndarray:
     """(new_size, size) float32 W, so that `resize_masks` is W_height @ mask @ W_width.T."""
-    distance = np.abs(_positions(size, new_size)[:, None] - np.arange(size))
+    centres = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    distance = np.abs(centres.clip(0, size - 1)[:, None] - np.arange(size))
     return (1 - distance).clip(min=0).astype(np.float32)
 
 
-def _positions(size: int, new_size: int) -> np.ndarray:
-    """(new_size,) where the new pixels' centres are among the old ones, edges clamped."""
-    return ((np.arange(new_size) + 0.5) * size / new_size - 0.5).clip(0, size - 1)
+@functools.lru_cache(maxsize=16)  # megabytes each for large pictures
+def padded_weights(size: int, new_size: int) -> jax.Array:
+    """`resize_weights` with rows of zeros up to the next multiple of 256: one program serves many sizes."""
+    weights = resize_weights(size, new_size)
+    return jnp.asarray(np.pad(weights, [(0, -new_size % _SIZE_STEP), (0, 0)]))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def resize_masks(masks: jax.Array, height: int, width: int) -> jax.Array:
-    """Bilinear resize of mask logits (..., h, w) -> (..., height, width), without antialiasing."""
-    size, old_width = masks.shape[-2:]
+@usual_promotion()
+def blend_rows(maps: jax.Array, rows: jax.Array) -> jax.Array:
+    """(..., h, W) times weights (H, h) of `resize_weights` -> (..., H, W): two products a row instead of h."""
+    first = jnp.clip(jnp.argmax(rows > 0, 1), 0, max(rows.shape[1] - 2, 0))
+    second = jnp.minimum(first + 1, rows.shape[1] - 1)
+    weight = lambda i: jnp.take_along_axis(rows, i[:, None], 1)
+    # Of a map of one row the only weight is 1.
+    last = jnp.where(second[:, None] > first[:, None], weight(second), 0)
+    return maps[..., first, :] * weight(first) + maps[..., second, :] * last
+
+
+@usual_promotion()
+def resize_masks(masks: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Bilinear resize of mask logits without antialiasing.
+
+    Args:
+      masks: (..., h, w).
+      rows: (H, h) weights of `resize_weights`; what is padded gives 0.
+      columns: (W, w) likewise.
+
+    Returns:
+      (..., H, W) float32.
+    """
     product = functools.partial(jnp.einsum, precision="highest")
-    weights = resize_weights(old_width, width)
-    wide = product("...hw,Ww->...hW", masks.astype(jnp.float32), weights)
+    wide = product("...hw,Ww->...hW", masks.astype(jnp.float32), columns)
 
-    def by_products(wide):
-        return product("...hw,Hh->...Hw", wide, resize_weights(size, height))
+    def by_products(wide, rows):
+        return product("...hW,Hh->...HW", wide, rows)
 
-    def by_rows(wide):  # 4 to 20 times as fast on a CPU, where it is fused with what follows
-        position = _positions(size, height)
-        low = np.minimum(position.astype(np.int32), size - 1)
-        part = (position - low).astype(np.float32)[:, None]
-        return wide[..., low, :] * (1 - part) + wide[..., np.minimum(low + 1, size - 1), :] * part
-
-    return jax.lax.platform_dependent(wide, cpu=by_rows, default=by_products)
+    # By rows is 4 to 20 times as fast on a CPU, where it is fused with what follows.
+    return jax.lax.platform_dependent(wide, rows, cpu=blend_rows, default=by_products)
 
 
+@functools.partial(jax.jit, static_argnums=4)
+def finish_masks(
+    masks: jax.Array, rows: jax.Array, columns: jax.Array, threshold: float, return_logits: bool
+) -> jax.Array:
+    """`resize_masks`, then bools of what is above the threshold unless logits are asked for."""
+    resized = resize_masks(masks, rows, columns)
+    return resized if return_logits else resized > threshold
+
+
+@usual_promotion()
 def keep_strongest(masks: jax.Array, count: jax.Array) -> jax.Array:
     """Non-overlap: at a pixel only the strongest of the first `count` of (N, H, W) logits stays above -10."""
     rows = jnp.arange(masks.shape[0])[:, None, None]
@@ -54,14 +82,40 @@ def keep_strongest(masks: jax.Array, count: jax.Array) -> jax.Array:
     return jnp.where(rows == strongest, masks, jnp.minimum(masks, -10.0))
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _show(masks, index, count, size, is_exclusive, return_logits, is_packed):
-    masks = resize_masks(masks.reshape(-1, *masks.shape[-3:])[index], *size)
+@jax.jit
+@usual_promotion()
+def keep_clicked(
+    masks: jax.Array, cells: jax.Array, labels: jax.Array, threshold: float
+) -> jax.Array:
+    """Removes what does not hang together with a positive click.
+
+    Args:
+      masks: (N, C, h, w) logits.
+      cells: (N, P, 2) places (x, y) of the points on the map.
+      labels: (N, P) as in `Prompt`. Masks of prompts with a box, and those that no click hits, stay.
+      threshold: logits above it are the object.
+
+    Returns:
+      Masks of the same shape and type.
+    """
+    n, _, h, w = masks.shape
+    x, y = (jnp.clip(cells[..., i].astype(jnp.int32), 0, side - 1) for i, side in ((0, w), (1, h)))
+    is_click = (labels == 1) & ~(labels >= 2).any(1, keepdims=True)
+    seeds = jnp.zeros((n, h, w), bool).at[jnp.arange(n)[:, None], y, x].max(is_click)
+    inside = masks > threshold
+    kept = components.connected_to(inside, seeds[:, None])
+    is_hit = kept.any((-2, -1), keepdims=True)
+    return jnp.where(is_hit & inside & ~kept, threshold - 10.0, masks)
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
+def _show(masks, index, count, rows, columns, is_exclusive, return_logits, is_packed):
+    masks = resize_masks(masks.reshape(-1, *masks.shape[-3:])[index], rows, columns)
     if is_exclusive:
         masks = keep_strongest(masks, count)
     if return_logits:
         return masks
-    return jnp.packbits((masks > 0).reshape(len(masks), -1), -1) if is_packed else masks > 0
+    return jnp.packbits(masks > 0, -1) if is_packed else masks > 0
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -102,7 +156,8 @@ class VideoMasks:
         if is_packed is None:
             is_packed = outputs == "numpy" and jax.default_backend() != "cpu"
         self._size, self._count, self._outputs = size, count, outputs
-        self._array = _show(masks, index, count, size, is_exclusive, return_logits, is_packed)
+        weights = (padded_weights(*sides) for sides in zip(masks.shape[-2:], size, strict=True))
+        self._array = _show(masks, index, count, *weights, is_exclusive, return_logits, is_packed)
         if outputs == "numpy":
             self._array.copy_to_host_async()
 
@@ -110,7 +165,7 @@ class VideoMasks:
         """(count, 1, H, W) float32 logits or bool, as they are handed out."""
         height, width = self._size
         found = np.asarray(self._array) if self._outputs == "numpy" else self._array
-        found = found[: self._count]
+        found = found[: self._count, :height]
         if found.dtype == np.uint8:
-            found = np.unpackbits(np.asarray(found), axis=-1, count=height * width).view(bool)
-        return hand_out(found.reshape(self._count, 1, height, width), self._outputs)
+            found = np.unpackbits(np.asarray(found), axis=-1, count=width).view(bool)
+        return hand_out(found[:, None, :, :width], self._outputs)

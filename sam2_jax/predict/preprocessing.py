@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from sam2_jax.data.arrays import rgb_hint
-from sam2_jax.data.media import rgb_picture
+from sam2_jax.data.media import rgb_picture, warn_of_orientation
 from sam2_jax.model.sam2 import IMAGE_MEAN, IMAGE_STD
 from sam2_jax.ops.bicubic import resize_bicubic
 from sam2_jax.outputs import as_array
@@ -30,7 +30,10 @@ def check_image(image: np.ndarray | Image.Image) -> np.ndarray:
     Raises:
       ValueError: it has no pixels, not three channels, another type, or floats outside of [0, 1].
     """
-    array = rgb_picture(image) if isinstance(image, Image.Image) else np.asarray(image)
+    if isinstance(image, Image.Image):
+        warn_of_orientation(image, "the picture")
+        image = rgb_picture(image)
+    array = np.asarray(image)
     if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
         raise ValueError(
             f"The image has shape {array.shape}; expected (height, width, 3), RGB channels last."
@@ -68,13 +71,14 @@ def image_to_input(image: np.ndarray, size: int) -> np.ndarray:
     uint8 is scaled to [0, 1]; floats are taken as they are.
     """
     scale = 255 if image.dtype == np.uint8 else 1
-    channels = [
-        Image.fromarray(image[..., c].astype(np.float32) / scale).resize(
-            (size, size), Image.Resampling.BILINEAR
-        )
-        for c in range(3)
-    ]
-    resized = np.stack([np.asarray(channel) for channel in channels], -1)
+
+    def shrink(channel):  # one at a time, in one copy: pictures may have a hundred megapixels
+        floats = channel.astype(np.float32)
+        floats /= scale
+        resized = Image.fromarray(floats).resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(resized)
+
+    resized = np.stack([shrink(image[..., c]) for c in range(3)], -1)
     return (resized - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
 
 

@@ -69,8 +69,8 @@ class SAM2VideoPredictor(ModuleLike):
         """Opens a video; nothing is decoded before it is needed.
 
         Args:
-          video_path: a video file, a folder of JPEG or PNG frames, frames (T, H, W, 3) uint8, a list of
-            frames, or an iterator of them, of which the last few are kept.
+          video_path: a video file, a folder of JPEG, PNG, WebP, BMP or TIFF frames, frames (T, H, W, 3)
+            uint8, a list of frames, or an iterator of them, of which the last few are kept.
           offload_video_to_cpu: accepted for the original's sake; frames always are on the host.
           offload_state_to_cpu: accepted likewise; answers go to the host when there are many.
           async_loading_frames: accepted likewise; frames are read ahead while a video is tracked.

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import ClientDisconnect
 
 import sam2_jax
+from sam2_jax.data.masks import MAX_ID
 from sam2_jax.predict.video import SAM2VideoPredictor
 from sam2_jax.serve import downloads
 from sam2_jax.serve.access import Guard
@@ -32,7 +33,7 @@ _LONGEST_NAME = 100
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 Id = Annotated[
-    int, Field(ge=1, le=255, description="object, 1 to 255: its pixel value in PNG masks")
+    int, Field(ge=1, le=MAX_ID, description=f"object, 1 to {MAX_ID}: its pixel value in PNG masks")
 ]
 Frame = Annotated[int, Field(ge=0, le=10**9, description="frame, from 0")]
 
@@ -470,7 +471,7 @@ def _add_downloads(app: FastAPI) -> None:
 
     @app.get("/api/sessions/{session}/masks.zip", response_class=FileResponse)
     async def masks_zip(request: Request, session: str) -> FileResponse:
-        """Palette PNGs, one for each frame with masks; pixel values are object ids."""
+        """PNGs, one for each frame with masks; pixel values are object ids, 16 bits for ids above 254."""
         write = lambda path, used, names, found: downloads.write_png_zip(path, found)
         return await download(request, session, "masks.zip", write)
 
@@ -479,8 +480,7 @@ def _add_downloads(app: FastAPI) -> None:
         """COCO run lengths by frame and object, with names and scores."""
 
         def write(path: str, used: Open, names: dict, found: dict) -> None:
-            frames, fps = used.session.frames, used.session.fps
-            downloads.write_rle_json(path, used.name, frames, fps, names, found)
+            downloads.write_rle_json(path, used.name, used.session.frames, names, found)
 
         return await download(request, session, "masks.json", write)
 
@@ -489,7 +489,7 @@ def _add_downloads(app: FastAPI) -> None:
         """The video with the masks drawn over it."""
 
         def write(path: str, used: Open, names: dict, found: dict) -> None:
-            downloads.write_overlay(path, used.session.frames, used.session.fps, found)
+            downloads.write_overlay(path, used.session.frames, found)
 
         return await download(request, session, "overlay.mp4", write)
 

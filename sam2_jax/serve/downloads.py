@@ -18,7 +18,7 @@ from sam2_jax.serve.session import Found
 
 
 def write_png_zip(path: str, found: dict[int, Found]) -> None:
-    """Writes `00000.png`, ...: a palette PNG for every frame with masks, pixel values are object ids."""
+    """Writes `00000.png`, ...: a PNG for every frame with masks, pixel values are object ids."""
     with PartialFile(path).written() as partial, zipfile.ZipFile(partial, "w") as archive:
         for frame, objects in found.items():
             picture = f"{partial}.png"
@@ -31,7 +31,6 @@ def write_rle_json(
     path: str,
     video: str,
     frames: Frames,
-    fps: float,
     names: dict[int, str],
     found: dict[int, Found],
 ) -> None:
@@ -40,8 +39,9 @@ def write_rle_json(
         "video": video,
         "height": frames.height,
         "width": frames.width,
-        "fps": fps,
+        "fps": frames.fps,
         "num_frames": len(frames),
+        "times": [frames.time(frame) for frame in range(len(frames))],
         "names": names,
         "frames": {
             frame: {obj: one["mask"] for obj, one in objects.items()}
@@ -57,14 +57,14 @@ def write_rle_json(
         json.dump(document, file)
 
 
-def write_overlay(path: str, frames: Frames, fps: float, found: dict[int, Found]) -> None:
+def write_overlay(path: str, frames: Frames, found: dict[int, Found]) -> None:
     """Writes all frames as an mp4, with the masks drawn where there are any."""
-    with VideoWriter(path, fps) as video:
+    with VideoWriter(path, frames.fps, frames.pixel_aspect) as video:
         for frame in range(len(frames)):
             image, objects = frames[frame], found.get(frame, {})
             if objects:
                 image = draw_overlay(image, _masks(objects), list(objects))
-            video.write(image)
+            video.write(image, frames.time(frame))
 
 
 def _masks(objects: Found) -> np.ndarray:

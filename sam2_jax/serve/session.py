@@ -58,20 +58,18 @@ class Session:
 
     Attributes:
       frames: the video.
-      fps: frames a second of what was uploaded.
     """
 
     def __init__(
         self,
         predictor: SAM2VideoPredictor,
         frames: Frames,
-        fps: float,
         folder: str,
         memory_limit: int,
         limits: Limits,
     ):
         self._predictor, self._limits, self._folder = predictor, limits, folder
-        self.frames, self.fps = frames, fps
+        self.frames = frames
         self._state = predictor.init_state(frames, memory_limit=memory_limit, spill_folder=folder)
         self._work = _Work()
         self._past: collections.deque = collections.deque(maxlen=_UNDO_STEPS)
@@ -99,7 +97,7 @@ class Session:
 
         Args:
           frame: index.
-          obj: within 1..255; a new id starts an object.
+          obj: within 1..65534; a new id starts an object.
           given: points, a box or both; `is_mask` with `rle`.
           rle: the mask of the object instead, COCO run lengths in the size of the video.
           add: whether the points are added to those already there.

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from fractions import Fraction
 from typing import Any
 
 from sam2_jax.data.videos import ImageFolder
@@ -28,6 +29,19 @@ _NO_SESSION = Refused(
     "There is no such session: it was closed, expired, or the server was restarted. "
     "Open the video again.",
 )
+
+
+class Upload(ImageFolder):
+    """The frames that `unpack` wrote, with the times and the shape of pixels of what was uploaded."""
+
+    def __init__(self, folder: str, about: dict[str, Any]):
+        super().__init__(folder)
+        self.fps, self.pixel_aspect = about["fps"], Fraction(*about["pixel_aspect"])
+        self._times = about["times"]
+
+    def time(self, index: int) -> float:
+        """When a frame is shown, seconds since the first."""
+        return self._times[index]
 
 
 class Open:
@@ -141,10 +155,9 @@ class Sessions:
             frames = os.path.join(new.folder, "frames")
             os.makedirs(frames)
             new.about = await fill(new, frames)
-            fps = new.about["fps"]
             memory = DEFAULT_LIMIT // self.limits.sessions
             make = lambda: Session(
-                self._predictor, ImageFolder(frames), fps, new.folder, memory, self.limits
+                self._predictor, Upload(frames, new.about), new.folder, memory, self.limits
             )
             new.opened = await self.call(new, make)
         except BaseException:

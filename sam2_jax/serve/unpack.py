@@ -32,7 +32,8 @@ def unpack(upload: str, folder: str, limits: Limits) -> dict:
     """Decodes a video or a picture into `folder/00000.jpg`, ...
 
     Returns:
-      {"height": H, "width": W, "num_frames": T, "fps": float, "notice": str or None}
+      {"height": H, "width": W, "num_frames": T, "fps": float, "notice": str or None,
+      "times": T seconds, "pixel_aspect": [numerator, denominator]}
 
     Raises:
       Refused: not a video or a picture, beyond the limits, or it cannot be decoded.
@@ -50,7 +51,7 @@ def unpack(upload: str, folder: str, limits: Limits) -> dict:
                 "shorten the video, or make it smaller.",
             )
         # Bytes, not pickled objects: a compromised child must not get any further.
-        said = json.loads(receiver.recv_bytes(1 << 16))
+        said = json.loads(receiver.recv_bytes(1 << 20))
     except (EOFError, OSError) as error:
         raise Refused(
             422,
@@ -162,7 +163,12 @@ def _unpack_video(path: str, folder: str, limits: Limits) -> dict:
                 f"The video has {len(frames)} frames and lasts {duration:.1f} s; at most {limits.frames} "
                 f"frames and {limits.seconds:g} s are allowed: cut it first.",
             )
-        return write_frames(frames, folder, frames.fps, limits)
+        about = write_frames(frames, folder, frames.fps, limits)
+        times = [round(frames.time(index), 6) for index in range(about["num_frames"])]
+        return about | {
+            "times": times,
+            "pixel_aspect": list(frames.pixel_aspect.as_integer_ratio()),
+        }
 
 
 def _check_pixels(height: int, width: int, limits: Limits) -> None:
@@ -175,7 +181,7 @@ def _check_pixels(height: int, width: int, limits: Limits) -> None:
 
 
 def write_frames(frames: "Sequence[np.ndarray]", folder: str, fps: float, limits: Limits) -> dict:
-    """Writes frames (H, W, 3) uint8 as JPEG files; see `unpack`.
+    """Writes frames (H, W, 3) uint8 as JPEG files, shown at a constant rate; see `unpack`.
 
     A frame that cannot be read ends the video, with a notice, if there are frames before it.
     """
@@ -209,4 +215,6 @@ def write_frames(frames: "Sequence[np.ndarray]", folder: str, fps: float, limits
         "num_frames": num_frames,
         "fps": fps,
         "notice": notice,
+        "times": [index / fps for index in range(num_frames)],
+        "pixel_aspect": [1, 1],
     }

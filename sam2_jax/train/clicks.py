@@ -112,5 +112,5 @@ def jittered_box(key: jax.Array, target: jax.Array) -> jax.Array:
     (left, right), (top, bottom) = span(target.any(0), w), span(target.any(1), h)
     box = jnp.array([[left, top], [right, bottom]])
     room = jnp.minimum(0.1 * (box[1] - box[0]), _MAX_JITTER)
-    box = box + room * jax.random.uniform(key, (2, 2), minval=-1.0, maxval=1.0)
-    return jnp.clip(box, 0.0, jnp.array([w - 1.0, h - 1.0]))
+    box = box + room * jax.random.uniform(key, (2, 2), jnp.float32, minval=-1.0, maxval=1.0)
+    return jnp.clip(box, 0.0, jnp.array([w - 1, h - 1], jnp.float32))

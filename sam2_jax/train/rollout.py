@@ -72,7 +72,9 @@ def rollout(
     num_frames, n = targets.shape[:2]
     slots = max(interaction.max_initial_frames, interaction.max_corrected_frames)
     bank = memory_bank.empty(sam2.config, n, min(slots, num_frames), num_frames)
-    no_losses = {name: jnp.zeros(n) for name in _names(loss_fn, sam2.config.image_size)}
+    no_losses = {
+        name: jnp.zeros(n, jnp.float32) for name in _names(loss_fn, sam2.config.image_size)
+    }
 
     def one_frame(bank, xs):
         frame, is_initial, is_corrected, is_box, key = xs
@@ -147,7 +149,7 @@ def _first_prompt(key, target, is_initial, is_box, interaction):
     keys = jax.random.split(key, n)
     clicks, click_labels = jax.vmap(first_click)(keys, target)
     boxes = jax.vmap(jittered_box)(keys, target)
-    points = jnp.zeros((n, room, 2)).at[:, 1].set(clicks)
+    points = jnp.zeros((n, room, 2), jnp.float32).at[:, 1].set(clicks)
     points = jnp.where(is_box, points.at[:, 1:3].set(boxes), points)
 
     unused = jnp.full((n, room), -2, jnp.int32).at[:, 0].set(-1)

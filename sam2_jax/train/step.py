@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from sam2_jax.model import lora
+from sam2_jax.model.sam2 import usual_promotion
 from sam2_jax.parallel.data_parallel import over_clips
 from sam2_jax.parallel.mesh import batch_sharding
 from sam2_jax.train.clicks import draw_plan
@@ -27,6 +28,7 @@ from sam2_jax.train.state import TrainState, abstract_state
 Metrics = dict[str, jax.Array]
 
 
+@usual_promotion()
 def train_step(
     recipe: Recipe,
     mesh: jax.sharding.Mesh,

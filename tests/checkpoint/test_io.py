@@ -117,7 +117,9 @@ def test_parts_of_the_start_are_drawn_anew_where_that_is_asked(nano, tmp_path):
         np.testing.assert_array_equal(ours["mask_tokens"], theirs["mask_tokens"])
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "sam2_model.module.", "a.b."]
+)
 def test_names_of_wrapped_modules(nano, tensors, tmp_path, prefix):
     write_torch_file(tmp_path / "a.pt", {prefix + name: x for name, x in tensors.items()})
     assert load(tmp_path / "a.pt").digest == nano.digest
@@ -131,6 +133,40 @@ def test_one_tensor_under_two_names_is_refused(tensors, tmp_path):
     write_torch_file(tmp_path / "a.pt", twice)
     with pytest.raises(ValueError, match=r"both with and without 'module\.'"):
         load(tmp_path / "a.pt")
+
+
+def test_an_averaged_model(nano, tensors, tmp_path):
+    averaged = {"n_averaged": np.int64(3)} | {"module." + name: x for name, x in tensors.items()}
+    write_torch_file(tmp_path / "a.pt", averaged)
+    assert load(tmp_path / "a.pt").digest == nano.digest
+
+
+def test_a_prefix_that_not_all_names_have_is_refused(tensors, tmp_path):
+    mixed = {"model." + name: x for name, x in tensors.items()} | {"loss.weight": np.zeros(3)}
+    write_torch_file(tmp_path / "a.pt", mixed)
+    with pytest.raises(
+        ValueError, match=r"a\.pt: \d+ names begin with 'model\.' and 1 do not.*loss"
+    ):
+        load(tmp_path / "a.pt")
+
+
+def test_weights_of_another_model_are_called_by_its_name(tensors, tmp_path):
+    write_torch_file(tmp_path / "a.pt", tensors)
+    with pytest.raises(ValueError, match=f"weights of {NANO}, not of sam2_hiera_large"):
+        load(tmp_path / "a.pt", "sam2_hiera_l.yaml")
+    tiny = get_config("sam2.1_hiera_tiny")
+    with pytest.raises(ValueError, match=f"weights of {NANO}, not of sam2.1_hiera_tiny"):
+        load_start(tmp_path / "a.pt", "sam2.1_hiera_tiny", tiny, dict)
+
+
+def test_weights_for_images_alone_are_refused(tensors, tmp_path):
+    memory = ("memory_", "maskmem", "mask_downsample", "no_", "obj_ptr")
+    part = {name: x for name, x in tensors.items() if not name.startswith(memory)}
+    save_file({n: np.ascontiguousarray(x) for n, x in part.items()}, tmp_path / "a.safetensors")
+    with pytest.raises(
+        ValueError, match=r"part for videos is not in it.*missing: .*memory_encoder"
+    ):
+        load(tmp_path / "a.safetensors", NANO)
 
 
 def test_nothing_is_left_over_silently(tensors, tmp_path):

@@ -1,4 +1,6 @@
+import argparse
 import contextlib
+import pathlib
 import pickle
 import struct
 import zipfile
@@ -97,7 +99,26 @@ def test_reads_the_model_beside_numbers_of_numpy(path, module):
     assert list(read_torch_file(archive(path, program + tensor() + b"ss."))) == ["w"]
 
 
-@pytest.mark.parametrize("key", ["model_state", "state_dict", "model_state_dict", "ema"])
+def test_reads_the_model_beside_options_arrays_and_paths(path):
+    beside = {
+        "args": argparse.Namespace(lr=1e-4, out=pathlib.PosixPath("runs")),
+        "mean": np.zeros(3),
+        "where": pathlib.PosixPath("a/b"),
+    }
+    program = pickle.dumps(beside, 2)[:-1] + text("model") + b"}" + text("w") + tensor() + b"ss."
+    assert list(read_torch_file(archive(path, program))) == ["w"]
+
+
+@pytest.mark.parametrize("outer", ["ema", "model"])
+def test_reads_nested_state_dicts(path, outer):
+    inner = b"}" + text("module") + b"}" + text("w") + tensor() + b"ss"
+    program = b"\x80\x02}" + text("epoch") + b"K\x01s" + text(outer) + inner + b"."
+    assert list(read_torch_file(archive(path, program))) == ["w"]
+
+
+@pytest.mark.parametrize(
+    "key", ["model_state", "state_dict", "model_state_dict", "module", "net", "ema", "model_ema"]
+)
 def test_reads_state_dicts_under_the_usual_names(path, key):
     program = state_dict(tensor()).replace(text("model"), text(key))
     assert list(read_torch_file(archive(path, program))) == ["w"]
@@ -117,7 +138,8 @@ MALICIOUS_PICKLES = {
     "other torch function": b"\x80\x02ctorch.hub\nload\n)R.",
     "INST": b"\x80\x02(X\x01\x00\x00\x00aios\nsystem\n.",
     "OBJ": b"\x80\x02(cos\nsystem\no.",
-    "NEWOBJ": b"\x80\x02ccollections\nOrderedDict\n)\x81.",
+    "NEWOBJ": b"\x80\x02cos\nsystem\n" + text("touch pwned") + b"\x85\x81.",
+    "NEWOBJ of a list": b"\x80\x02])\x81.",
     "STACK_GLOBAL": b"\x80\x04" + text("os") + text("system") + b"\x93.",
     "extension registry": b"\x80\x02\x82\x01.",
     "REDUCE of a storage type": b"\x80\x02ctorch\nFloatStorage\n)R.",
@@ -128,6 +150,8 @@ MALICIOUS_PICKLES = {
     "BUILD of a list": b"\x80\x02]}b.",
     "number of numpy for a tensor": state_dict(pickle.dumps(np.float64(0.5), 2)[2:-1]),
     "number of numpy for a model": pickle.dumps({"model": np.float64(0.5)}, 2),
+    "a model in itself": b"\x80\x02}q\x00" + text("model") + b"h\x00s.",
+    "options for a model": pickle.dumps({"model": argparse.Namespace(lr=1)}, 2),
     "number of numpy as a key": pickle.dumps({np.float64(0.5): 1}, 2),
     "array of numpy": pickle.dumps(np.zeros(3), 2),
     "long text for a number": b"\x80\x02F" + b"x" * 100_000 + b"\n.",

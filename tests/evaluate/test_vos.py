@@ -9,6 +9,7 @@ from sam2_jax.config import SessionOptions
 from sam2_jax.data.annotated import Video
 from sam2_jax.data.masks import (
     davis_palette,
+    read_labels,
     read_object_mask,
     write_object_masks,
     write_palette_png,
@@ -172,6 +173,16 @@ def test_masks_are_written_and_the_work_goes_on_where_it_stopped(tmp_path, predi
     os.remove(tmp_path / "out" / vos.SETTINGS)
     with pytest.raises(ValueError, match="not made by this command"):
         vos.missing(out, names, settings)
+
+
+def test_ids_of_16_bits_stay_what_they_are(tmp_path, predictor):
+    root = drawn.davis(tmp_path, ["a"], change=lambda ids, t: ids.astype(np.uint16) * 1001)
+    videos, masks, out = open_videos(str(root)), open_masks(str(root)), str(tmp_path / "out")
+    vos.predict(predictor, videos, masks, ["a"], out, vos.Options(num_frames=2))
+    first, second = (read_labels(os.path.join(out, "a", f"0000{t}.png")) for t in (0, 1))
+    assert first.dtype == second.dtype == np.uint16
+    assert np.unique(first).tolist() == [0, 1001, 2002]
+    assert set(np.unique(second)) <= {0, 1001, 2002}
 
 
 def test_folders_of_objects_are_written_as_the_official_tool_does(tmp_path, model):

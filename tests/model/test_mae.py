@@ -1,4 +1,4 @@
-"""The masked autoencoder: what the released Hiera code computes with the same weights, and what it never sees."""
+"""The masked autoencoder: the released Hiera code computes the same, and what is hidden is not seen."""
 
 import functools
 import json

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from sam2_jax.ops import components
 from sam2_jax.ops.components import clean_masks, small_components
 
 find = jax.jit(small_components, static_argnums=1)
@@ -162,3 +163,17 @@ def test_the_type_of_logits_stays():
     masks = jnp.where(NOISE, 1.0, -1.0).astype(jnp.bfloat16)
     answer = clean_masks(masks, 8, 8, filled=jnp.float32(0.1), removed=-10.0)
     assert answer.dtype == jnp.bfloat16
+
+
+def test_components_with_a_seed():
+    inside = np.zeros((2, 8, 9), bool)
+    inside[:, 1, 1:8] = inside[:, 2:5, 7] = inside[:, 5, 6] = (
+        True  # around a corner, and across one
+    )
+    inside[:, 7, 0:3] = True
+    seeds = np.zeros((2, 8, 9), bool)
+    seeds[0, 5, 6] = seeds[0, 3, 3] = seeds[1, 7, 1] = True  # the second is not inside
+    found = np.asarray(components.connected_to(inside, seeds))
+    expected = inside.copy()
+    expected[0, 7] = expected[1, :7] = False
+    np.testing.assert_array_equal(found, expected)

@@ -138,7 +138,8 @@ def test_small_holes_and_specks_are_cleaned_before_resizing(model, predictor):
     filled, _, same_low_res = cleaner.predict(POINTS[0], LABELS[0], return_logits=True)
     # Every background component is a hole here, so that nothing but the object and 10 is left.
     expected = np.where(low_res > 0, low_res, 10.0)
-    expected = postprocessing.resize_masks(expected, HEIGHT, WIDTH)
+    weights = (postprocessing.resize_weights(SIZE, side) for side in (HEIGHT, WIDTH))
+    expected = postprocessing.resize_masks(expected, *weights)
     np.testing.assert_allclose(filled, expected, atol=1e-4)
     assert (raw < 0).any()
     np.testing.assert_array_equal(same_low_res, low_res)
@@ -276,7 +277,7 @@ def test_a_batch_is_not_compiled_again_inside_a_bucket(batch_predictor, model, t
     prompts = [BATCH[1], BATCH[0], BATCH[2], BATCH[2] | BATCH[1]]
     predictor.predict_batch(**columns(prompts))
     added = {name: traces[name] - before[name] for name in before}
-    assert added == {"encode_images": 0, "decode_prompts": 0, "resize_masks": 0}
+    assert added == {"encode_images": 0, "decode_prompts": 0, "finish_masks": 0}
 
 
 @pytest.mark.parametrize("images", [[PICTURE], [PICTURE, OTHER, THIRD]], ids=["one", "three"])
@@ -412,7 +413,7 @@ def test_nothing_is_compiled_again_inside_a_bucket(predictor, traces):
     predictor.predict(POINTS, LABELS)
     predictor.set_image(PICTURE)
     assert dict(traces) == before
-    assert set(before) == {"encode_images", "decode_prompts", "resize_masks"}
+    assert set(before) == {"encode_images", "decode_prompts", "finish_masks"}
 
 
 def test_nothing_can_be_asked_before_an_image_is_set(model):

@@ -165,7 +165,8 @@ def test_masks_are_measured_at_the_size_of_the_crop(height, width):
     masks[2] = 0.25  # empty at the threshold alone
     masks[3] = 5
     masks[4, :, :5] = -5
-    full = np.asarray(postprocessing.resize_masks(masks, height, width))
+    weights = (postprocessing.resize_weights(16, side) for side in (height, width))
+    full = np.asarray(postprocessing.resize_masks(masks, *weights))
     crop = mask_generator._Crop(height, width, 16)
     stability, boxes = jax.device_get(crop.measure(masks, np.ones(19, bool), 0.3, 0.2))
     inner, outer = ((full > level).sum((1, 2)) for level in (0.5, 0.1))
@@ -184,7 +185,9 @@ def generate_slowly(model, options):
     """The masks of a picture, click by click with the image predictor."""
     use = OPTIONS | {"crop_n_layers": 0, "use_m2m": False, "multimask_output": True} | options
     area = use.get("min_mask_region_area", 0)
-    predictor = SAM2ImagePredictor(model, max_hole_area=area, max_sprinkle_area=area)
+    predictor = SAM2ImagePredictor(
+        model, max_hole_area=area, max_sprinkle_area=area, keep_clicked=False
+    )
     threshold, offset = use["mask_threshold"], use["stability_score_offset"]
     found = []
     for _, crop in mask_generator.crop_boxes(HEIGHT, WIDTH, use["crop_n_layers"], 512 / 1500):

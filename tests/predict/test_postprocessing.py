@@ -10,10 +10,15 @@ from sam2_jax.predict import postprocessing
 @pytest.mark.parametrize(("size", "new_size"), [(16, 40), (16, 16), (16, 5), (16, 1), (1, 3)])
 def test_weights_resize_as_masks_are_resized(size, new_size):
     eye = np.eye(size, dtype=np.float32)
-    expected = postprocessing.resize_masks(eye, size, new_size)
     weights = postprocessing.resize_weights(size, new_size)
+    expected = postprocessing.resize_masks(eye, eye, weights)
     assert weights.dtype == np.float32
     np.testing.assert_allclose(weights, np.asarray(expected).T, atol=1e-6)
+
+
+def resized_to(masks, height, width):
+    weights = (postprocessing.padded_weights(16, side) for side in (height, width))
+    return postprocessing.resize_masks(masks, *weights)[..., :height, :width]
 
 
 def resize_by_formula(mask, height, width):
@@ -32,7 +37,7 @@ def resize_by_formula(mask, height, width):
 @pytest.mark.parametrize(("height", "width"), [(40, 23), (16, 16), (5, 7), (3, 50)])
 def test_masks_are_resized_without_antialiasing(height, width):
     masks = np.random.default_rng(0).standard_normal((2, 1, 16, 16)).astype(np.float32)
-    answer = np.asarray(postprocessing.resize_masks(masks, height, width))
+    answer = np.asarray(resized_to(masks, height, width))
     assert answer.shape == (2, 1, height, width)
     for mask, resized in zip(masks[:, 0], answer[:, 0], strict=True):
         expected = resize_by_formula(mask.astype(np.float64), height, width)
@@ -64,7 +69,7 @@ def test_bits_are_where_logits_are_positive(logits, size, is_exclusive):
 
 def test_the_masks_of_one_frame_are_shown(logits):
     for index in range(6):
-        expected = postprocessing.resize_masks(logits.reshape(6, 4, 16, 16)[index], 20, 30)
+        expected = resized_to(logits.reshape(6, 4, 16, 16)[index], 20, 30)
         np.testing.assert_array_equal(shown(logits, index, 4, (20, 30))[:, 0], expected)
 
 
@@ -91,3 +96,14 @@ def test_holes_are_filled_in_float32():
     expected[0, 2, 3] = 0.1
     np.testing.assert_array_equal(filled, expected)
     np.testing.assert_array_equal(postprocessing.fill_holes(masks, 0), np.float32(masks))
+
+
+def test_what_was_clicked_is_kept():
+    masks = np.full((4, 2, 8, 8), -1, np.float32)
+    masks[..., 1:3, 1:3] = masks[..., 5:7, 5:7] = 2
+    cells = np.array([[[1.6, 2.2]], [[6, 6]], [[4, 4]], [[1.6, 2.2]]], np.float32)
+    labels = np.array([[1], [1], [1], [2]])  # one beside both, one corner of a box
+    kept = np.asarray(postprocessing.keep_clicked(masks, cells, labels, 0.0))
+    expected = masks.copy()
+    expected[0, :, 5:7, 5:7] = expected[1, :, 1:3, 1:3] = -10
+    np.testing.assert_array_equal(kept, expected)

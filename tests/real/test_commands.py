@@ -219,3 +219,12 @@ def test_training_does_not_freeze_random_weights(place, capsys):
         assert train.main([f"--config={path}"]) == 2
         assert f"--config={path} {message}" in capsys.readouterr().err
     assert not (place / "run").exists()
+
+
+def test_a_number_in_a_name_is_no_frame(place, capsys):
+    for t in (0, 1):
+        os.rename(place / f"frames/{t:05d}.png", place / f"frames/{10 + 5 * t:05d}.png")
+    assert main(["track", "frames", "--point", "12,14@10"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no frame 10: the video has 2 frames" in said
+    assert "00010 is frame 0: @ counts frames" in said

@@ -10,7 +10,7 @@ from PIL import Image
 from sam2_jax.data import masks
 from sam2_jax.data.annotated import Video
 from sam2_jax.data.datasets import Dataset
-from sam2_jax.data.listing import list_frames
+from sam2_jax.data.listing import list_frames, warn_once
 from sam2_jax.data.media import read_image, rgb_picture
 from sam2_jax.data.results import PaletteFolder
 from sam2_jax.data.videos import FrameList, ImageFolder
@@ -110,6 +110,21 @@ def test_orientation_that_is_not_applied_is_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert read_image(tmp_path / "a.png").shape == (40, 60, 3)
     assert "orientation in EXIF, which is not applied" in caplog.text
+
+
+def test_orientation_is_said_by_predictors_and_of_frames(tmp_path, caplog):
+    turned(tmp_path / "a.png", 6)
+    ways = {
+        "the picture": lambda: check_image(Image.open(tmp_path / "a.png")),
+        "frame 0": lambda: FrameList([Image.open(tmp_path / "a.png")])[0],
+        "a.png": lambda: ImageFolder(tmp_path)[0],
+    }
+    for name, read in ways.items():
+        caplog.clear()
+        warn_once.cache_clear()
+        with caplog.at_level(logging.WARNING):
+            assert read().shape == (40, 60, 3)
+        assert f"{name} has an orientation in EXIF, which is not applied" in caplog.text
 
 
 def make(folder, *names):

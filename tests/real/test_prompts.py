@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sam2_jax.commands.prompts import add_prompts, group_prompts
 from sam2_jax.predict.image import SAM2ImagePredictor
@@ -99,3 +100,14 @@ def parsed(*arguments):
 def test_the_command_line_takes_numbers_as_people_write_them():
     group = parsed("--point", "2: 1e1, 20.", "--point=2:.5,7,0@0")[2, 0]
     assert group["point"] == [[10, 20, 1], [0.5, 7, 0]]
+
+
+def test_a_soft_mask_with_an_object_is_what_is_brighter_than_half(tmp_path):
+    y, x = np.mgrid[:48, :64]
+    soft = np.clip(128 + 20 * (12 - np.hypot(x - 32, y - 24)), 0, 255).astype(np.uint8)
+    path = tmp_path / "soft.png"
+    Image.fromarray(soft).save(path)
+    (mask,) = parsed(f"--mask=3:{path}")[3, 0]["mask"]
+    np.testing.assert_array_equal(mask, soft > 127)
+    with pytest.raises(ValueError, match="soft mask of one object"):
+        parsed(f"--mask={path}")

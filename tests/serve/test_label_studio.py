@@ -1,21 +1,27 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sam2_jax.data.masks import boxes_from_masks
+from sam2_jax.data.masks import boxes_from_masks, encode_rle
 from tests.serve.asking import HEIGHT, WIDTH, opened, rle_masks, tracked
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "label_studio_backend.py"
 
 
-@pytest.fixture
-def backend(client, video, tmp_path):
-    from starlette.testclient import TestClient
-
+@pytest.fixture(scope="module")
+def script():
     spec = importlib.util.spec_from_file_location("label_studio_backend", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture
+def backend(script, client, video, tmp_path):
+    from starlette.testclient import TestClient
+
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "scene.mp4").write_bytes(video)
     return TestClient(script.make_backend(client, tmp_path / "videos"))
@@ -69,3 +75,70 @@ def test_only_videos_of_the_folder_are_opened(backend):
     assert (
         backend.post("/predict", json=request("../../etc/hostname", [region()])).status_code == 404
     )
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("/data/local-files/?d=clips/my%20clip.mp4", "clips/my clip.mp4"),
+        ("/data/local-files/?d=other%5Cb.mp4", "b.mp4"),
+        ("/data/upload/1/ab12cd34-b.mp4", "b.mp4"),
+        ("/data/upload/1/ab-my%20clip.mp4", "ab-my clip.mp4"),
+        ("/data/upload/1/%E9%B8%9F.mp4", "鸟.mp4"),
+        ("s3://bucket/clips/b.mp4?versionId=3", "b.mp4"),
+    ],
+)
+def test_videos_are_found_by_every_kind_of_address(script, tmp_path, address, name):
+    (tmp_path / "clips").mkdir()
+    for file in ("clips/my clip.mp4", "b.mp4", "ab-my clip.mp4", "鸟.mp4"):
+        (tmp_path / file).touch()
+    tasks = [{"data": {"note": "..", "video": address}}]
+    assert script.find_video(tasks, tmp_path) == (tmp_path / name).resolve()
+
+
+def test_videos_outside_of_the_folder_are_not_found(script, tmp_path):
+    import fastapi
+
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.mp4").touch()
+    for address in (
+        "/data/local-files/?d=../secret.mp4",
+        f"/data/local-files/?d={tmp_path}/secret.mp4",
+    ):
+        with pytest.raises(fastapi.HTTPException, match="404"):
+            script.find_video([{"data": {"video": address}}], tmp_path / "in")
+
+
+INFO = {"num_frames": 10, "fps": 25.0, "width": 8, "height": 4}
+
+
+def seen(*frames: int) -> dict:
+    mask = encode_rle(np.ones((4, 8), bool))
+    return dict.fromkeys(frames, mask)
+
+
+def test_a_gap_ends_the_box_before_it(script):
+    sequence = script.sequence_of(seen(0, 1, 2, 3, 8, 9), {}, INFO)
+    enabled = {keyframe["frame"]: keyframe["enabled"] for keyframe in sequence}
+    assert enabled == {1: True, 2: True, 3: True, 4: False, 9: True, 10: True}
+    assert not script.sequence_of(seen(0), {}, INFO)[0]["enabled"]
+
+
+def test_frames_of_a_project_with_a_rate_of_its_own(script):
+    import fastapi
+
+    value = {"framesCount": 5, "duration": 0.4}  # 12.5 frames a second
+    assert [k["frame"] for k in script.sequence_of(seen(*range(10)), value, INFO)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
+    keyframe = {"frame": 3, "x": 0, "y": 0, "width": 50, "height": 50}
+    off = keyframe | {"frame": 4, "enabled": False}
+    region = {"value": value | {"sequence": [keyframe, off]}}
+    assert script.prompts_of(region, INFO) == [(4, [0, 0, 4, 2])]
+    beyond = {"value": {"sequence": [keyframe | {"frame": 11}]}}
+    with pytest.raises(fastapi.HTTPException, match="which has 10"):
+        script.prompts_of(beyond, INFO)

@@ -1,16 +1,24 @@
 import contextlib
 import io
+import json
 import os
+import zipfile
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sam2_jax.data.masks import encode_rle, read_labels
 from sam2_jax.data.media import read_image, write_video
+from sam2_jax.data.videos import VideoFile
 from sam2_jax.serve import unpack as unpack_module
+from sam2_jax.serve.downloads import write_overlay, write_png_zip, write_rle_json
 from sam2_jax.serve.limits import Limits, Refused
+from sam2_jax.serve.sessions import Upload
 from sam2_jax.serve.unpack import unpack
 from tests.parity.reference_scene import scene
+from tests.real.generate import encode
 
 
 @pytest.fixture
@@ -33,7 +41,15 @@ def encoded(image: Image.Image, **options) -> bytes:
 
 def test_frames_are_those_of_the_video(try_bytes, video):
     about = try_bytes(video)
-    assert about == {"height": 48, "width": 64, "num_frames": 6, "fps": 12, "notice": None}
+    assert about.pop("times") == pytest.approx([t / 12 for t in range(6)], abs=1e-5)
+    assert about == {
+        "height": 48,
+        "width": 64,
+        "num_frames": 6,
+        "fps": 12,
+        "notice": None,
+        "pixel_aspect": [1, 1],
+    }
     names = sorted(os.listdir(try_bytes.folder))
     assert names == [f"{t:05d}.jpg" for t in range(6)]
     first = read_image(try_bytes.folder / names[0]).astype(int)
@@ -122,3 +138,30 @@ def test_a_crash_or_a_hang_of_the_decoder_is_an_answer(try_bytes, video, monkeyp
     monkeypatch.setattr(unpack_module._context, "Process", instead(hang))
     with pytest.raises(Refused, match="more than 0 s"):
         try_bytes(video, unpack_seconds=0.3)
+
+
+def test_times_and_pixels_of_a_video_are_kept(try_bytes, tmp_path):
+    milliseconds = [0, 100, 150, 500]
+    path = encode(
+        tmp_path / "a.mkv",
+        scene(4, 48, 64),
+        pts=milliseconds,
+        time_base=Fraction(1, 1000),
+        bf=0,
+        sample_aspect_ratio=Fraction(4, 3),
+    )
+    frames = Upload(str(try_bytes.folder), try_bytes(path.read_bytes()))
+    assert frames.pixel_aspect == Fraction(4, 3)
+    seconds = pytest.approx([0, 0.1, 0.15, 0.5])
+    assert [frames.time(t) for t in range(4)] == seconds
+    mask = encode_rle(np.ones((48, 64), bool))
+    found = {1: {1001: {"mask": mask, "score": 1.0, "iou": 1.0}}}
+    write_overlay(str(tmp_path / "o.mp4"), frames, found)
+    with VideoFile(tmp_path / "o.mp4") as overlay:
+        assert overlay.pixel_aspect == Fraction(4, 3)
+        assert [overlay.time(t) for t in range(4)] == seconds
+    write_rle_json(str(tmp_path / "m.json"), "a", frames, {1001: "dog"}, found)
+    assert json.loads((tmp_path / "m.json").read_text())["times"] == seconds
+    write_png_zip(str(tmp_path / "m.zip"), found)
+    with zipfile.ZipFile(tmp_path / "m.zip") as archive:
+        assert np.unique(read_labels(archive.read("00001.png"))).tolist() == [1001]
