@@ -79,10 +79,10 @@ class HieraConfig:
     position_grid: tuple[int, int] = (7, 7)  # grid of the learned background position table
 
     def __post_init__(self):
-        if not len(self.stages) == len(self.window_sizes) == 4:
+        if len(self.stages) != len(self.window_sizes):
             raise ValueError(
-                f"stages is {self.stages} and window_sizes {self.window_sizes}; a number for each of the 4 "
-                "stages is expected in both."
+                f"stages is {self.stages} and window_sizes {self.window_sizes}; as many numbers are "
+                "expected in both, one for each stage."
             )
         if min(*self.stages, *self.window_sizes, self.embed_dim, self.num_heads) < 1:
             raise ValueError(
@@ -169,9 +169,13 @@ class ModelConfig:
                 f"image_size is {self.image_size}; it must be a positive multiple of 32, "
                 f"for example {max(32, round(self.image_size / 32) * 32)}."
             )
-        for field in ("memory_attention_layers", "num_maskmem", "max_obj_ptrs_in_encoder"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1.")
+        for field, least in (
+            ("memory_attention_layers", 1),
+            ("num_maskmem", 0),
+            ("max_obj_ptrs_in_encoder", 1),
+        ):
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least {least}.")
         if self.hidden_dim < 1 or self.hidden_dim % 16:
             raise ValueError(f"hidden_dim is {self.hidden_dim}; a multiple of 16 is expected.")
         if self.memory_dim < 4 or self.memory_dim % 4 or self.hidden_dim % self.memory_dim:

@@ -71,7 +71,7 @@ def test_fields_of_the_trunk_are_changed_one_by_one():
         ("image_size", 0),
         ("hidden_dim", 100),
         ("memory_dim", 48),
-        ("num_maskmem", 0),
+        ("num_maskmem", -1),
         ("dtype", "float16"),
         ("memory_dtype", "int8"),
         ("directly_add_no_mem_embed", False),

@@ -218,6 +218,7 @@ def _parse(argv: list[str], program: str) -> tuple[str, Any]:
     from ml_collections import config_flags
 
     from sam2_jax.experiment import ParameterGroup, new_dataset
+    from sam2_jax.train.workdir import RESUME
 
     name, argv = _split(argv)
     config = _load_config(name)
@@ -233,7 +234,7 @@ def _parse(argv: list[str], program: str) -> tuple[str, Any]:
                 here[named] = make()
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_enum("resume", "auto", ("auto", "must", "never"), "", flag_values=values)
+    flags.DEFINE_enum("resume", "auto", RESUME, "", flag_values=values)
     flags.DEFINE_bool("distributed", False, "", flag_values=values)
     flags.DEFINE_string("coordinator_address", None, "", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "", flag_values=values)

@@ -162,6 +162,16 @@ class Video:
             annotated=[t for t in self.annotated if t < count],
         )
 
+    def only(self, object_id: int) -> "Video":
+        """Returns the same with one object and its name; the caller still closes the whole video."""
+
+        def read(index: int) -> FrameMasks:
+            masks = self.read_masks(index)
+            ids = [object_id] if object_id in masks else []
+            return FrameMasks(ids, masks.__getitem__, masks.size)
+
+        return dataclasses.replace(self, name=f"{self.name}/{object_id}", read_masks=read)
+
     def close(self) -> None:
         """Releases what the frames hold open."""
         self.frames.close()

@@ -1,14 +1,17 @@
 """Augmentations of clips for training (SAM 2 paper, arXiv 2408.00714, appendix D).
 
-    Clip (H, W)  ->  flip, turn and shear  ->  resize (S, S)  ->  mosaic, colours  ->  Clip (S, S)
+    Clip (H, W)  ->  flips, turns, crop, affine maps  ->  resize (S, S)  ->  mosaic, colours  ->  Clip (S, S)
 
-Colours are changed by one affine map a frame: brightness, contrast, saturation and gray, drawn for the
-clip and again for the frame, are multiplied out. Reversal of time is part of `sample_clip`.
+Colours but for the hue are changed by one affine map a frame: brightness, contrast, saturation and gray, drawn
+for the clip and again for the frame, are multiplied out. Reversal of time is part of `sample_clip`. What an
+`Augment` leaves out draws no random numbers, so that a new kind of augmentation changes no run that does
+without it.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -33,60 +36,134 @@ def augment_clip(clip: Clip, augment: Augment, size: int, rng: np.random.Generat
         The clip with frames (T, S, S, 3) and masks (T, O, S, S).
     """
     if rng.random() < augment.flip:
-        clip = dataclasses.replace(
-            clip, frames=clip.frames[:, :, ::-1], masks=clip.masks[..., ::-1]
-        )
-    degrees, shear = rng.uniform(-1, 1, 2) * (augment.degrees, augment.shear)
-    scale = rng.uniform(*augment.scale)
-    if degrees or shear or scale != 1:
-        matrix = affine_matrix(degrees, shear, scale)
+        clip = _rearrange(clip, lambda pictures: pictures[:, :, ::-1])
+    if augment.vertical_flip and rng.random() < augment.vertical_flip:
+        clip = _rearrange(clip, lambda pictures: pictures[:, ::-1])
+    if augment.quarter_turn and rng.random() < augment.quarter_turn:
+        turns = int(rng.integers(1, 4))
+        clip = _rearrange(clip, lambda pictures: np.rot90(pictures, turns, (1, 2)))
+    if augment.crop != (1, 1):
+        area, place = rng.uniform(*augment.crop), rng.random(2)
+        clip = crop_clip(clip, area, (place[0], place[1]))
+    maps = _draw_maps(clip, augment, rng)
+    if (maps != np.eye(3)).any():
         height, width = clip.frames.shape[1:3]
         if size * size < height * width:
             # The same map costs less after the resize.
-            clip = resize_clip(clip, size)
-            stretch = np.array([size / width, size / height])
-            matrix = stretch[:, None] * matrix / stretch
-        clip = turn_clip(clip, matrix)
-    clip = resize_clip(clip, size)
+            clip = resize_clip(clip, size, size)
+            stretch = np.array([size / width, size / height, 1])
+            maps = stretch[:, None] * maps / stretch
+        clip = map_clip(clip, maps)
+    clip = resize_clip(clip, size, size)
     if rng.random() < augment.mosaic:
-        clip = mosaic_clip(clip, int(rng.integers(4)))
+        rows, columns = augment.mosaic_grid
+        cell = int(rng.integers(rows * columns))
+        is_flipped = np.zeros((rows, columns), bool)
+        if augment.mosaic_flip:
+            is_flipped = rng.random((rows, columns)) < augment.mosaic_flip
+        clip = mosaic_clip(clip, cell, is_flipped)
     return dataclasses.replace(clip, frames=_jitter(clip.frames, augment, rng))
 
 
-def affine_matrix(degrees: float, shear: float, scale: float) -> np.ndarray:
-    """Returns the (2, 2) matrix on x, y that shears along x, then turns clockwise, then zooms.
+def _rearrange(clip: Clip, change: Callable[[np.ndarray], np.ndarray]) -> Clip:
+    """Changes the places of pixels, axes 1 and 2 of what `change` is given."""
+    masks = change(clip.masks.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    return dataclasses.replace(clip, frames=change(clip.frames), masks=masks)
+
+
+def crop_clip(clip: Clip, area: float, place: tuple[float, float]) -> Clip:
+    """Cuts the same window of the clip's proportions out of all frames.
+
+    Args:
+        clip: what to cut; returned as it is if an object of its first frame would leave the picture.
+        area: of the window, part of the whole.
+        place: of the window, from 0, top and left, to 1, bottom and right.
+    """
+    whole = np.array(clip.frames.shape[1:3])
+    sides = np.maximum(np.round(whole * math.sqrt(area)), 1).astype(int)
+    top, left = np.round((whole - sides) * place).astype(int)
+    bottom, right = top + sides[0], left + sides[1]
+    cut = _rearrange(clip, lambda pictures: pictures[:, top:bottom, left:right])
+    return clip if _loses_object(clip, cut.masks) else cut
+
+
+def _loses_object(clip: Clip, masks: np.ndarray) -> bool:
+    """Whether an object of the first frame is not there in changed masks."""
+    return bool((clip.masks[0].any((1, 2)) & ~masks[0].any((1, 2))).any())
+
+
+def _draw_maps(clip: Clip, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """Draws the affine maps of all frames, (T, 3, 3)."""
+    sides = np.array(clip.frames.shape[2:0:-1])
+
+    def draw(
+        degrees: float, shear: float, scale: tuple[float, float], translate: tuple[float, float]
+    ) -> np.ndarray:
+        angle, slant = rng.uniform(-1, 1, 2) * (degrees, shear)
+        zoom = rng.uniform(*scale)
+        shift = rng.uniform(-1, 1, 2) * translate * sides if any(translate) else (0.0, 0.0)
+        return affine_matrix(angle, slant, zoom, (shift[0], shift[1]))
+
+    of_clip = draw(augment.degrees, augment.shear, augment.scale, augment.translate)
+    of_frame = (
+        augment.frame_degrees,
+        augment.frame_shear,
+        augment.frame_scale,
+        augment.frame_translate,
+    )
+    if of_frame == (0, 0, (1, 1), (0, 0)):
+        return np.tile(of_clip, (len(clip.frames), 1, 1))
+    return np.stack([draw(*of_frame) @ of_clip for _ in clip.frames])
+
+
+def affine_matrix(
+    degrees: float, shear: float, scale: float, shift: tuple[float, float] = (0.0, 0.0)
+) -> np.ndarray:
+    """Returns the (3, 3) matrix on x, y, 1 that shears along x, then turns clockwise, zooms and shifts.
 
     Args:
         degrees: angle of the turn.
         shear: angle by which vertical lines lean, degrees.
         scale: zoom, above 1 enlarges.
+        shift: along x and y, pixels.
     """
     angle, slant = math.radians(degrees), math.radians(shear)
     rotation = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-    return scale * np.array(rotation) @ [[1, -math.tan(slant)], [0, 1]]
+    matrix = np.eye(3)
+    matrix[:2, :2] = scale * np.array(rotation) @ [[1, -math.tan(slant)], [0, 1]]
+    matrix[:2, 2] = shift
+    return matrix
 
 
-def turn_clip(clip: Clip, matrix: np.ndarray) -> Clip:
-    """Maps all frames about their centre, images bilinear and masks nearest.
+def map_clip(clip: Clip, maps: np.ndarray) -> Clip:
+    """Maps frames about their centre, images bilinear and masks nearest.
 
     Args:
         clip: what to change; returned as it is if an object of its first frame would leave the picture.
-        matrix: (2, 2) on x, y, from the given clip to the result.
+        maps: (T, 3, 3), or (3, 3) for all frames, on x, y, 1, from the given clip to the result.
     """
     height, width = clip.frames.shape[1:3]
-    size, center = (width, height), np.array([width, height]) / 2
-    inverse = np.linalg.inv(matrix)
-    inverse = tuple(np.column_stack([inverse, center - inverse @ center]).ravel().tolist())
-    move = lambda picture: picture.transform(size, Image.Transform.AFFINE, inverse)
-    masks = _unpack(
-        np.stack([_map_pictures(move, packed) for packed in _pack(clip.masks)]), clip.masks.shape[1]
-    )
-    if (clip.masks[0].any((1, 2)) & ~masks[0].any((1, 2))).any():
+    center = np.array([width, height]) / 2
+    inverses = []
+    for matrix in np.broadcast_to(maps, (len(clip.frames), 3, 3)):
+        inverse = np.linalg.inv(matrix[:2, :2])
+        shift = center - inverse @ (center + matrix[:2, 2])
+        inverses.append(tuple(np.column_stack([inverse, shift]).ravel().tolist()))
+    packed = [_transform(*each) for each in zip(_pack(clip.masks), inverses, strict=True)]
+    masks = _unpack(np.stack(packed), clip.masks.shape[1])
+    if _loses_object(clip, masks):
         return clip
-    move = lambda picture: picture.transform(
-        size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR, fillcolor=FILL
-    )
-    return dataclasses.replace(clip, frames=_map_pictures(move, clip.frames), masks=masks)
+    fill = {"resample": Image.Resampling.BILINEAR, "fillcolor": FILL}
+    frames = [
+        _transform(frame, inverse, **fill)
+        for frame, inverse in zip(clip.frames[:, None], inverses, strict=True)
+    ]
+    return dataclasses.replace(clip, frames=np.concatenate(frames), masks=masks)
+
+
+def _transform(pictures: np.ndarray, inverse: tuple[float, ...], **options: Any) -> np.ndarray:
+    move = lambda p: p.transform(p.size, Image.Transform.AFFINE, inverse, **options)
+    return _map_pictures(move, pictures)
 
 
 def _pack(masks: np.ndarray) -> np.ndarray:
@@ -104,42 +181,50 @@ def _unpack(packed: np.ndarray, num_masks: int) -> np.ndarray:
     return np.stack([packed[:, o // 8] & (1 << o % 8) != 0 for o in range(num_masks)], axis=1)
 
 
-def resize_clip(clip: Clip, size: int) -> Clip:
-    """Stretches a clip to (S, S), antialiased; a pixel is foreground if more than half of it was."""
-    frames = _resize(clip.frames, size)
+def resize_clip(clip: Clip, height: int, width: int) -> Clip:
+    """Stretches a clip, antialiased; a pixel is foreground if more than half of it was."""
+    frames = _resize(clip.frames, height, width)
     num_frames, num_objects = clip.masks.shape[:2]
     # Half of 254 is a whole number, so that a pixel that is exactly half covered stays background.
     grey = clip.masks.view(np.uint8) * np.uint8(254)
-    masks = np.zeros((num_frames, num_objects, size, size), bool)
+    masks = np.zeros((num_frames, num_objects, height, width), bool)
     for place in zip(*np.nonzero(clip.masks.any((2, 3))), strict=True):
-        masks[place] = _resize(grey[place][None], size)[0] > 127
+        masks[place] = _resize(grey[place][None], height, width)[0] > 127
     return dataclasses.replace(clip, frames=frames, masks=masks)
 
 
-def _resize(pictures: np.ndarray, size: int) -> np.ndarray:
-    if pictures.shape[1:3] == (size, size):
+def _resize(pictures: np.ndarray, height: int, width: int) -> np.ndarray:
+    if pictures.shape[1:3] == (height, width):
         return pictures
-    return _map_pictures(lambda p: p.resize((size, size), Image.Resampling.BILINEAR), pictures)
+    return _map_pictures(lambda p: p.resize((width, height), Image.Resampling.BILINEAR), pictures)
 
 
-def mosaic_clip(clip: Clip, cell: int) -> Clip:
-    """Fills a 2 x 2 grid with small copies of a square clip; only one cell keeps its masks.
+def mosaic_clip(clip: Clip, cell: int, is_flipped: np.ndarray) -> Clip:
+    """Fills a grid with small copies of a clip; only one cell keeps its masks.
 
-    Each object then has three doubles that differ from it in their place only.
+    Each object then has doubles that differ from it in their place, and in their direction, only.
 
     Args:
-        clip: frames (T, S, S, 3), masks (T, O, S, S).
-        cell: whose masks stay, 0..3 by rows.
+        clip: what to change; returned as it is if an object of its first frame would vanish.
+        cell: whose masks stay, counted by rows.
+        is_flipped: (rows, columns) bool, which copies are flipped horizontally.
     """
-    size = clip.frames.shape[1]
-    half = (size + 1) // 2
-    small = resize_clip(clip, half)
-    frames = np.tile(small.frames, (1, 2, 2, 1))[:, :size, :size]
-    masks = np.zeros_like(clip.masks)
-    top, left = (half * offset for offset in divmod(cell, 2))
-    room = masks[..., top : top + half, left : left + half]
-    room[:] = small.masks[..., : room.shape[2], : room.shape[3]]
-    if (clip.masks[0].any((1, 2)) & ~masks[0].any((1, 2))).any():
+    height, width = clip.frames.shape[1:3]
+    rows, columns = is_flipped.shape
+    frames, masks = np.zeros_like(clip.frames), np.zeros_like(clip.masks)
+    copies: dict[tuple[int, int], Clip] = {}
+    for n, flip in enumerate(is_flipped.ravel()):
+        row, column = divmod(n, columns)
+        top, bottom = row * height // rows, (row + 1) * height // rows
+        left, right = column * width // columns, (column + 1) * width // columns
+        sides = bottom - top, right - left
+        if sides not in copies:
+            copies[sides] = resize_clip(clip, *sides)
+        step = -1 if flip else 1
+        frames[:, top:bottom, left:right] = copies[sides].frames[:, :, ::step]
+        if n == cell:
+            masks[..., top:bottom, left:right] = copies[sides].masks[..., ::step]
+    if _loses_object(clip, masks):
         return clip
     return dataclasses.replace(clip, frames=frames, masks=masks)
 
@@ -155,15 +240,22 @@ def _jitter(frames: np.ndarray, augment: Augment, rng: np.random.Generator) -> n
         augment.frame_saturation,
     )
     frame_factors = [around_one(*frame_strengths) for _ in frames]
-    if not is_gray and (clip_factors == 1).all() and not any(frame_strengths):
+    hues = np.zeros(len(frames))
+    if augment.hue:
+        hues += rng.uniform(-augment.hue, augment.hue)
+    if augment.frame_hue:
+        hues += rng.uniform(-augment.frame_hue, augment.frame_hue, len(frames))
+    if is_gray or (clip_factors != 1).any() or any(frame_strengths):
+        gray = [(1.0, 1.0, 0.0)] if is_gray else []
+        frames = np.stack(
+            [
+                change_colors(frame, [clip_factors, *gray, factors])
+                for frame, factors in zip(frames, frame_factors, strict=True)
+            ]
+        )
+    if is_gray or not hues.any():
         return frames
-    gray = [(1.0, 1.0, 0.0)] if is_gray else []
-    return np.stack(
-        [
-            change_colors(frame, [clip_factors, *gray, factors])
-            for frame, factors in zip(frames, frame_factors, strict=True)
-        ]
-    )
+    return np.stack([shift_hue(frame, hue) for frame, hue in zip(frames, hues, strict=True)])
 
 
 def change_colors(
@@ -192,6 +284,22 @@ def change_colors(
         matrix, offset = mix @ step @ matrix, mix @ (step @ offset + shift)
     colors = np.column_stack([matrix, offset])
     return np.asarray(picture.convert("RGB", tuple(colors.ravel().tolist())))
+
+
+def shift_hue(frame: np.ndarray, turns: float) -> np.ndarray:
+    """Moves all colours along the circle of hues; value and saturation (HSV) stay.
+
+    Args:
+        frame: (H, W, 3) uint8 RGB.
+        turns: 1/3 makes red green, green blue, and blue red.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    hue, *others = Image.fromarray(frame).convert("HSV").split()
+    shift = round(255 * turns)
+    hue = hue.point([(value + shift) % 255 for value in range(256)])  # 255 is 0 again
+    return np.asarray(Image.merge("HSV", (hue, *others)).convert("RGB"))
 
 
 def _map_pictures(change: Callable[[Image.Image], Image.Image], pictures: np.ndarray) -> np.ndarray:

@@ -33,6 +33,8 @@ def sample_clip(
     rng: np.random.Generator,
     stride: int = 1,
     reverse: float = 0.0,
+    max_stride: int = 0,
+    truncate: int = -1,
 ) -> Clip:
     """Draws a clip: any window of frames whose first one shows an object.
 
@@ -43,12 +45,18 @@ def sample_clip(
         rng: source of randomness.
         stride: 1 is every annotated frame.
         reverse: chance that time runs backwards.
+        max_stride: if above `stride`, one from `stride` to this is drawn, as far as the video is long enough.
+        truncate: how many annotated frames are used, the first ones; below 1 is all.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: the video is too short, no window starts with an object, or a file is damaged.
     """
-    listed = np.asarray(video.annotated, int)[::stride]
+    listed = np.asarray(video.annotated, int)[: truncate if truncate > 0 else None]
+    if max_stride > stride:
+        longest = (len(listed) - 1) // max(num_frames - 1, 1)
+        stride = int(rng.integers(stride, max(stride, min(max_stride, longest)) + 1))
+    listed = listed[::stride]
     if len(listed) < num_frames:
         raise ValueError(
             f"{video.name} has {len(listed)} annotated frames to choose from; a clip takes {num_frames}"

@@ -20,9 +20,11 @@ from sam2_jax.data.listing import (
     check_folder,
     list_files,
     list_folders,
+    list_frames,
     select,
     warn_if_fewer,
 )
+from sam2_jax.data.masks import object_folders
 from sam2_jax.data.procedural import drawn_videos
 from sam2_jax.data.tfds_builder import open_catalogue
 
@@ -31,22 +33,41 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Augmentations of clips; each is the same for all frames of a clip unless stated otherwise."""
+    """Augmentations of clips; those named `frame_...` are drawn anew for every frame of a clip."""
 
     flip: float = within("[0, 1]", 0.5)  # chance of a horizontal flip
+    vertical_flip: float = within("[0, 1]", 0.0)
+    quarter_turn: float = within("[0, 1]", 0.0)  # chance of a turn by 90, 180 or 270 degrees
+    # Part of the area that a random window of the same proportions has, uniform between these.
+    crop: tuple[float, float] = within("(0, 1]", (1.0, 1.0))
     degrees: float = within("[0, 180]", 0.0)  # rotation, uniform in +- this
     shear: float = within("[0, 90)", 0.0)  # along x, degrees, uniform in +- this
     scale: tuple[float, float] = within("(0, inf)", (1.0, 1.0))  # zoom, uniform between these
+    # Along x and y, parts of the width and the height, uniform in +- these.
+    translate: tuple[float, float] = within("[0, 1]", (0.0, 0.0))
+    frame_degrees: float = within("[0, 180]", 0.0)
+    frame_shear: float = within("[0, 90)", 0.0)
+    frame_scale: tuple[float, float] = within("(0, inf)", (1.0, 1.0))
+    frame_translate: tuple[float, float] = within("[0, 1]", (0.0, 0.0))
     brightness: float = within("[0, 1]", 0.0)  # factor, uniform in 1 +- this
     contrast: float = within("[0, 1]", 0.0)
     saturation: float = within("[0, 1]", 0.0)
+    hue: float = within("[0, 0.5]", 0.0)  # shift in turns of the colour circle, uniform in +- this
     gray: float = within("[0, 1]", 0.0)  # chance of a gray clip
-    frame_brightness: float = within("[0, 1]", 0.0)  # the same three, drawn anew for every frame
+    frame_brightness: float = within("[0, 1]", 0.0)
     frame_contrast: float = within("[0, 1]", 0.0)
     frame_saturation: float = within("[0, 1]", 0.0)
-    # Chance that the clip fills every cell of a 2 x 2 grid; one keeps its masks.
-    mosaic: float = within("[0, 1]", 0.0)
+    frame_hue: float = within("[0, 0.5]", 0.0)
+    mosaic: float = within("[0, 1]", 0.0)  # chance that copies fill a grid; one keeps its masks
+    mosaic_grid: tuple[int, int] = within("[1, 16]", (2, 2))  # rows and columns
+    mosaic_flip: float = within("[0, 1]", 0.0)  # chance of each copy to be flipped horizontally
     reverse: float = within("[0, 1]", 0.0)  # chance that time runs backwards
+
+    def __post_init__(self):
+        for name in ("crop", "scale", "frame_scale"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is {(low, high)}; the smaller number comes first.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,10 +80,14 @@ class Dataset:
 
     kind: str = "procedural"
     weight: float = within("[0, inf)", 1.0)  # share of the steps; 0 leaves it out
+    # If not 0, for all datasets: the share is weight x the batches in which every video comes so often.
+    multiplier: float = within("[0, inf)", 0.0)
     batch_size: int = within("[1, inf)", 1)  # clips per step, over all devices
     num_frames: int = within("[1, inf)", 8)  # T; 1 for images
     max_objects: int = within("[1, inf)", 3)  # O, objects of a clip
     stride: int = within("[1, inf)", 1)  # takes every stride-th annotated frame
+    max_stride: int = within("[0, inf)", 0)  # if not 0, strides up to this are drawn, one a clip
+    truncate_video: int = within("[-1, inf)", -1)  # annotated frames used of a video; < 1 is all
     # Uses videos or images first ... first + count - 1 of the sorted list; -1 is all.
     first: int = within("[0, inf)", 0)
     count: int = within("[-1, inf)", -1)
@@ -81,6 +106,10 @@ class Dataset:
     def __post_init__(self):
         if KINDS.get(self.kind) is not type(self):
             raise ValueError(f"kind is {self.kind!r}, which is not that of {type(self).__name__}.")
+        if 0 < self.max_stride < self.stride:
+            raise ValueError(
+                f"max_stride is {self.max_stride}; at least stride, {self.stride}, or 0 is expected."
+            )
 
     def open(self, image_size: int) -> VideoList:
         """Opens the dataset; the files of a video are opened with it.
@@ -117,7 +146,7 @@ class Procedural(Dataset):
             pictures = tuple(list_files(folder, IMAGE_SUFFIXES).values())
             if not pictures:
                 raise ValueError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
-        num_frames = self.num_frames * self.stride
+        num_frames = self.num_frames * max(self.stride, self.max_stride)
         return drawn_videos(
             self.seed, num_frames, image_size, self.first, self.count, self.is_plain, pictures
         )
@@ -141,6 +170,8 @@ class _Files(Dataset):
 class _Folders(_Files):
     """Videos that are folders of pictures, one in `frames` and one of the same name in `annotations`."""
 
+    frames_sampling_mult: bool = False  # a video comes as often as it has pictures
+
     READ_MASKS: ClassVar[Callable[[str, str], Video]]
 
     def open(self, image_size: int) -> VideoList:
@@ -151,11 +182,15 @@ class _Folders(_Files):
         names = set(filmed).intersection(annotated)
         warn_if_fewer(names, annotated, f"videos in {masks}", f"pictures in {frames}")
         warn_if_fewer(names, filmed, f"videos in {frames}", f"masks in {masks}")
-        return self._list(
+        videos = self._list(
             names,
             f"videos with a folder both in {frames} and in {masks}",
             functools.partial(_open_folders, type(self).READ_MASKS, frames, masks),
         )
+        if not self.frames_sampling_mult:
+            return videos
+        pictures = lambda name: list_frames(os.path.join(frames, name))
+        return VideoList([name for name in videos.keys for _ in pictures(name)], videos.open)
 
 
 def _open_folders(
@@ -179,7 +214,22 @@ class Objects(_Folders):
     """The same with a folder of PNGs for every object, as val and test of SA-V have them."""
 
     kind: str = "objects"
+    single_object_mode: bool = False  # every object counts as a video of its own
     READ_MASKS = staticmethod(readers.object_masks)
+
+    def open(self, image_size: int) -> VideoList:
+        """Opens the videos that have both folders, once or once an object."""
+        videos = super().open(image_size)
+        if not self.single_object_mode:
+            return videos
+        objects = lambda name: object_folders(os.path.join(self.annotations, name))
+        keys = [(name, object_id) for name in videos.keys for object_id in objects(name)]
+        return VideoList(keys, functools.partial(_open_object, videos.open))
+
+
+def _open_object(open_video: Callable[[str], Video], key: tuple[str, int]) -> Video:
+    name, object_id = key
+    return open_video(name).only(object_id)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -365,6 +415,15 @@ KINDS: dict[str, type[Dataset]] = {
     for kind in (Procedural, Palette, Objects, Sav, Sa1b, Coco, Labels, Unlabelled, Tfds)
 }
 
+# Fields that records of earlier versions lack.
+_ADDED = {
+    "multiplier",
+    "max_stride",
+    "truncate_video",
+    "frames_sampling_mult",
+    "single_object_mode",
+}
+
 
 def _class_of(kind: Any, name: str) -> type[Dataset]:
     if kind not in KINDS:
@@ -403,7 +462,7 @@ def resolve(fields: Mapping[str, Any], name: str) -> tuple[type[Dataset], dict[s
     chosen = _class_of(given.get("kind", Dataset.kind), f"{name}.kind")
     is_complete = lambda kind: all(
         field in given or any(old in given for old, new in kind.RENAMED.items() if new == field)
-        for field in _fields(kind)
+        for field in _fields(kind).keys() - _ADDED
     )
     left_over = {
         field

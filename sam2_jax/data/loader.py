@@ -42,7 +42,7 @@ def make_loader(
     process_index: int = 0,
     process_count: int = 1,
 ) -> "Loader":
-    """Makes an endless iterator over batches, each from one dataset, chosen by the weights.
+    """Makes an endless iterator over batches, each from one dataset, chosen by weights or sizes.
 
     Args:
         datasets: by name; those of weight 0 are left out.
@@ -62,18 +62,27 @@ def make_loader(
 
     Raises:
         FileNotFoundError: a folder or file of a dataset is missing.
-        ValueError: a dataset holds nothing, or does not fit the number of processes.
+        ValueError: a dataset holds nothing, or does not fit the number of processes; or some have multipliers
+            and others have none.
     """
     import grain
 
     datasets = {name: dataset for name, dataset in datasets.items() if dataset.weight}
-    parts = []
+    sources = {}
     for name, dataset in datasets.items():
         _check(name, dataset, process_count)
-        source = dataset.open(image_size)
+        sources[name] = dataset.open(image_size)
+    num_batches = {
+        name: (dataset.multiplier or 1) * len(sources[name]) / dataset.batch_size
+        for name, dataset in datasets.items()
+    }
+    weights = _weights(datasets, num_batches)
+    parts = []
+    for name, dataset in datasets.items():
+        source = sources[name]
         if not isinstance(dataset, Procedural):
             kind = "videos" if dataset.num_frames > 1 else "images"
-            logger.info("datasets.%s: %d %s.", name, len(source), kind)
+            logger.info("datasets.%s: %d %s.", name, len(set(source.keys)), kind)
         own_seed = np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)
         samples = (
             grain.MapDataset.range(len(source))
@@ -86,8 +95,31 @@ def make_loader(
             dataset.batch_size // process_count, drop_remainder=True, batch_fn=collate
         )[process_index::process_count]
         parts.append(batches.map(functools.partial(_with_name, name)))
-    mixed = grain.MapDataset.mix(parts, [dataset.weight for dataset in datasets.values()])
-    return Loader(mixed, num_workers)
+    mixed = grain.MapDataset.mix(parts, list(weights.values()))
+    shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    epochs = {
+        name: num_batches[name] / shares[name]
+        for name, dataset in datasets.items()
+        if not _is_endless(dataset)
+    }
+    return Loader(mixed, num_workers, shares, epochs)
+
+
+def _is_endless(dataset: Dataset) -> bool:
+    return isinstance(dataset, Procedural) and dataset.count < 0
+
+
+def _weights(datasets: Mapping[str, Dataset], num_batches: Mapping[str, float]) -> dict[str, float]:
+    """Returns what the shares of the steps are proportional to, given the batches in an epoch of each."""
+    without = [name for name, dataset in datasets.items() if not dataset.multiplier]
+    if without and len(without) < len(datasets):
+        raise ValueError(
+            f"datasets.{without[0]}.multiplier is 0, but others have one; give one to all of them or to none"
+        )
+    return {
+        name: dataset.weight * (1 if without else num_batches[name])
+        for name, dataset in datasets.items()
+    }
 
 
 def _with_name(name: str, batch: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -96,6 +128,10 @@ def _with_name(name: str, batch: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _check(name: str, dataset: Dataset, process_count: int) -> None:
     check_intervals(dataset, f"datasets.{name}.")
+    if dataset.multiplier and _is_endless(dataset):
+        raise ValueError(
+            f"datasets.{name}.multiplier is {dataset.multiplier}, but its videos have no end; set count as well"
+        )
     if dataset.batch_size % process_count:
         raise ValueError(
             f"datasets.{name}.batch_size is {dataset.batch_size}; a multiple of the "
@@ -143,7 +179,16 @@ class Sampler:
 
     def _sample(self, video: Video, rng: np.random.Generator) -> dict[str, Any]:
         d = self.dataset
-        clip = sample_clip(video, d.num_frames, d.max_objects, rng, d.stride, d.augment.reverse)
+        clip = sample_clip(
+            video,
+            d.num_frames,
+            d.max_objects,
+            rng,
+            d.stride,
+            d.augment.reverse,
+            d.max_stride,
+            d.truncate_video,
+        )
         clip = augment_clip(clip, d.augment, self.image_size, rng)
         return pad_clip(clip, d.max_objects) | {"name": f"{self.name}/{clip.name}"}
 
@@ -181,9 +226,17 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Loader(Iterator):
-    """Iterates over batches that can be read at any position; see `make_loader`."""
+    """Iterates over batches that can be read at any position; see `make_loader`.
 
-    def __init__(self, batches: Any, num_workers: int):
+    Attributes:
+        shares: parts of the steps by dataset.
+        epochs: steps, of all datasets, in which each is gone through `multiplier` times, or once.
+    """
+
+    def __init__(
+        self, batches: Any, num_workers: int, shares: dict[str, float], epochs: dict[str, float]
+    ):
+        self.shares, self.epochs = shares, epochs
         self._batches, self._num_workers = batches, num_workers
         self._position, self._iterator = 0, None
 

@@ -65,7 +65,13 @@ def held_out_clips(
         try:
             with source[index] as video:
                 clip = sample_clip(
-                    video, dataset.num_frames, dataset.max_objects, rng, dataset.stride
+                    video,
+                    dataset.num_frames,
+                    dataset.max_objects,
+                    rng,
+                    dataset.stride,
+                    max_stride=dataset.max_stride,
+                    truncate=dataset.truncate_video,
                 )
         except (ValueError, OSError) as error:
             logger.warning("held-out clip left out: %s", error)

@@ -3,8 +3,8 @@
 image (B, S, S, 3) -> four maps of stride 4, 8, 16, 32
 
 Tokens lie in the order of the map, or in that of the windows in which they attend to each other:
-(B * windows, side, side, C). Layers that see one token at a time do not mind, and pooling makes of windows of
-8 x 8 the windows of 4 x 4 that the next stage has, so that stages 1 and 2 are laid out once.
+(B * windows, side, side, C). Layers that see one token at a time take either order, and pooling turns windows
+of 8 x 8 into those of 4 x 4 that the next stage has, so that stages 1 and 2 are laid out once.
 """
 
 import functools

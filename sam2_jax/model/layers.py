@@ -125,7 +125,7 @@ class Dense(nn.Module):
 
 
 class SplitDense(nn.Module):
-    """Dense layers of one input that are stored as one: a product each, so that nothing is split afterwards.
+    """Dense layers of one input, stored as one; each has its own product, so that no result has to be split.
 
     Attributes:
       features: channels of each output.

@@ -1,4 +1,4 @@
-"""Memory attention: let the current frame look at what was remembered.
+"""Memory attention: the current frame looks at what was remembered.
 
 frame (L, C)  x  memory slots (R, L, M) + object pointers (X, M)   ->   conditioned frame (N, L, C)
 """

@@ -1,4 +1,4 @@
-"""Memory encoder: fold a frame's features and its mask into one memory.
+"""Memory encoder: folds a frame's features and its mask into one memory.
 
 features (B, H, W, C)  +  mask (B, 16H, 16W)   ->   memory (B, H, W, M)
 """

@@ -44,7 +44,7 @@ def normalise(image: Real[Array, "*b 3"]) -> Float32[Array, "*b 3"]:
 
 
 def no_prompt(num_objects: int) -> Prompt:
-    """The prompt of a frame on which nobody pointed at anything."""
+    """The prompt of a frame without prompts."""
     return Prompt(
         jnp.zeros((num_objects, 2, 2), jnp.float32), jnp.full((num_objects, 2), -1, jnp.int32)
     )
@@ -289,7 +289,7 @@ class Sam2(nn.Module):
         return pointer + (1 - visible) * self.no_obj_ptr
 
     def segment_by_mask(self, features: Features, masks: Float[Array, "n s s"]) -> Segmentation:
-        """Answers masks with themselves; the decoder only makes the pointer.
+        """Takes given masks as the answer; the decoder only makes the pointer.
 
         Args:
           features: of the frame, leading axis 1.

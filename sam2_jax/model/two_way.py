@@ -17,7 +17,7 @@ _WIDER = 8  # channels inside an MLP, in C; 2048 in the released models
 
 
 class Attention(nn.Module):
-    """Multi-head attention with an inner width of its own."""
+    """Multi-head attention with its own inner width."""
 
     inner_width: int
     dtype: str

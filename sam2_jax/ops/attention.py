@@ -7,8 +7,8 @@ Scores and softmax are float32 everywhere; the weights have the type of the valu
 Executions, chosen by platform and shape, or by name:
 
     reference   the whole score matrix
-    xla         the same with scores bounded in memory, for small shapes and wherever no kernel fits
-    cpu         chunks that stay in a core's caches; slots that are not used cost nothing
+    xla         the same in bounded memory, for small shapes and wherever no kernel fits
+    cpu         chunks that stay in a core's caches; unused slots cost nothing
     cudnn       NVIDIA's fused attention, half precision (widths up to 128 from Ampere on, 256 from Hopper on)
     tpu         our Pallas kernel (`sam2_jax.ops.attention_tpu`)
     tokamax     the kernel of the package tokamax, if it is installed; by name only
@@ -51,20 +51,20 @@ def attention(
     dropout_key: Key[jax.Array, ""] | None = None,
     implementation: str | None = None,
 ) -> Float[jax.Array, "b t heads e"]:
-    """Softmax attention, scaled by 1 / sqrt(D), in the conventions of `jax.nn.dot_product_attention`.
+    """Softmax attention, scaled by 1 / sqrt(d), in the conventions of `jax.nn.dot_product_attention`.
 
     Args:
-      q: (B, T, heads, D). A batch of 1 is shared by all others, here and below.
-      k: (B, S, heads, D).
-      v: (B, S, heads, E); E may be smaller than D.
-      mask: bool, broadcasts to (B, 1, 1, S): keys that are False are ignored. None keeps all.
+      q: queries. A batch of 1 is shared by all others, here and below.
+      k: keys.
+      v: values, which may be narrower than keys.
+      mask: keys that are False are ignored. None keeps all.
       dropout: chance that a weight is dropped after the softmax, in steps of 1/256.
       dropout_key: random key; without one nothing is dropped.
       implementation: one of `IMPLEMENTATIONS`; None chooses. Only "xla" and "cpu" drop weights, and only
         they and "reference" know masks.
 
     Returns:
-      (B, T, heads, E) in the type of v.
+      Weighted sums in the type of v.
 
     Raises:
       ValueError: an unknown implementation.
@@ -107,18 +107,18 @@ def attend_parts(
     *,
     implementation: str | None = None,
 ) -> Parts:
-    """A part of a softmax over keys in R slots of L each, of which an object uses some; one head.
+    """One part of a softmax over n objects' keys, which lie in r slots of s each; one head.
 
     Args:
-      q: (N or 1, T, D) queries, not yet scaled.
-      k: (N, R, L, D).
-      v: (N, R, L, E).
-      used: (N, R) bool; what is in other slots is not looked at.
+      q: queries, not yet scaled.
+      k: keys.
+      v: values.
+      used: the slots that an object uses; the contents of others are ignored.
       implementation: one of `IMPLEMENTATIONS`; None chooses.
 
     Returns:
-      out (N, T, E), the weighted sum of values; max (N, T, 1), the largest score, or a very low one where no
-      slot is used; sum (N, T, 1) of the weights, relative to max. All float32. See `merge`.
+      The weighted sum of values; the largest score, or a very low one where no slot is used; the sum of the
+      weights relative to it. See `merge`.
 
     Raises:
       ValueError: an unknown implementation.
@@ -136,7 +136,7 @@ def attend_parts(
 
 
 def merge(*parts: Parts) -> Float32[jax.Array, "n t e"]:
-    """Joins parts of one softmax: (N, T, E) float32; zeros where no part had a key."""
+    """Joins parts of one softmax; zeros where no part had a key."""
     top = functools.reduce(jnp.maximum, [top for _, top, _ in parts])
     scaled = [(jnp.exp(own - top), out, total) for out, own, total in parts]
     total = sum(scale * total for scale, _, total in scaled)

@@ -35,15 +35,15 @@ def resize_bicubic(
     """Resizes a picture.
 
     Args:
-      image: (H, W, C) uint8; C is 3 for "pillow".
+      image: c is 3 for "pillow".
       height: of the result.
-      width: likewise.
+      width: of the result.
       device: where it is needed; None is JAX's default device.
       implementation: "pillow" on the host, "products" on the device; None is "pillow" where the device is a
         CPU, on which products take longer, and "products" elsewhere.
 
     Returns:
-      (height, width, C) uint8; on the host from "pillow", else on the device.
+      The resized picture; on the host from "pillow", else on the device.
     """
     if implementation is None:
         platform = device.platform if device else jax.default_backend()

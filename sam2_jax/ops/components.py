@@ -32,7 +32,7 @@ def clean_masks(
     NaN is neither foreground nor background, and stays.
 
     Args:
-      masks: (..., h, w) logits.
+      masks: logits.
       max_hole_area: background components of at most this many pixels get the logit `filled`; 0 is off.
         Static.
       max_sprinkle_area: foreground components of at most this many pixels get `removed`; 0 is off. Static.
@@ -60,11 +60,11 @@ def small_components(inside: Bool[Array, "*b h w"], max_area: float) -> Bool[jax
     components are labelled, in a loop of some ten rounds.
 
     Args:
-      inside: (..., h, w) bool; leading axes are separate pictures.
-      max_area: pixels of the largest component that counts as small; static. Below 1 none does.
+      inside: leading axes are separate pictures.
+      max_area: pixels of the largest component that counts as small; static. Below 1, none is small.
 
     Returns:
-      (..., h, w) bool, those pixels of `inside` whose component has at most `max_area` pixels.
+      Those pixels of `inside` whose component has at most `max_area` pixels.
     """
     max_area = int(min(max_area, inside.shape[-2] * inside.shape[-1]))
     if max_area < 1 or not inside.size:

@@ -1,4 +1,4 @@
-"""Convolutions of few channels, which most devices are faster at as products of matrices.
+"""Convolutions of few channels, which most devices compute faster as matrix products.
 
 x (B, H, W, C), kernel (h, w, C, O)  ->  (B, H', W', O)
 
@@ -32,15 +32,15 @@ def convolve(
     """Convolution without groups.
 
     Args:
-      x: (B, H, W, C).
-      kernel: (h, w, C, O).
+      x: maps.
+      kernel: in height, width, input and output channels.
       stride: step of the kernel along both axes, in pixels.
       padding: zeros on each of the four sides, in pixels.
       implementation: "reference"; "columns", a convolution of blocks of columns, whose channels are those of
         `stride` pixels in a row; "product" of all patches and the kernel; None chooses.
 
     Returns:
-      (B, H', W', O), H' = (H + 2 padding - h) // stride + 1.
+      Maps of side (side + 2 padding - kernel side) // stride + 1.
 
     Raises:
       ValueError: on an unknown implementation.
@@ -59,12 +59,9 @@ def convolve_depthwise(
     """Convolution of each channel by itself, padded with zeros to the size of the input.
 
     Args:
-      x: (B, H, W, C).
-      kernel: (h, w, 1, C), h and w odd.
+      x: maps.
+      kernel: of odd height and width.
       implementation: "reference", or "shifts", a sum of shifted maps; None chooses.
-
-    Returns:
-      (B, H, W, C).
 
     Raises:
       ValueError: on an unknown implementation.
@@ -80,15 +77,12 @@ def convolve_transposed(
     *,
     implementation: str | None = None,
 ) -> Float[jax.Array, "b h*kh w*kw o"]:
-    """Transposed convolution whose stride is the size of the kernel: every pixel becomes h x w.
+    """Transposed convolution whose stride is the size of the kernel: every pixel becomes kh x kw.
 
     Args:
-      x: (B, H, W, C).
-      kernel: (h, w, C, O).
+      x: maps.
+      kernel: in height, width, input and output channels.
       implementation: "reference" or "product"; None is "product" on every platform.
-
-    Returns:
-      (B, h H, w W, O).
 
     Raises:
       ValueError: on an unknown implementation.

@@ -15,17 +15,14 @@ def dense(
 ) -> Float[jax.Array, "*b o"]:
     """`x @ kernel`.
 
-    The gradient of `x @ kernel` by the kernel sums over all leading axes of x. With more than one XLA
-    transposes an operand in memory first, and on CPU takes two to three times as long as a product of
-    matrices, which this is, for every clip of a `vmap` by itself.
+    The gradient of `x @ kernel` by the kernel sums over all leading axes of x. If there is more than one, XLA
+    transposes an operand in memory first, which on CPU takes two to three times as long as the single matrix
+    product used here, also for each clip of a `vmap`.
 
     Args:
-      x: (..., C).
-      kernel: (C, O), of the type of x.
+      x: any number of vectors.
+      kernel: of the type of x.
       implementation: "reference" or "flat"; None is "flat".
-
-    Returns:
-      (..., O).
 
     Raises:
       ValueError: on an unknown implementation.

@@ -1,4 +1,4 @@
-"""Resizing of maps: each rule that the original uses, where `jax.image.resize` is another one or slower."""
+"""Resizing of maps by the original's rules, where `jax.image.resize` differs or is slower."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ from sam2_jax.structs import Array
 
 
 def upsample_4x(x: Float[Array, "b h w"]) -> Float[jax.Array, "b 4*h 4*w"]:
-    """Bilinear resize (B, h, w) -> (B, 4h, 4w), half-pixel centres, edges clamped.
+    """Bilinear resize, half-pixel centres, edges clamped.
 
-    Every output phase is a fixed blend of two neighbours, so it is four shifted sums an axis; the general
+    Every output phase is a fixed blend of two neighbours, so that four shifted sums per axis do; the general
     `jax.image.resize` is four times slower on CPU.
     """
 
@@ -35,12 +35,12 @@ def upsample_4x(x: Float[Array, "b h w"]) -> Float[jax.Array, "b 4*h 4*w"]:
 def downsample_antialiased(
     x: Float[Array, "b s s"], size: int
 ) -> Float[jax.Array, "b {size} {size}"]:
-    """Bilinear antialiased resize (B, S, S) -> (B, size, size)."""
+    """Bilinear antialiased resize of square maps."""
     return jax.image.resize(x, (x.shape[0], size, size), "bilinear", antialias=True)
 
 
 def cubic_weights(source: int, target: int) -> Float32[np.ndarray, "{target} {source}"]:
-    """(target, source) float32 matrix of bicubic resizing with a = -0.75, half-pixel centres, edges clamped.
+    """Matrix of bicubic resizing with a = -0.75, half-pixel centres, edges clamped.
 
     Hiera's position table is resized this way; the cubic kernel of `jax.image.resize` has a = -0.5.
     """

@@ -471,6 +471,7 @@ class SAM2ImagePredictor(ModuleLike):
             low_res, ious = np.asarray(low_res), np.asarray(ious)
         cleaned = self.clean(low_res)
         if self._keep_clicked:
+            cleaned = postprocessing.unless_empty(cleaned, low_res, self.mask_threshold)
             cells = np.asarray(joined.points) * (low_res.shape[-1] / self.model.config.image_size)
             cleaned = postprocessing.keep_clicked(
                 cleaned, cells, joined.labels, self.mask_threshold

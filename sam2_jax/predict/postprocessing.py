@@ -108,6 +108,20 @@ def keep_clicked(
     return jnp.where(is_hit & inside & ~kept, threshold - 10.0, masks)
 
 
+@jax.jit
+@usual_promotion()
+def unless_empty(cleaned: jax.Array, masks: jax.Array, threshold: float) -> jax.Array:
+    """Cleaned masks, but those as they were of which cleaning left nothing: they are of small things.
+
+    Args:
+      cleaned: (N, C, h, w) logits.
+      masks: the same before they were cleaned.
+      threshold: logits above it are the object.
+    """
+    is_left = (cleaned > threshold).any((-2, -1), keepdims=True)
+    return jnp.where(is_left, cleaned, masks)
+
+
 @functools.partial(jax.jit, static_argnums=(5, 6, 7))
 def _show(masks, index, count, rows, columns, is_exclusive, return_logits, is_packed):
     masks = resize_masks(masks.reshape(-1, *masks.shape[-3:])[index], rows, columns)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sam2_jax.data.masks import boxes_from_masks
 from sam2_jax.outputs import HostArray, as_array
 
 
@@ -29,14 +30,9 @@ def rle_to_mask(rle: dict[str, Any]) -> np.ndarray:
 def batched_mask_to_box(masks: Any) -> HostArray:
     """(..., H, W) masks -> (..., 4) first and last pixels x0, y0, x1, y1; zeros for an empty mask."""
     masks = np.asarray(as_array(masks)) != 0
-    edges = []
-    for axis in (-2, -1):  # columns, rows
-        is_set = masks.any(axis)
-        size = is_set.shape[-1]
-        edges.append((is_set.argmax(-1), size - 1 - is_set[..., ::-1].argmax(-1)))
-    (x0, x1), (y0, y1) = edges
-    boxes = np.stack([x0, y0, x1, y1], -1) * masks.any((-2, -1))[..., None]
-    return boxes.view(HostArray)
+    boxes = boxes_from_masks(masks.reshape(-1, *masks.shape[-2:]))
+    boxes[:, 2:] += boxes[:, :2] - (boxes[:, 2:] > 0)
+    return boxes.reshape(*masks.shape[:-2], 4).view(HostArray)
 
 
 def remove_small_regions(

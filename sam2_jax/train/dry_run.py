@@ -1,5 +1,6 @@
 """What would be trained: a table of the parameters, the batches, and the first one as a picture."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from sam2_jax.data.contact_sheet import contact_sheet, stack_sheets
-from sam2_jax.data.loader import make_loader
+from sam2_jax.data.loader import Loader, make_loader
 from sam2_jax.data.masks import png_bytes
 from sam2_jax.experiment import Experiment
 from sam2_jax.files import write_file
@@ -58,7 +59,7 @@ def dry_run(experiment: Experiment, folder: str | os.PathLike) -> str:
         "",
         f"starts from: {start}",
         f"mesh: {', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())}",
-        *(_describe_dataset(experiment, name) for name in experiment.datasets),
+        *(_describe_dataset(experiment, name, loader) for name in experiment.datasets),
         "",
         f"first batch: {name}, {path}",
         *(
@@ -97,12 +98,15 @@ def _cut(spec: jax.sharding.PartitionSpec) -> str:
     return f"({', '.join('-' if name is None else str(name) for name in spec)})"
 
 
-def _describe_dataset(experiment: Experiment, name: str) -> str:
-    dataset = experiment.datasets[name]
-    share = dataset.weight / sum(d.weight for d in experiment.datasets.values())
+def _describe_dataset(experiment: Experiment, name: str, loader: Loader) -> str:
+    dataset, share = experiment.datasets[name], loader.shares.get(name, 0)
+    epoch = ""
+    if name in loader.epochs:
+        steps = math.ceil(loader.epochs[name])
+        epoch = f"; an epoch takes {steps} steps, the run has {experiment.num_steps / steps:.3g}"
     return (
         f"dataset {name}: {share:.0%} of the steps, {dataset.batch_size} clips of {dataset.num_frames} "
-        f"frames with up to {dataset.max_objects} objects"
+        f"frames with up to {dataset.max_objects} objects{epoch}"
     )
 
 

@@ -9,7 +9,6 @@ bits as one that was not.
 """
 
 import contextlib
-import dataclasses
 import itertools
 import logging
 import os
@@ -251,11 +250,7 @@ def _load(
     restored = checkpoints.restore(abstract_state(recipe, mesh))
     if restored is not None:
         loader.set_state(restored.record["data"].encode())
-        # Whoever goes on after skipped steps has changed something.
-        counter = restored.state.skipped_in_a_row
-        zero = jax.device_put(np.zeros((), np.int32), counter.sharding)
-        state = dataclasses.replace(restored.state, skipped_in_a_row=zero)
-        return restored.step, state, restored.record
+        return restored.step, restored.state, restored.record
     return 0, init_state(recipe, mesh, starting_params(recipe)), {}
 
 

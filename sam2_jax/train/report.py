@@ -79,6 +79,7 @@ class Reporter:
 
         self.speed, self.replaced = speed, replaced
         self._experiment, self._workdir, self._writer = experiment, workdir, writer
+        # Whoever goes on after skipped steps has changed something, so that they are counted anew.
         self._skipped, self.skipped_in_a_row = skipped, 0
         self.interval = {name: dict(sums) for name, sums in interval.items()}
         self._last: Dispatched | None = None

@@ -78,10 +78,7 @@ def init_state(
     params = carried(recipe.experiment, recipe.config, recipe.draw() if params is None else params)
     abstract = abstract_state(recipe, mesh)
 
-    def place(host, x):
-        host = np.asarray(host, x.dtype)
-        return jax.make_array_from_callback(x.shape, x.sharding, lambda index: host[index])
-
+    place = lambda host, x: _place(np.asarray(host, x.dtype), x.sharding)
     placed = jax.tree.map(place, params, abstract.params)
     out = jax.tree.map(lambda x: x.sharding, abstract)
     start = jax.jit(functools.partial(_start, recipe), out_shardings=out, donate_argnums=0)
@@ -127,7 +124,13 @@ def put_batch(mesh: jax.sharding.Mesh, batch: Mapping[str, np.ndarray]) -> Batch
 def put_hyperparameters(recipe: Recipe, mesh: jax.sharding.Mesh) -> Hyperparameters:
     """Puts the numbers of a recipe on the devices, () float32 each."""
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.device_put(jax.tree.map(np.float32, recipe.hyperparameters), whole)
+    place = lambda x: _place(np.asarray(x, np.float32), whole)
+    return jax.tree.map(place, recipe.hyperparameters)
+
+
+def _place(host: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Puts an array on devices, of several processes too: `device_put` would let these compare it first."""
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def export_params(state: TrainState) -> dict[str, Any]:

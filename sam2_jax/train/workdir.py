@@ -30,6 +30,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from sam2_jax.data.datasets import Dataset
 from sam2_jax.experiment import Experiment
 from sam2_jax.files import write_file
 
@@ -40,7 +41,7 @@ RESUME = ("auto", "must", "never")
 # Settings without which the checkpoints of a run mean something else.
 _FIXED = ("objective", "model", "model_overrides", "trainable", "lora_rank", "mae")
 # What may change of the data within a run.
-_TUNED = ("weight", "batch_size", "augment")
+_TUNED = ("weight", "multiplier", "batch_size", "augment")
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,12 @@ def check_settings(folder: Path, experiment: Experiment, resume: str) -> None:
         )
     others = [f"init_from: {changed['init_from']}"] if "init_from" in changed else []
     old, new = _sources(before.get("datasets", {})), _sources(now["datasets"])
-    others += [f"datasets.{name}" for name in old | new if old.get(name) != new.get(name)]
+    others += [f"datasets.{name}" for name in old.keys() ^ new.keys()]
+    others += [
+        f"datasets.{name}"
+        for name in old.keys() & new.keys()
+        if any(value != old[name].get(field) for field, value in new[name].items())
+    ]
     if others and resume == "auto":
         raise ValueError(
             f"{folder} holds a run that differs in {'; '.join(others)}. Go on all the same by --resume=must, "
@@ -152,7 +158,13 @@ def check_settings(folder: Path, experiment: Experiment, resume: str) -> None:
 
 
 def _sources(datasets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    # Runs of earlier versions lack the fields that have been added since.
+    defaults = lambda dataset: dataclasses.asdict(Dataset(kind=dataset["kind"]))
     return {
-        name: {field: value for field, value in dataset.items() if field not in _TUNED}
+        name: {
+            field: value
+            for field, value in (defaults(dataset) | dataset).items()
+            if field not in _TUNED
+        }
         for name, dataset in datasets.items()
     }

@@ -95,6 +95,33 @@ def test_only_annotated_frames_are_taken():
     assert sample(video, 3, 1, stride=2).frames[:, 0, 0, 0].tolist() == [0, 8, 16]
 
 
+def test_a_stride_is_drawn_for_every_clip():
+    steps = lambda total, **options: {
+        int(
+            np.diff(
+                sample(drawn(total, {1: range(total)}), 3, 1, seed, **options).frames[:2, 0, 0, 0]
+            )[0]
+        )
+        for seed in range(30)
+    }
+    assert steps(20, max_stride=4) == {1, 2, 3, 4}
+    assert steps(20, stride=2, max_stride=3) == {2, 3}
+    assert steps(5, max_stride=4) == {1, 2}  # a clip of stride 3 would take 7 frames
+    assert steps(20, stride=2) == {2}
+    with pytest.raises(ValueError, match="drawn has 2 annotated frames"):
+        sample(drawn(4, {1: range(4)}), 3, stride=2, max_stride=3)
+
+
+def test_videos_are_truncated():
+    video = dataclasses.replace(drawn(20, {1: range(20)}), annotated=[0, 4, 8, 12, 16])
+    for seed in range(10):
+        assert sample(video, 3, 1, seed, truncate=3).frames[:, 0, 0, 0].tolist() == [0, 4, 8]
+        assert sample(video, 2, 1, seed, stride=2, truncate=3).frames[:, 0, 0, 0].tolist() == [0, 8]
+    with pytest.raises(ValueError, match="drawn has 2 annotated frames"):
+        sample(video, 3, truncate=2)
+    assert len({int(sample(video, 2, 1, s, truncate=0).frames[0, 0, 0, 0]) for s in range(40)}) == 4
+
+
 def test_sizes_that_do_not_fit():
     one = lambda size: FrameMasks([1], lambda _: np.ones(size, bool), size)
     frames = FrameList([np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.zeros((7, 9, 3), np.uint8)])

@@ -172,6 +172,39 @@ def test_object_folders(tmp_path):
     assert clip.frames[:, 0, 0, 0].tolist() == [0, 4, 8]
 
 
+def test_every_object_counts_as_a_video(tmp_path):
+    """The original's single_object_mode: frames of the video that lack a mask of the object are empty."""
+    for name, ids in (("a", (3, 7)), ("b", (1,))):
+        masks = np.stack([labels((0, 10 * i)) == 1 for i in range(1, len(ids) + 1)])
+        for t in range(2):
+            write_picture(tmp_path / "frames" / name / f"{t:05d}.jpg", t)
+        write_object_masks(tmp_path / "masks" / name, 0, ids, masks)
+        write_object_masks(tmp_path / "masks" / name, 1, ids[-1:], masks[-1:])
+    dataset = Objects(frames=str(tmp_path / "frames"), annotations=str(tmp_path / "masks"))
+    source = opened(dataclasses.replace(dataset, single_object_mode=True))
+    assert names_of(source) == ["a/3", "a/7", "b/1"]
+    assert [video.object_ids() for video in source] == [[3], [7], [1]]
+    assert [source[0].object_ids(t) for t in range(2)] == [[3], []]
+    clip = sample_clip(source[1], 2, 3, np.random.default_rng(0))
+    assert clip.name == "a/7: frames 00000-00001"
+    np.testing.assert_array_equal(clip.masks, np.tile(labels((0, 20)) == 1, (2, 1, 1, 1)))
+    second = dataclasses.replace(dataset, single_object_mode=True, first=1)  # of the videos
+    assert names_of(opened(second)) == ["b/1"]
+
+
+def test_long_videos_come_more_often(tmp_path):
+    for name, num_frames in (("a", 1), ("b", 4)):
+        dataset = palette_folder(tmp_path, [name], num_frames, annotated=range(1))
+    source = opened(dataclasses.replace(dataset, frames_sampling_mult=True))
+    assert names_of(source) == ["a", "b", "b", "b", "b"]
+    assert names_of(opened(dataset)) == ["a", "b"]
+
+
+def test_strides_that_end_before_they_begin():
+    with pytest.raises(ValueError, match=r"max_stride is 2; at least stride, 4, or 0"):
+        Procedural(stride=4, max_stride=2)
+
+
 def sav_masks(num_annotated):
     masks = np.zeros((num_annotated, 2, HEIGHT, WIDTH), bool)
     masks[:, 0, 4:12, 4:20] = True
@@ -347,6 +380,7 @@ def test_procedural():
     whole = opened(Procedural(seed=3, num_frames=6))
     assert len(whole) == 1_000_000
     np.testing.assert_array_equal(whole[2].frames[4], clip.frames[2])
+    assert len(opened(Procedural(num_frames=3, stride=2, max_stride=5))[0].frames) == 15
 
 
 def test_real_videos_and_images(real_data):

@@ -121,6 +121,37 @@ def test_weights_are_shares_of_the_steps(datasets):
     assert {name for name, _ in batches({"only": one, "none": none}, 3)} == {"only"}
 
 
+def test_shares_by_size(datasets):
+    """Proportional to multiplier x videos / batch size, as in the original."""
+    videos = dataclasses.replace(datasets["videos"], weight=1.0, batch_size=1, multiplier=2.0)  # 10
+    images = dataclasses.replace(datasets["images"], count=10, batch_size=2, multiplier=0.5)  # 2.5
+    made = loader.make_loader({"videos": videos, "images": images}, SIZE, 0, 0)
+    assert made.shares == pytest.approx({"videos": 0.8, "images": 0.2})
+    # One epoch of both has every video twice and half of the images.
+    assert made.epochs == pytest.approx({"videos": 12.5, "images": 12.5})
+    names = [next(made)[0] for _ in range(10)]
+    made.close()
+    assert names.count("videos") == 8
+
+    halved = dataclasses.replace(images, weight=4.0)
+    made = loader.make_loader({"videos": videos, "images": halved}, SIZE, 0, 0)
+    assert made.shares == pytest.approx({"videos": 0.5, "images": 0.5})
+
+    by_weight = dataclasses.replace(images, multiplier=0.0)
+    with pytest.raises(ValueError, match=r"datasets\.images\.multiplier is 0, but others have one"):
+        loader.make_loader({"videos": videos, "images": by_weight}, SIZE, 0, 0)
+    only = {"videos": videos, "images": dataclasses.replace(by_weight, weight=0.0)}
+    assert loader.make_loader(only, SIZE, 0, 0).shares == {"videos": 1.0}
+
+
+def test_epochs(datasets):
+    """Steps of all datasets until every video of one has come."""
+    made = loader.make_loader(datasets, SIZE, 0, 0)
+    assert made.shares == pytest.approx({"videos": 0.8, "images": 0.2})
+    assert made.epochs == pytest.approx({"videos": 5 / 2 / 0.8, "images": 7 / 4 / 0.2})
+    assert loader.make_loader({"endless": Procedural()}, SIZE, 0, 0).epochs == {}
+
+
 def test_every_video_once_an_epoch_and_in_another_order(datasets):
     dataset = dataclasses.replace(datasets["videos"], batch_size=1)
     clips = [batch["names"][0] for _, batch in batches({"videos": dataset}, 15)]
@@ -286,6 +317,19 @@ def test_objects_too_small_to_be_seen_are_left_out():
         ({"num_frames": 0}, 1, "num_frames is 0"),
         ({"max_objects": 0}, 1, "max_objects is 0"),
         ({"stride": 0}, 1, "stride is 0"),
+        ({"multiplier": -1.0}, 1, "multiplier is -1.0; it must be at least 0"),
+        ({"multiplier": 2.0}, 1, "multiplier is 2.0, but its videos have no end; set count"),
+        (
+            {"augment": Augment(crop=(0.0, 1.0))},
+            1,
+            r"augment.crop is \(0.0, 1.0\); it must be more than 0",
+        ),
+        (
+            {"augment": Augment(hue=0.6)},
+            1,
+            "augment.hue is 0.6; it must be at least 0 and at most 0.5",
+        ),
+        ({"augment": Augment(mosaic_grid=(2, 0))}, 1, r"augment.mosaic_grid is \(2, 0\)"),
     ],
 )
 def test_settings_that_make_no_sense(fields, processes, message):

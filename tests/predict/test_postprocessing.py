@@ -98,6 +98,16 @@ def test_holes_are_filled_in_float32():
     np.testing.assert_array_equal(postprocessing.fill_holes(masks, 0), np.float32(masks))
 
 
+def test_cleaning_leaves_small_things():
+    masks = np.full((2, 1, 8, 8), -1, np.float32)
+    masks[:, :, 1:3, 1:3] = 2
+    cleaned = masks.copy()
+    cleaned[0] = -10
+    cleaned[1, :, 1] = -10
+    kept = np.asarray(postprocessing.unless_empty(cleaned, masks, 0.0))
+    np.testing.assert_array_equal(kept, np.stack([masks[0], cleaned[1]]))
+
+
 def test_what_was_clicked_is_kept():
     masks = np.full((4, 2, 8, 8), -1, np.float32)
     masks[..., 1:3, 1:3] = masks[..., 5:7, 5:7] = 2

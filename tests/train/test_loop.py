@@ -26,6 +26,7 @@ from sam2_jax.train import dry_run, interruptions, loop
 from sam2_jax.train.loop import train
 from sam2_jax.train.metrics import read_metrics
 from sam2_jax.train.recipe import Batch
+from sam2_jax.train.workdir import as_json, check_settings
 from tests.train import toy_run
 
 # ml_collections loads files in an old way.
@@ -219,6 +220,18 @@ def test_other_data_in_the_same_folder_need_a_word(tmp_path, caplog):
     assert losses(tmp_path)[1] != first[1]
     assert list(losses(tmp_path / "previous_1")) == [1, 2]
     assert checkpoint_steps(tmp_path / "previous_1") == [1, 2]
+
+
+def test_a_run_from_before_a_field_was_added_goes_on(tmp_path):
+    config = as_json(toy())
+    for field in ("max_stride", "truncate_video"):
+        del config["datasets"]["drawn"][field]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_settings(tmp_path, toy(), "auto")
+    drawn = toy().datasets["drawn"]
+    shorter = toy(datasets={"drawn": dataclasses.replace(drawn, truncate_video=2)})
+    with pytest.raises(ValueError, match=r"differs in datasets\.drawn"):
+        check_settings(tmp_path, shorter, "auto")
 
 
 def test_nothing_to_go_on_from_is_an_error_where_it_must_be(tmp_path):
@@ -620,6 +633,7 @@ def test_a_dry_run_tells_what_would_be_trained(tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"mask_decoder/hidden/kernel  (3, {toy_run.HIDDEN})" in text
     assert "images    (2, 2, 64, 64, 3)" in text
+    assert "dataset drawn: 100% of the steps, 2 clips of 2 frames with up to 2 objects\n" in text
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["first_batch.png"]
 
 

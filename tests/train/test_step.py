@@ -216,7 +216,7 @@ def test_the_same_steps_give_the_same_bits(program):
 def test_the_state_is_given_up(program):
     state = start(program.recipe, program.mesh)
     kernel = state.params["mask_decoder"]["conv_s0"]["kernel"]
-    program.step(state, program.batch)
+    program.step(state, program.batch, program.values)
     assert kernel.is_deleted()
 
 
