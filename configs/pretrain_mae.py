@@ -25,7 +25,7 @@ def get_config(size: str = "tiny"):
         kind="pictures",
         max_objects=1,
         batch_size=256,
-        augment=Augment(flip=0.5, scale=(1.0, 2.0)),
+        augment=Augment(flip=0.5, crop=(0.2, 1.0)),
     )
     return to_config_dict(
         Experiment(

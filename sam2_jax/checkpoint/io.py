@@ -103,9 +103,10 @@ def load_start(
     with _naming(path):
         if hiera.is_hiera(tensors):
             tensors = hiera.trunk_tensors(tensors, names.official_shapes(param_shapes(config)))
-        if hiera.is_trunk(tensors):
+        if tensors and all(map(hiera.in_trunk, tensors)):
             drawn = draw()
-            tensors = names.to_state_dict(drawn, drawn) | tensors
+            rest = names.to_state_dict(drawn, drawn)
+            tensors |= {key: x for key, x in rest.items() if not hiera.in_trunk(key)}
         if drawn_anew:
             drawn = draw()
             is_drawn = lambda key, x: bool(re.search(drawn_anew, names.flax_path(key, x.ndim)))
