@@ -128,7 +128,7 @@ def make_recipe(experiment: Experiment, loss_fn: LossFn | None = None) -> Recipe
     if experiment.objective == "mae":
         if loss_fn is not None:
             raise ValueError("objective='mae' compares pixels; it takes no loss_fn.")
-        objective = _mae_objective(experiment, sam2)
+        objective = _mae_objective(experiment, config)
     else:
         objective = _masks_objective(experiment, sam2, loss_fn)
     shapes = carried(experiment, config, param_shapes(sam2.config))
@@ -162,35 +162,34 @@ def carried(
     """
     if experiment.objective != "mae":
         return with_lora(experiment, params)
+    trunk, decoder = _autoencoder(experiment, config)
+    trunk_params = params["image_encoder"]["trunk"]
     size = config.image_size
-    decoder = mae_decoder(experiment, config)
-    maps = [
-        jax.ShapeDtypeStruct((1, 1, side, side, config.hiera.widths[stage]), np.float32)
-        for stage, side in ((0, 8), (1, 4), (3, 2))
-    ]
+
+    def init(key, trunk_params, image, kept):
+        maps = trunk.apply({"params": trunk_params}, image, kept)
+        return decoder.init(key, maps, kept, size)["params"]
+
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     kept = jax.ShapeDtypeStruct((1, 1), np.int32)
-    init = functools.partial(decoder.init, image_size=size)
-    shapes = jax.eval_shape(init, jax.random.key(0), maps, kept)["params"]
+    shapes = jax.eval_shape(init, jax.random.key(0), trunk_params, image, kept)
     drawn = draw_params(np.random.default_rng(experiment.seed), shapes)
-    return {"image_encoder": {"trunk": params["image_encoder"]["trunk"]}, "mae": drawn}
+    return {"image_encoder": {"trunk": trunk_params}, "mae": drawn}
 
 
-def mae_decoder(experiment: Experiment, config: ModelConfig) -> mae.MaskedDecoder:
-    """Returns the module that predicts pixels."""
-    sizes = experiment.mae
-    return mae.MaskedDecoder(
-        sizes.decoder_embed_dim,
-        sizes.decoder_depth,
-        sizes.decoder_num_heads,
-        config.dtype,
-        experiment.remat,
+def _autoencoder(
+    experiment: Experiment, config: ModelConfig
+) -> tuple[mae.MaskedHiera, mae.MaskedDecoder]:
+    dtype, remat, sizes = config.dtype, experiment.remat, experiment.mae
+    trunk = mae.MaskedHiera(config.hiera, dtype, remat, experiment.drop_path_rate)
+    decoder = mae.MaskedDecoder(
+        sizes.decoder_embed_dim, sizes.decoder_depth, sizes.decoder_num_heads, dtype, remat
     )
+    return trunk, decoder
 
 
-def _mae_objective(experiment: Experiment, sam2: Sam2) -> Objective:
-    config = sam2.config
-    trunk = mae.MaskedHiera(config.hiera, config.dtype, experiment.remat, experiment.drop_path_rate)
-    decoder = mae_decoder(experiment, config)
+def _mae_objective(experiment: Experiment, config: ModelConfig) -> Objective:
+    trunk, decoder = _autoencoder(experiment, config)
     num_kept = mae.num_kept(config.image_size, experiment.mae.mask_ratio)
 
     def objective(params, batch, plan, keys):
