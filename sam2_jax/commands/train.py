@@ -30,8 +30,8 @@ USAGE = """usage: {program} --config=EXPERIMENT [--config.field=value ...] [--wo
                          its newest checkpoint
   --resume=auto         must: continue even though the data or the start have changed; never: start anew and
                         set aside what is in the folder
-  --devices=all         or a number: all or the first GPUs of this machine, and on CPU a process a core (where srun
-                         has started several processes, they train together)
+  --devices=all         or a number: all or the first GPUs of this machine, on CPU a process for each core (of
+                        several that srun has started, those)
   --distributed         join the other processes of a pod or a cluster, found by its environment, or given by
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I
   --config.dry_run      print what would be trained and stop
@@ -121,7 +121,9 @@ def _run(argv: list[str], program: str) -> int:
 
     name, flags = _parse(argv, program)
     if flags.devices and flags.distributed:
-        raise ValueError("--devices is for one machine, --distributed for several; give one of them")
+        raise ValueError(
+            "--devices is for one machine, --distributed for several; give one of them"
+        )
     is_joined = flags.distributed or (flags.devices == launch.ALL and launch.is_one_of_many())
     if flags.devices and not is_joined and (count := launch.choose_devices(flags.devices)) > 1:
         return launch.launch([*argv, "--devices="], count)

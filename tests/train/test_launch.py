@@ -71,9 +71,9 @@ def test_cores_are_shared_out(capfd, monkeypatch):
     mine = os.sched_getaffinity(0)
     if len(mine) < 2:
         pytest.skip("there is one core only")
-    code = """
-while len(os.sched_getaffinity(0)) > %d: time.sleep(0.01)
-print(os.sched_getaffinity(0))""" % (len(mine) // 2)
+    code = f"""
+while len(os.sched_getaffinity(0)) > {len(mine) // 2}: time.sleep(0.01)
+print(os.sched_getaffinity(0))"""
     assert launch.run_together([program(code), program(code)]) == 0
     found = {int(core) for core in re.findall(r"\d+", capfd.readouterr().out)}
     assert len(found) == len(mine) // 2
