@@ -3,8 +3,8 @@ r"""Fine-tunes the small model of the package on your own pictures, on a laptop.
     sam2-jax train --config=configs/finetune_nano.py:FOLDER --workdir=runs/mine
 
 FOLDER holds `images`, and `labels`: label images whose values are instances, named as the images are.
-docs/finetune.md tells all the way from the installation to masks; docs/reports/training_diary.md has the scores of
-such a run. Hardware: one core of a processor and 6 GB of memory, some minutes.
+docs/finetune.md tells all the way from the installation to masks; docs/reports/training_diary.md has the
+scores of such a run. Hardware: one core of a processor and 6 GB of memory, some minutes.
 """
 
 import os

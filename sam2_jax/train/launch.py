@@ -108,12 +108,11 @@ def run_together(commands: Sequence[Sequence[str]]) -> int:
         failed = _wait(processes, received)
         if failed is None:
             return 0
-        log = logs[failed]
-        if log and processes[0].returncode in (0, -signal.SIGKILL):
+        log, status = logs[failed], processes[failed].returncode
+        if log and processes[0].returncode != status:  # else the first has said the same
             log.seek(0)
             print(f"process {failed} of {len(processes)} failed:", file=sys.stderr)
             print(*log.read().splitlines()[-_SHOWN_LINES:], sep="\n", file=sys.stderr)
-        status = processes[failed].returncode
         return status if status > 0 else 128 - status
 
 

@@ -31,6 +31,12 @@ def test_one_that_fails_ends_the_others_and_is_heard(capfd, monkeypatch):
     assert capfd.readouterr().err == "process 1 of 2 failed:\nno such folder\n"
 
 
+def test_the_cause_is_told_though_the_first_falls_over_it(capfd):
+    falls, fails = program("time.sleep(0.3); os.abort()"), program("sys.exit('the disk is full')")
+    assert launch.run_together([falls, fails]) == 1
+    assert "process 1 of 2 failed:\nthe disk is full\n" in capfd.readouterr().err
+
+
 def test_what_all_complain_about_is_said_once(capfd):
     fails = program("time.sleep(0.2); sys.exit('no such folder')")
     assert launch.run_together([fails, fails]) == 1
