@@ -30,8 +30,8 @@ USAGE = """usage: {program} --config=EXPERIMENT [--config.field=value ...] [--wo
                          its newest checkpoint
   --resume=auto         must: continue even though the data or the start have changed; never: start anew and
                         set aside what is in the folder
-  --devices=all         or a number: the GPUs of this machine, all or the first ones; on CPU a process for each core.
-                        Processes that srun has started join each other
+  --devices=all         or a number: the GPUs of this machine, all or the first ones; on CPU a process for each
+                        core. Processes that srun has started join each other
   --distributed         join the other processes of a pod or a cluster, found by its environment, or given by
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I
   --config.dry_run      print what would be trained and stop
