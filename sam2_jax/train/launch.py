@@ -5,6 +5,7 @@ process of its own.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -22,6 +23,8 @@ COMMAND = (sys.executable, "-m", "sam2_jax", "train")
 _GRACE_SECONDS = 10.0  # until processes end by themselves after one of them has failed
 _POLL_SECONDS = 0.1
 _SHOWN_LINES = 20
+
+logger = logging.getLogger(__name__)
 
 
 def is_one_of_many() -> bool:
@@ -111,8 +114,8 @@ def run_together(commands: Sequence[Sequence[str]]) -> int:
         log, status = logs[failed], processes[failed].returncode
         if log and processes[0].returncode != status:  # else the first has said the same
             log.seek(0)
-            print(f"process {failed} of {len(processes)} failed:", file=sys.stderr)
-            print(*log.read().splitlines()[-_SHOWN_LINES:], sep="\n", file=sys.stderr)
+            end = "\n".join(log.read().splitlines()[-_SHOWN_LINES:])
+            logger.error("Process %d of %d failed:\n%s", failed, len(processes), end)
         return status if status > 0 else 128 - status
 
 
