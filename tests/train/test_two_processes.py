@@ -1,9 +1,12 @@
 """Two processes with four simulated devices each, as two hosts of a pod, on one machine."""
 
+import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
-from concurrent import futures
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -32,30 +35,46 @@ def config(tmp_path_factory) -> Path:
     )
 
 
-def start_two(config: Path, workdir: Path, *flags: str) -> list[subprocess.Popen]:
+def start_two(command: Sequence[str], tmp_path: Path, *arguments: Path | str) -> subprocess.Popen:
+    """Runs a command where `srun`, and `gcloud` in a shell of all hosts, start two processes on this machine.
+
+    JAX finds them by the variables of Slurm; those of a TPU are not to be had without one.
+    """
+    run_twice = """for i in 0 1; do
+    SLURM_PROCID=$i SLURM_LOCALID=$i "$@" 2> >(if ((i)); then cat > "$LOGS"; else cat >&2; fi) &
+done
+wait -n && wait -n"""
+    programs = {
+        "srun": run_twice,
+        "gcloud": f"""[[ "$*" == *--worker=all* ]] || exit 1
+echo "$4" >> "$CALLS"
+[[ "${{@: -1}}" == --command=* ]] || exit 0
+last="${{@: -1}}"
+set -- bash -c "${{last#--command=}}"
+{run_twice}""",
+        "sam2-jax": f'shift; exec {" ".join(toy_run.COMMAND)} "$@"',
+        "python3": f'[[ $2 == pip ]] || {{ shift 3; exec {" ".join(toy_run.COMMAND)} "$@"; }}',
+    }
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    together = ("--distributed", f"--coordinator_address={address}", "--num_processes=2")
-    return [
-        toy_run.start(config, workdir, *flags, *together, f"--process_id={i}", num_devices=4)
-        for i in range(2)
-    ]
-
-
-def finish_two(processes: list[subprocess.Popen]) -> str:
-    """The log of the first of them."""
-    # Both at once: a process whose standard error nobody reads waits, and the other one for it.
-    with futures.ThreadPoolExecutor() as readers:
-        reading = [readers.submit(process.communicate, timeout=300) for process in processes]
-    try:
-        logs = [future.result()[1] for future in reading]
-    except subprocess.TimeoutExpired:
-        for process in processes:
-            process.kill()
-        pytest.fail("the run hangs:\n" + "\n".join(p.communicate()[1] for p in processes))
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(logs)
-    return logs[0]
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    return toy_run.start(
+        *arguments,
+        num_devices=4,
+        command=command,
+        PATH=f"{folder}:{os.environ['PATH']}",
+        CALLS=str(tmp_path / "calls"),
+        LOGS=str(tmp_path / "second.log"),
+        JAX_COORDINATOR_PORT=str(port),
+        SLURM_JOB_ID="1",
+        SLURM_STEP_NODELIST="localhost",
+        SLURM_NTASKS="2",
+    )
 
 
 def losses(workdir: Path) -> list[float]:
@@ -66,13 +85,15 @@ def losses(workdir: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def preempted(tmp_path_factory, config) -> Path:
-    """A run of two processes, of which one was told to end."""
+    """A run of two processes, which the command starts; one of them was told to end."""
     workdir = tmp_path_factory.mktemp("two") / "run"
-    processes = start_two(config, workdir, *MESH_A)
+    process = toy_run.start(config, workdir, *MESH_A, "--devices=2", num_devices=4)
     for _ in range(6):
-        wait_for(processes[0], ": loss ")
-    processes[1].terminate()
-    log = finish_two(processes)
+        wait_for(process, ": loss ")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGTERM)
+    status, log = finish(process)
+    assert status == 0, log
     assert f"step {newest_step(workdir)} is saved" in log
     return workdir
 
@@ -82,9 +103,11 @@ def until(workdir: Path) -> str:
     return f"--config.num_steps={newest_step(workdir) + 6}"
 
 
-def test_resumes_on_another_mesh_with_the_same_losses(tmp_path, config, preempted):
+def test_slurm_goes_on_on_another_mesh_with_the_same_losses(tmp_path, config, preempted):
     one, two = tmp_path / "one", shutil.copytree(preempted, tmp_path / "two")
-    log = finish_two(start_two(config, two, *MESH_B, until(preempted)))
+    script = ("bash", str(toy_run.ROOT / "scripts" / "train.sbatch"))
+    status, log = finish(start_two(script, tmp_path, config, two, *MESH_B, until(preempted)))
+    assert status == 0, log
     assert f"resumed after step {newest_step(preempted)} of" in log
 
     status, log = finish(toy_run.start(config, one, *MESH_C, until(preempted), num_devices=8))
@@ -96,12 +119,18 @@ def test_resumes_on_another_mesh_with_the_same_losses(tmp_path, config, preempte
     jax.tree.map(close, found.params, expected.params)
 
 
-def test_both_processes_pass_over_a_corrupted_checkpoint(tmp_path, config, preempted):
-    """Also if only one of them reads the file that is damaged."""
+def test_hosts_of_a_tpu_pass_over_a_corrupted_checkpoint(tmp_path, config, preempted):
+    """Also if only one of them reads the file that is damaged; the commands are those of the documentation."""
     workdir = shutil.copytree(preempted, tmp_path / "run")
     newest = workdir / "checkpoints" / str(newest_step(workdir))
     for path in newest.glob("state/ocdbt.process_1/d/*"):
         path.write_bytes(bytes(path.stat().st_size))
-    log = finish_two(start_two(config, workdir, *MESH_A, until(workdir)))
+    text = (toy_run.ROOT / "docs" / "pods.md").read_text()
+    scp, install, train = re.findall(r"^    (gcloud (?:[^\n\\]|\\\n)*)", text, re.MULTILINE)
+    train = train.replace("--config=train_joint:large --workdir=DIR", "$*")
+    script = ("bash", "-euc", f"{scp}\n{install}\n{train}", "bash")
+    status, log = finish(start_two(script, tmp_path, config, workdir, *MESH_A, until(workdir)))
+    assert status == 0, log
+    assert (tmp_path / "calls").read_text().split() == ["scp", "ssh", "ssh"]
     assert f"The checkpoint of step {newest.name} is damaged and set aside" in log
     assert len(losses(workdir)) == int(newest.name) + 6
