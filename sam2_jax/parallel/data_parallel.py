@@ -49,7 +49,9 @@ def over_clips(
     gradient: Callable,
     stays_cut: Callable[[str], bool] = lambda path: False,
 ) -> Callable:
-    """Has every device compute the gradient of its own clips, and adds them up once, at the end.
+    """Has every device compute the gradient of its own clips, and adds them up once.
+
+    That is at the end, but for parameters that stay cut: there it is where the gradient arises.
 
     Left to itself, the compiler may cut activations the way kernels are cut, and adds up gradients wherever
     they arise: in compute type, in every turn of every loop.
