@@ -15,6 +15,7 @@ from sam2_jax.data.datasets import Augment as Augment  # configurations import i
 from sam2_jax.data.datasets import Dataset, all_fields, resolve
 
 REMAT = ("none", "dots", "full")
+OBJECTIVES = ("masks", "mae")
 TRAINABLE = ("all", "no_encoder", "decoder", "memory", "none")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "rsqrt")
@@ -77,6 +78,16 @@ class LossWeights:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mae:
+    """A masked autoencoder around the trunk (Ryali et al. 2023)."""
+
+    mask_ratio: float = within("(0, 1)", 0.6)  # share of the units of 32 px that are hidden
+    decoder_embed_dim: int = within("[1, inf)", 512)
+    decoder_depth: int = within("[1, inf)", 8)
+    decoder_num_heads: int = within("[1, inf)", 16)
+
+
+@dataclasses.dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that are trained in another way than the others; a parameter is in the first that fits."""
 
@@ -135,6 +146,8 @@ class Validation:
 class Experiment:
     """A training run."""
 
+    # What is learnt: masks, or, by the trunk alone, the hidden parts of pictures (mae).
+    objective: str = "masks"
     model: str = "sam2.1_hiera_tiny"
     model_overrides: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `ModelConfig`
     drop_path_rate: float = within("[0, 1)", 0.1)  # of the last trunk block
@@ -147,6 +160,7 @@ class Experiment:
     )
     interaction: Interaction = Interaction()
     loss: LossWeights = LossWeights()
+    mae: Mae = Mae()
     optimizer: Optimizer = Optimizer()
     trainable: str = "all"  # all, no_encoder, decoder, memory (attention and encoder), none
     lora_rank: int = within(
@@ -176,6 +190,7 @@ class Experiment:
     def __post_init__(self):
         check_intervals(self)
         for name, value, known in (
+            ("objective", self.objective, OBJECTIVES),
             ("remat", self.remat, REMAT),
             ("trainable", self.trainable, TRAINABLE),
             ("optimizer.kind", self.optimizer.kind, OPTIMIZERS),
@@ -186,10 +201,28 @@ class Experiment:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
         if not any(dataset.weight for dataset in self.datasets.values()):
             raise ValueError("datasets is empty, or all weights are 0; at least one is needed.")
+        if self.objective == "mae":
+            self._check_mae()
         if self.trainable == "none" and not self.lora_rank:
             raise ValueError("trainable='none' leaves nothing to train; set lora_rank as well.")
         if self.trainable == "memory" and not self.has_videos and not self.lora_rank:
             raise ValueError("trainable='memory' leaves nothing to train; no dataset has videos.")
+
+    def _check_mae(self):
+        if self.trainable != "all" or self.lora_rank:
+            raise ValueError(
+                "objective='mae' trains the whole trunk; it goes with trainable='all' and lora_rank=0."
+            )
+        if self.validation.every or self.draw_every:
+            raise ValueError(
+                "objective='mae' predicts no masks that could be scored or drawn; set validation.every and "
+                "draw_every to 0."
+            )
+        if self.mae.decoder_embed_dim % self.mae.decoder_num_heads:
+            raise ValueError(
+                f"mae.decoder_embed_dim is {self.mae.decoder_embed_dim}; a multiple of "
+                f"mae.decoder_num_heads, {self.mae.decoder_num_heads}, is expected."
+            )
 
     @property
     def has_videos(self) -> bool:

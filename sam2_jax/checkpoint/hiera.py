@@ -21,6 +21,11 @@ def is_hiera(tensors: Mapping[str, Any]) -> bool:
     return _FIRST in tensors
 
 
+def in_trunk(name: str) -> bool:
+    """Tells whether an official name is that of a tensor of the trunk."""
+    return name.startswith(_TRUNK)
+
+
 def trunk_tensors(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
@@ -33,7 +38,7 @@ def trunk_tensors(
     Raises:
       ValueError: they are of another size; the message names what is missing, unexpected or of another shape.
     """
-    wanted = {name: shape for name, shape in shapes.items() if name.startswith(_TRUNK)}
+    wanted = {name: shape for name, shape in shapes.items() if in_trunk(name)}
     trunk = {
         _TRUNK + name.replace("mlp.fc1", "mlp.layers.0").replace("mlp.fc2", "mlp.layers.1"): x
         for name, x in tensors.items()

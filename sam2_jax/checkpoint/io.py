@@ -53,10 +53,13 @@ def load(
     if isinstance(source, Checkpoint):
         return _fitted(source, name, overrides, "the checkpoint")
     path = os.fspath(source)
-    if run_folder.is_run(path):
-        return _fitted(run_folder.load(path), name, overrides, path)
-    if folder.is_folder(path):
-        return _fitted(folder.load(path), name, overrides, path)
+    if own := _own_format(path):
+        if set(own.params) == {"image_encoder"}:
+            raise ValueError(
+                f"{path} holds a masked autoencoder, of which training can begin with the trunk "
+                "(--config.init_from)."
+            )
+        return _fitted(own, name, overrides, path)
     tensors = _read_tensors(Path(path))
     if hiera.is_hiera(tensors):
         raise ValueError(
@@ -76,13 +79,13 @@ def load_start(
     draw: Callable[[], dict[str, Any]],
     drawn_anew: str = "",
 ) -> Checkpoint:
-    """Loads what training begins with: a checkpoint, or released Hiera weights as the trunk.
+    """Loads what training begins with: a checkpoint, or a trunk: released Hiera weights, or pre-trained here.
 
     Args:
-      path: as for `load`, or a file with Hiera weights.
+      path: as for `load`, a file with Hiera weights, or a run that pre-trained the trunk.
       model: its name, in any spelling.
       config: what the weights shall fit.
-      draw: returns random parameters of the model; called for what a Hiera does not have, and what is drawn
+      draw: returns random parameters of the model; called for what a trunk does not have, and what is drawn
         anew.
       drawn_anew: regular expression; parameters in whose path it is found are not taken from the checkpoint,
         which may lack them or have them in other shapes. "" is none.
@@ -92,16 +95,18 @@ def load_start(
       ValueError: when it is damaged, of no known kind, or does not fit the model.
     """
     name = resolve_model_name(model)
-    if Path(path).is_file():
-        tensors = _read_tensors(Path(path))
+    if own := _own_format(os.fspath(path)):
+        _check_name(own, name, path)
+        tensors = names.to_state_dict(own.params, own.params)
     else:
-        params = load(path, name).params
-        tensors = names.to_state_dict(params, params)
+        tensors = _read_tensors(Path(path))
     with _naming(path):
         if hiera.is_hiera(tensors):
+            tensors = hiera.trunk_tensors(tensors, names.official_shapes(param_shapes(config)))
+        if tensors and all(map(hiera.in_trunk, tensors)):
             drawn = draw()
-            trunk = hiera.trunk_tensors(tensors, names.official_shapes(drawn))
-            tensors = names.to_state_dict(drawn, drawn) | trunk
+            rest = names.to_state_dict(drawn, drawn)
+            tensors |= {key: x for key, x in rest.items() if not hiera.in_trunk(key)}
         if drawn_anew:
             drawn = draw()
             is_drawn = lambda key, x: bool(re.search(drawn_anew, names.flax_path(key, x.ndim)))
@@ -146,6 +151,18 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     write(path, state_dict)
 
 
+def _own_format(path: str) -> Checkpoint | None:
+    """What a run or a folder of this project holds; None if `path` is neither."""
+    if run_folder.is_run(path):
+        return run_folder.load(path)
+    return folder.load(path) if folder.is_folder(path) else None
+
+
+def _check_name(checkpoint: Checkpoint, name: str | None, where: str | os.PathLike) -> None:
+    if name not in (None, checkpoint.name):
+        raise ValueError(f"{os.fspath(where)} holds {checkpoint.name}, not {name}.")
+
+
 def _checkpoint(name: str, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Checkpoint:
     """The checkpoint of official tensors; a ValueError if they are not those of the model, or not all."""
     shapes = _shapes(tensors)
@@ -174,8 +191,7 @@ def _fitted(
     checkpoint: Checkpoint, name: str | None, overrides: Mapping[str, Any], where: str | os.PathLike
 ) -> Checkpoint:
     """The checkpoint with fields of its configuration replaced; a ValueError if it does not fit."""
-    if name not in (None, checkpoint.name):
-        raise ValueError(f"{os.fspath(where)} holds {checkpoint.name}, not {name}.")
+    _check_name(checkpoint, name, where)
     config = checkpoint.config.replace(**overrides)
     with _naming(where):
         names.to_state_dict(checkpoint.params, param_shapes(config))

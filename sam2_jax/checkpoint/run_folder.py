@@ -64,12 +64,15 @@ def load(path: str | os.PathLike) -> Checkpoint:
 def exported(params: Mapping[str, Any], ema: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns what a run has learned, as parameters of its model, with low-rank updates merged.
 
+    Of a masked autoencoder that is the trunk alone.
+
     Args:
       params: of a train state, nested dicts.
       ema: average of those that are trained, which takes their place; None without one.
     """
     averaged = flatten_dict(params, sep="/") | flatten_dict(ema or {}, sep="/")
-    return lora.merge(unflatten_dict(averaged, sep="/"))
+    merged = lora.merge(unflatten_dict(averaged, sep="/"))
+    return {name: part for name, part in merged.items() if name != "mae"}
 
 
 def read_record(step: Path) -> dict[str, Any]:

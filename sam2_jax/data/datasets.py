@@ -370,6 +370,31 @@ class Labels(_Images):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Unlabelled(_Images):
+    """Images without masks, for training that needs none; each counts as one object that fills it."""
+
+    kind: str = "pictures"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.annotations:
+            raise ValueError(
+                f"annotations is {self.annotations!r}, but images of kind 'pictures' have none; leave it "
+                "out, or choose the kind of the annotations."
+            )
+
+    def open(self, image_size: int) -> VideoList:
+        """Opens the images in the folder and those below it."""
+        folder = check_folder(self.frames, "images")
+        images = list_files(folder, IMAGE_SUFFIXES, recursive=True)
+        return self._list(
+            images,
+            f"images ({', '.join(IMAGE_SUFFIXES)}) in {folder}",
+            lambda name: readers.whole_image(name, images[name]),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tfds(Dataset):
     """A dataset of the catalogue of tensorflow_datasets, in ArrayRecord files."""
 
@@ -386,7 +411,8 @@ class Tfds(Dataset):
 
 
 KINDS: dict[str, type[Dataset]] = {
-    kind.kind: kind for kind in (Procedural, Palette, Objects, Sav, Sa1b, Coco, Labels, Tfds)
+    kind.kind: kind
+    for kind in (Procedural, Palette, Objects, Sav, Sa1b, Coco, Labels, Unlabelled, Tfds)
 }
 
 # Fields that records of earlier versions lack.

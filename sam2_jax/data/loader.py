@@ -82,7 +82,7 @@ def make_loader(
         source = sources[name]
         if not isinstance(dataset, Procedural):
             kind = "videos" if dataset.num_frames > 1 else "images"
-            logger.info("datasets.%s: %d %s with masks.", name, len(set(source.keys)), kind)
+            logger.info("datasets.%s: %d %s.", name, len(set(source.keys)), kind)
         own_seed = np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)
         samples = (
             grain.MapDataset.range(len(source))

@@ -5,6 +5,7 @@ with_pictures                    ... on the pictures of the same names
 sav_video, sa1b_image            run lengths in a JSON document
 coco_images, annotated_image     outlines or run lengths of many images in one JSON document
 labeled_image                    an image and one of ids
+whole_image                      an image alone, which is its own object
 frames_only                      frames without masks
 """
 
@@ -110,6 +111,14 @@ def labeled_image(name: str, image: str, labels: str, max_area: float) -> Video:
     """
     read = lambda _: masks_of_labels(read_labels(labels), max_area)
     return Video(name, [name], Pictures([image], lambda: picture_size(labels)), [0], read)
+
+
+def whole_image(name: str, image: str) -> Video:
+    """Opens an image without masks: its one object, 1, fills it."""
+    frames = Pictures([image])
+    size = lambda: (frames.height, frames.width)
+    read = lambda _: FrameMasks([1], lambda _: np.ones(size(), bool), size(), visible=[1])
+    return Video(name, [name], frames, [0], read)
 
 
 def masks_of_labels(labels: np.ndarray, max_area: float = 1.0) -> FrameMasks:

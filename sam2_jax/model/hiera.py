@@ -23,7 +23,7 @@ from sam2_jax.ops.resize import cubic_weights
 from sam2_jax.structs import Array
 
 
-def _split_windows(x: jax.Array, window: int) -> jax.Array:
+def split_windows(x: jax.Array, window: int) -> jax.Array:
     """(B, H, W, C) -> (B * windows, window, window, C), zero-padded at the right and the bottom."""
     b, h, w, c = x.shape
     x = jnp.pad(x, ((0, 0), (0, -h % window), (0, -w % window), (0, 0)))
@@ -32,8 +32,8 @@ def _split_windows(x: jax.Array, window: int) -> jax.Array:
     return x.reshape(-1, window, window, c)
 
 
-def _merge_windows(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Inverse of `_split_windows`, cropped to (B, height, width, C)."""
+def merge_windows(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Inverse of `split_windows`, cropped to (B, height, width, C)."""
     window, c = x.shape[1], x.shape[-1]
     rows, columns = math.ceil(height / window), math.ceil(width / window)
     x = x.reshape(-1, rows, columns, window, window, c).transpose(0, 1, 3, 2, 4, 5)
@@ -44,8 +44,8 @@ def _lay_out(x: jax.Array, side: int, old: int, new: int) -> jax.Array:
     """Tokens of maps of a side, from windows of side `old` into those of side `new`; 0 is the map itself."""
     if old == new:
         return x
-    x = _merge_windows(x, side, side) if old else x
-    return _split_windows(x, new) if new else x
+    x = merge_windows(x, side, side) if old else x
+    return split_windows(x, new) if new else x
 
 
 def _pool(x: jax.Array) -> jax.Array:
@@ -90,12 +90,14 @@ class Block(nn.Module):
       width: output channels; if they differ from the input's, the block opens a stage.
       heads: number of heads.
       window: side of the attention windows; 0 attends over all of what it is given.
+      pools: whether a block that opens a stage halves the side.
     """
 
     width: int
     heads: int
     window: int
     dtype: str
+    pools: bool = True
 
     @nn.compact
     def __call__(
@@ -104,7 +106,7 @@ class Block(nn.Module):
         branch_scales: Float[Array, "2 _"] | None = None,
         is_global: Bool[Array, ""] | None = None,
     ) -> Float[jax.Array, "b _ _ {self.width}"]:
-        """Applies the block, which halves the side if it opens a stage.
+        """Applies the block.
 
         Args:
           x: the map, or windows of it.
@@ -113,15 +115,17 @@ class Block(nn.Module):
           is_global: True attends over the whole map in spite of `window`; None is False.
         """
         opens_stage = x.shape[-1] != self.width
+        pools = opens_stage and self.pools
         y = LayerNorm(1e-6, self.dtype, name="norm1")(x)
         if opens_stage:
-            x = _pool(Dense(self.width, self.dtype, name="proj")(y))
+            x = Dense(self.width, self.dtype, name="proj")(y)
+            x = _pool(x) if pools else x
         b, height, width, _ = x.shape
 
-        attend = WindowAttention(self.width, self.heads, opens_stage, self.dtype, name="attn")
+        attend = WindowAttention(self.width, self.heads, pools, self.dtype, name="attn")
 
         def in_windows(attend, y):
-            return _merge_windows(attend(_split_windows(y, self.window)), height, width)
+            return merge_windows(attend(split_windows(y, self.window)), height, width)
 
         if is_global is not None:
             y = nn.cond(is_global, lambda attend, y: attend(y), in_windows, attend, y)
@@ -165,12 +169,14 @@ class Hiera(nn.Module):
       dtype: compute type.
       remat: what the backward pass computes again; see `repeat.rematerialise`.
       drop_path_rate: of the last block while it trains; grows linearly from 0.
+      q_pool: stages after the first that begin with half the side.
     """
 
     config: HieraConfig
     dtype: str = "float32"
     remat: str = "none"
     drop_path_rate: float = 0.0
+    q_pool: int = 3
 
     @nn.compact
     def __call__(
@@ -208,7 +214,8 @@ class Hiera(nn.Module):
     def _blocks(self, x, stage, indices, windows, scales):
         """Applies blocks of one stage, which are equal but for their windows."""
         c = self.config
-        block = functools.partial(Block, c.widths[stage], c.num_heads * 2**stage, dtype=self.dtype)
+        sizes = c.widths[stage], c.num_heads * 2**stage
+        block = functools.partial(Block, *sizes, dtype=self.dtype, pools=stage <= self.q_pool)
         names = [f"blocks_{i}" for i in indices]
         if scales is None or self.is_initializing():
             for name, window in zip(names, windows, strict=True):

@@ -51,6 +51,17 @@ class Drawn(nn.meta.AxisMetadata):
     remove_axis = add_axis
 
 
+def draw_params(rng: np.random.Generator, shapes: Any) -> Any:
+    """Draws float32 parameters on the host.
+
+    Args:
+      rng: source of randomness.
+      shapes: what `jax.eval_shape` says of a module's initialisation: a tree of `Drawn`.
+    """
+    draw = lambda drawn: np.asarray(drawn.draw(rng, drawn.value.shape), np.float32)
+    return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, Drawn))
+
+
 def _initializer(
     draw: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray],
 ) -> nn.initializers.Initializer:

@@ -22,7 +22,7 @@ from jaxtyping import ArrayLike, Bool, Float, Float32, Int, Real
 from sam2_jax.config import POSTPROCESSING_VIDEO, ModelConfig
 from sam2_jax.model import encodings, memory_bank, memory_policy
 from sam2_jax.model.image_encoder import ImageEncoder
-from sam2_jax.model.layers import MLP, Conv, Dense, Drawn, normal
+from sam2_jax.model.layers import MLP, Conv, Dense, draw_params, normal
 from sam2_jax.model.mask_decoder import Decoded, MaskDecoder
 from sam2_jax.model.memory_attention import MemoryAttention
 from sam2_jax.model.memory_encoder import MemoryEncoder
@@ -480,9 +480,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
       Nested dicts of float32 arrays on the host.
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    is_drawn = lambda x: isinstance(x, Drawn)
-    draw = lambda drawn: np.asarray(drawn.draw(rng, drawn.value.shape), np.float32)
-    return jax.tree.map(draw, _drawn_params(config), is_leaf=is_drawn)
+    return draw_params(rng, _drawn_params(config))
 
 
 # Modules that compute in float32 whatever the compute type is.

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sam2_jax.experiment import Optimizer
 
 # torch's LayerNorm, but not the LayerNorm2d of the convolutional parts, is free of weight decay.
-_NO_DECAY = re.compile(r"bias|(trunk|memory_attention|transformer)/(.*/)?norm[^/]*/scale$")
+_NO_DECAY = re.compile(r"bias|(trunk|memory_attention|transformer|mae)/(.*/)?norm[^/]*/scale$")
 
 
 Hyperparameters = dict[str, Any]

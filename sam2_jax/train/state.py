@@ -16,8 +16,8 @@ from sam2_jax.checkpoint.run_folder import exported
 from sam2_jax.parallel.mesh import batch_sharding
 from sam2_jax.parallel.rules import shardings
 from sam2_jax.train.optimizer import Hyperparameters
-from sam2_jax.train.params import partition, with_lora
-from sam2_jax.train.recipe import Batch, Recipe
+from sam2_jax.train.params import partition
+from sam2_jax.train.recipe import Batch, Recipe, carried
 
 
 @struct.dataclass
@@ -26,7 +26,7 @@ class TrainState:
 
     Attributes:
       step: () int32 steps done, skipped ones included.
-      params: parameters of the model, nested; with LoRA, its updates under `lora`.
+      params: what `recipe.carried` returns.
       opt_state: of the trained parameters.
       ema: average of the trained parameters; None without one.
       key: (2,) uint32 random key of the run; a step folds its number into it.
@@ -75,7 +75,7 @@ def init_state(
       mesh: from `sam2_jax.parallel.mesh.make_mesh`.
       params: of the model, on the host; None draws them.
     """
-    params = with_lora(recipe.experiment, recipe.draw() if params is None else params)
+    params = carried(recipe.experiment, recipe.config, recipe.draw() if params is None else params)
     abstract = abstract_state(recipe, mesh)
 
     place = lambda host, x: _place(np.asarray(host, x.dtype), x.sharding)

@@ -132,9 +132,10 @@ def value_and_grad(
     clips = (batch, jax.random.split(key, num_clips))
     total = over_clips(mesh, recipe.experiment.sharding, of_clips, _is_gathered_by_model)
     gradient, sums = total(trained, frozen, clips, (plans, num_objects))
-    present = jnp.maximum(sums.pop("present"), 1)
-    iou = sums.pop("true_iou") / present
-    return jax.tree.map(lambda x: x / num_objects, sums) | {"true_iou": iou}, gradient
+    means = {name: x / num_objects for name, x in sums.items() if name != "present"}
+    if "present" in sums:
+        means["true_iou"] = sums["true_iou"] / jnp.maximum(sums["present"], 1)
+    return means, gradient
 
 
 def _accumulate(differentiate: Callable, trained: Any, parts: Any) -> Any:

@@ -39,7 +39,7 @@ EXPORT, EXPORT_BEST = "export", "export_best"
 VERSIONS, LOG = "versions.json", "train.log"
 RESUME = ("auto", "must", "never")
 # Settings without which the checkpoints of a run mean something else.
-_FIXED = ("model", "model_overrides", "trainable", "lora_rank")
+_FIXED = ("objective", "model", "model_overrides", "trainable", "lora_rank", "mae")
 # What may change of the data within a run.
 _TUNED = ("weight", "multiplier", "batch_size", "augment")
 

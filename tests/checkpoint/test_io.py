@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -115,6 +116,22 @@ def test_parts_of_the_start_are_drawn_anew_where_that_is_asked(nano, tmp_path):
         ours, theirs = (params["mask_decoder"] for params in (start.params, nano.params))
         assert not np.array_equal(ours["iou_token"], theirs["iou_token"])
         np.testing.assert_array_equal(ours["mask_tokens"], theirs["mask_tokens"])
+
+
+def test_training_begins_with_a_whole_trunk_or_none(nano, tensors, tmp_path):
+    trunk = {name: x for name, x in tensors.items() if "trunk." in name}
+    write_torch_file(tmp_path / "a.pt", trunk)
+    zeros = jax.tree.map(np.zeros_like, nano.params)
+    start = load_start(tmp_path / "a.pt", NANO, nano.config, lambda: zeros).params
+    chex.assert_trees_all_equal(
+        start.pop("image_encoder"),
+        nano.params["image_encoder"] | {"neck": zeros["image_encoder"]["neck"]},
+    )
+    assert not any(np.any(x) for x in jax.tree.leaves(start))
+    trunk.popitem()
+    write_torch_file(tmp_path / "b.pt", trunk)
+    with pytest.raises(ValueError, match=r"1 missing: image_encoder\.trunk"):
+        load_start(tmp_path / "b.pt", NANO, nano.config, lambda: zeros)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from sam2_jax.data.datasets import (
     Procedural,
     Sa1b,
     Sav,
+    Unlabelled,
 )
 from sam2_jax.data.masks import encode_rle, write_object_masks, write_palette_png
 from sam2_jax.data.media import write_video
@@ -430,3 +431,20 @@ def test_datasets_that_make_no_sense():
         Dataset(kind="coco", num_frames=8)
     with pytest.raises(TypeError, match="max_area"):
         Dataset(kind="palette", max_area=0.5)
+
+
+def test_pictures_alone_are_their_own_objects(tmp_path):
+    for name in ("a.jpg", "below/b.png"):
+        write_picture(tmp_path / name, 40)
+    (tmp_path / "notes.txt").write_text("no picture")
+    source = opened(Dataset(kind="pictures", frames=str(tmp_path)))
+    assert names_of(source) == ["a", "below/b"]
+    clip = sample_clip(source[1], 1, 1, np.random.default_rng(0))
+    np.testing.assert_array_equal(clip.frames[0], picture(40))
+    assert clip.masks.shape == (1, 1, HEIGHT, WIDTH)
+    assert clip.masks.all()
+
+
+def test_pictures_with_annotations_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="kind 'pictures' have none"):
+        Unlabelled(frames=str(tmp_path), annotations=str(tmp_path))
