@@ -11,6 +11,9 @@ DEV := $(VENV)/.dev
 PARITY := $(VENV_PARITY)/.parity
 TPU := $(VENV_TPU)/.tpu
 
+# Two files of tests at a time, in the order of tests/conftest.py.
+BY_FILE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test parity pods lint format bench clean
 
@@ -21,10 +24,10 @@ demo: $(BASE)  ## install the package and run the demonstration
 	$(VENV)/bin/python scripts/demo.py $(CHECKPOINT)
 
 test: $(DEV)  ## run the tests, warnings as errors
-	$(VENV)/bin/python -m pytest --ignore=tests/parity_torch --ignore=tests/drop_in --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest --ignore=tests/parity_torch --ignore=tests/drop_in $(BY_FILE)
 
 parity: $(PARITY)  ## compare with PyTorch in an environment of its own (Python 3.11)
-	$(VENV_PARITY)/bin/python -m pytest tests/parity_torch tests/drop_in
+	$(VENV_PARITY)/bin/python -m pytest tests/parity_torch tests/drop_in $(BY_FILE)
 
 pods: $(TPU)  ## compile for TPUs that need not be there: steps, their loops, cycles and memory
 	JAX_PLATFORMS=cpu $(VENV_TPU)/bin/python -m pytest tests/test_compile_for.py

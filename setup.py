@@ -72,6 +72,7 @@ setup(
             "beartype>=0.20",
             "hypothesis>=6.100",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "torch==2.13.0",
             "transformers>=5.17",
         ],

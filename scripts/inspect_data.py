@@ -30,29 +30,34 @@ _NUM_BATCHES = flags.DEFINE_integer("num_batches", 2, "batches of every dataset"
 
 
 def draw_batch(batch: dict[str, Any], interaction: Interaction, key: jax.Array) -> np.ndarray:
-    """Draws the clips of a batch, prompted as one step would prompt them, below each other."""
+    """Draws the clips of a batch, prompted as one step would prompt them, what is ignored dark."""
     plan_key, key = jax.random.split(key)
     plan = draw_plan(plan_key, batch["images"].shape[1], interaction)
     start = " (starts from masks)" if plan.starts_from_masks else ""
     sheets = []
-    for images, masks, is_object, name in zip(
-        batch["images"], batch["masks"], batch["is_object"], batch["names"], strict=True
+    ignored = batch.get("ignored", [None] * len(batch["names"]))
+    for images, masks, is_object, unknown, name in zip(
+        batch["images"], batch["masks"], batch["is_object"], ignored, batch["names"], strict=True
     ):
         key, clip_key = jax.random.split(key)
         masks = masks[:, is_object]
-        sheets.append(
-            contact_sheet(images, masks, first_prompts(clip_key, plan, masks), name + start)
-        )
+        prompts = first_prompts(clip_key, plan, masks, unknown)
+        if unknown is not None:
+            images = np.where(unknown[..., None], images // 4, images)
+        sheets.append(contact_sheet(images, masks, prompts, name + start))
     return stack_sheets(sheets)
 
 
-def first_prompts(key: jax.Array, plan: Plan, masks: np.ndarray) -> list[dict[str, Any]]:
+def first_prompts(
+    key: jax.Array, plan: Plan, masks: np.ndarray, ignored: np.ndarray | None = None
+) -> list[dict[str, Any]]:
     """Draws clicks or boxes on the prompted frames of a clip, for `draw_overlay`.
 
     Args:
         key: random key.
         plan: which frames are prompted, and how.
         masks: (T, O, S, S) bool.
+        ignored: (T, S, S) bool, where no clicks go.
     """
     prompts: list[dict[str, Any]] = [{} for _ in masks]
     if plan.starts_from_masks:
@@ -67,7 +72,8 @@ def first_prompts(key: jax.Array, plan: Plan, masks: np.ndarray) -> list[dict[st
             ]
             prompts[frame] = {"boxes": np.array(boxes)}
         else:
-            clicks = [first_click(k, m) for k, m in zip(keys, masks[frame], strict=True)]
+            unknown = None if ignored is None else ignored[frame]
+            clicks = [first_click(k, m, unknown) for k, m in zip(keys, masks[frame], strict=True)]
             points, labels = zip(*clicks, strict=True)
             prompts[frame] = {"points": np.array(points), "labels": np.array(labels)}
     return prompts

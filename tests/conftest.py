@@ -76,6 +76,8 @@ LONGEST = (
     "test_notebooks.py",
     "predict/test_stream.py",
     "train/test_never_lost.py",
+    "parity_torch/test_transformers.py",
+    "parity_torch/test_bench.py",
 )
 
 

@@ -19,12 +19,14 @@ class FrameMasks(Mapping[int, np.ndarray]):
 
     Attributes:
         size: (H, W), also where there is no object.
+        ignored: (H, W) bool, the pixels of which it is not known what they show; None where all are known.
 
     Args:
         ids: of the objects.
         decode: gives the mask of one.
         size: (H, W).
         visible: the objects that can be seen, where that is known without decoding.
+        ignored: see above.
     """
 
     def __init__(
@@ -33,9 +35,10 @@ class FrameMasks(Mapping[int, np.ndarray]):
         decode: Callable[[int], np.ndarray],
         size: tuple[int, int],
         visible: Sequence[int] | None = None,
+        ignored: np.ndarray | None = None,
     ):
         self._ids, self._decode, self._visible = dict.fromkeys(ids), decode, visible
-        self.size = size
+        self.size, self.ignored = size, ignored
 
     def __getitem__(self, object_id: int) -> np.ndarray:
         if object_id not in self._ids:
@@ -168,7 +171,7 @@ class Video:
         def read(index: int) -> FrameMasks:
             masks = self.read_masks(index)
             ids = [object_id] if object_id in masks else []
-            return FrameMasks(ids, masks.__getitem__, masks.size)
+            return FrameMasks(ids, masks.__getitem__, masks.size, ignored=masks.ignored)
 
         return dataclasses.replace(self, name=f"{self.name}/{object_id}", read_masks=read)
 

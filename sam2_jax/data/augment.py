@@ -33,7 +33,8 @@ def augment_clip(clip: Clip, augment: Augment, size: int, rng: np.random.Generat
         rng: source of randomness.
 
     Returns:
-        The clip with frames (T, S, S, 3) and masks (T, O, S, S).
+        The clip with frames (T, S, S, 3), masks (T, O, S, S) and, where given, ignored (T, S, S). What
+        fills gaps is known to be background.
     """
     if rng.random() < augment.flip:
         clip = _rearrange(clip, lambda pictures: pictures[:, :, ::-1])
@@ -67,8 +68,21 @@ def augment_clip(clip: Clip, augment: Augment, size: int, rng: np.random.Generat
 
 def _rearrange(clip: Clip, change: Callable[[np.ndarray], np.ndarray]) -> Clip:
     """Changes the places of pixels, axes 1 and 2 of what `change` is given."""
-    masks = change(clip.masks.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    return dataclasses.replace(clip, frames=change(clip.frames), masks=masks)
+    layers = change(_layers(clip).transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    return _with_layers(clip, change(clip.frames), layers)
+
+
+def _layers(clip: Clip) -> np.ndarray:
+    """Masks, and as one more of them what is ignored: (T, O or O + 1, H, W) bool."""
+    if clip.ignored is None:
+        return clip.masks
+    return np.concatenate([clip.masks, clip.ignored[:, None]], axis=1)
+
+
+def _with_layers(clip: Clip, frames: np.ndarray, layers: np.ndarray) -> Clip:
+    num_objects = clip.masks.shape[1]
+    ignored = None if clip.ignored is None else layers[:, num_objects]
+    return dataclasses.replace(clip, frames=frames, masks=layers[:, :num_objects], ignored=ignored)
 
 
 def crop_clip(clip: Clip, area: float, place: tuple[float, float]) -> Clip:
@@ -87,9 +101,10 @@ def crop_clip(clip: Clip, area: float, place: tuple[float, float]) -> Clip:
     return clip if _loses_object(clip, cut.masks) else cut
 
 
-def _loses_object(clip: Clip, masks: np.ndarray) -> bool:
-    """Whether an object of the first frame is not there in changed masks."""
-    return bool((clip.masks[0].any((1, 2)) & ~masks[0].any((1, 2))).any())
+def _loses_object(clip: Clip, layers: np.ndarray) -> bool:
+    """Whether an object of the first frame is not there in changed masks, or layers."""
+    seen = clip.masks[0].any((1, 2))
+    return bool((seen & ~layers[0, : len(seen)].any((1, 2))).any())
 
 
 def _draw_maps(clip: Clip, augment: Augment, rng: np.random.Generator) -> np.ndarray:
@@ -149,16 +164,17 @@ def map_clip(clip: Clip, maps: np.ndarray) -> Clip:
         inverse = np.linalg.inv(matrix[:2, :2])
         shift = center - inverse @ (center + matrix[:2, 2])
         inverses.append(tuple(np.column_stack([inverse, shift]).ravel().tolist()))
-    packed = [_transform(*each) for each in zip(_pack(clip.masks), inverses, strict=True)]
-    masks = _unpack(np.stack(packed), clip.masks.shape[1])
-    if _loses_object(clip, masks):
+    layers = _layers(clip)
+    packed = [_transform(*each) for each in zip(_pack(layers), inverses, strict=True)]
+    moved = _unpack(np.stack(packed), layers.shape[1])
+    if _loses_object(clip, moved):
         return clip
     fill = {"resample": Image.Resampling.BILINEAR, "fillcolor": FILL}
     frames = [
         _transform(frame, inverse, **fill)
         for frame, inverse in zip(clip.frames[:, None], inverses, strict=True)
     ]
-    return dataclasses.replace(clip, frames=np.concatenate(frames), masks=masks)
+    return _with_layers(clip, np.concatenate(frames), moved)
 
 
 def _transform(pictures: np.ndarray, inverse: tuple[float, ...], **options: Any) -> np.ndarray:
@@ -184,13 +200,13 @@ def _unpack(packed: np.ndarray, num_masks: int) -> np.ndarray:
 def resize_clip(clip: Clip, height: int, width: int) -> Clip:
     """Stretches a clip, antialiased; a pixel is foreground if more than half of it was."""
     frames = _resize(clip.frames, height, width)
-    num_frames, num_objects = clip.masks.shape[:2]
+    layers = _layers(clip)
     # Half of 254 is a whole number, so that a pixel that is exactly half covered stays background.
-    grey = clip.masks.view(np.uint8) * np.uint8(254)
-    masks = np.zeros((num_frames, num_objects, height, width), bool)
-    for place in zip(*np.nonzero(clip.masks.any((2, 3))), strict=True):
-        masks[place] = _resize(grey[place][None], height, width)[0] > 127
-    return dataclasses.replace(clip, frames=frames, masks=masks)
+    grey = layers.view(np.uint8) * np.uint8(254)
+    resized = np.zeros((*layers.shape[:2], height, width), bool)
+    for place in zip(*np.nonzero(layers.any((2, 3))), strict=True):
+        resized[place] = _resize(grey[place][None], height, width)[0] > 127
+    return _with_layers(clip, frames, resized)
 
 
 def _resize(pictures: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -211,7 +227,7 @@ def mosaic_clip(clip: Clip, cell: int, is_flipped: np.ndarray) -> Clip:
     """
     height, width = clip.frames.shape[1:3]
     rows, columns = is_flipped.shape
-    frames, masks = np.zeros_like(clip.frames), np.zeros_like(clip.masks)
+    frames, layers = np.zeros_like(clip.frames), np.zeros_like(_layers(clip))
     copies: dict[tuple[int, int], Clip] = {}
     for n, flip in enumerate(is_flipped.ravel()):
         row, column = divmod(n, columns)
@@ -223,10 +239,10 @@ def mosaic_clip(clip: Clip, cell: int, is_flipped: np.ndarray) -> Clip:
         step = -1 if flip else 1
         frames[:, top:bottom, left:right] = copies[sides].frames[:, :, ::step]
         if n == cell:
-            masks[..., top:bottom, left:right] = copies[sides].masks[..., ::step]
-    if _loses_object(clip, masks):
+            layers[..., top:bottom, left:right] = _layers(copies[sides])[..., ::step]
+    if _loses_object(clip, layers):
         return clip
-    return dataclasses.replace(clip, frames=frames, masks=masks)
+    return _with_layers(clip, frames, layers)
 
 
 def _jitter(frames: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:

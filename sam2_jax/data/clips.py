@@ -1,6 +1,6 @@
 """Clips that training and validation cut out of videos.
 
-Video  ->  Clip: frames (T, H, W, 3) uint8 RGB, masks (T, O, H, W) bool
+Video  ->  Clip: frames (T, H, W, 3) uint8 RGB, masks (T, O, H, W) bool, ignored (T, H, W) bool
 """
 
 import dataclasses
@@ -19,11 +19,14 @@ class Clip:
         name: the video and its frames.
         frames: (T, H, W, 3) uint8 RGB.
         masks: (T, O, H, W) bool; all False where an object is not visible.
+        ignored: (T, H, W) bool, the pixels of which it is not known what they show; None if the dataset has no
+            label for them.
     """
 
     name: str
     frames: np.ndarray
     masks: np.ndarray
+    ignored: np.ndarray | None = None
 
 
 def sample_clip(
@@ -83,12 +86,16 @@ def read_clip(video: Video, indices: Sequence[int], object_ids: Sequence[int]) -
     """
     frames = np.zeros((len(indices), *video.size, 3), np.uint8)
     masks = np.zeros((len(indices), len(object_ids), *video.size), bool)
+    ignored = None
     for t in np.argsort(indices):  # video files are decoded forward only
         frames[t] = video.frames[indices[t]]
         by_id = video.masks(indices[t])
+        if by_id.ignored is not None:
+            ignored = np.zeros_like(masks[:, 0]) if ignored is None else ignored
+            ignored[t] = by_id.ignored
         for o, object_id in enumerate(object_ids):
             if object_id in by_id:
                 masks[t, o] = by_id[object_id]
     names = video.frame_names[indices[0]], video.frame_names[indices[-1]]
     place = f": frames {names[0]}-{names[1]}" if len(video.frame_names) > 1 else ""
-    return Clip(video.name + place, frames, masks)
+    return Clip(video.name + place, frames, masks, ignored)

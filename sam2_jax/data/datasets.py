@@ -172,7 +172,9 @@ class _Folders(_Files):
 
     frames_sampling_mult: bool = False  # a video comes as often as it has pictures
 
-    READ_MASKS: ClassVar[Callable[[str, str], Video]]
+    def _mask_reader(self) -> Callable[[str, str], Video]:
+        """Opens the masks of a video, given its name and their folder."""
+        raise NotImplementedError
 
     def open(self, image_size: int) -> VideoList:
         """Opens the videos that have both folders."""
@@ -185,7 +187,7 @@ class _Folders(_Files):
         videos = self._list(
             names,
             f"videos with a folder both in {frames} and in {masks}",
-            functools.partial(_open_folders, type(self).READ_MASKS, frames, masks),
+            functools.partial(_open_folders, self._mask_reader(), frames, masks),
         )
         if not self.frames_sampling_mult:
             return videos
@@ -206,7 +208,10 @@ class Palette(_Folders):
     """DAVIS, MOSE, YouTube-VOS: for each video a folder of JPEGs and one of PNGs of ids."""
 
     kind: str = "palette"
-    READ_MASKS = staticmethod(readers.palette_masks)
+    ignore_label: int = within("[-1, 65535]", -1)  # of pixels that are not known; -1 is none
+
+    def _mask_reader(self) -> Callable[[str, str], Video]:
+        return functools.partial(readers.palette_masks, ignore_label=self.ignore_label)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,7 +220,9 @@ class Objects(_Folders):
 
     kind: str = "objects"
     single_object_mode: bool = False  # every object counts as a video of its own
-    READ_MASKS = staticmethod(readers.object_masks)
+
+    def _mask_reader(self) -> Callable[[str, str], Video]:
+        return readers.object_masks
 
     def open(self, image_size: int) -> VideoList:
         """Opens the videos that have both folders, once or once an object."""
@@ -361,12 +368,14 @@ class Labels(_Images):
     """Images, and PNGs of the same names in `annotations` whose values are instances."""
 
     kind: str = "masks"
+    ignore_label: int = within("[-1, 65535]", -1)  # of pixels that are not known; -1 is none
 
     def open(self, image_size: int) -> VideoList:
         """Opens the images that have a PNG."""
         folder = check_folder(self.frames, "images")
         annotations = check_folder(self.annotations, "label images")
-        return self._pairs(folder, annotations, ".png", readers.labeled_image)
+        read = functools.partial(readers.labeled_image, ignore_label=self.ignore_label)
+        return self._pairs(folder, annotations, ".png", read)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -422,6 +431,7 @@ _ADDED = {
     "truncate_video",
     "frames_sampling_mult",
     "single_object_mode",
+    "ignore_label",
 }
 
 

@@ -57,6 +57,7 @@ def make_loader(
             images: (B, T, S, S, 3) uint8 RGB.
             masks: (B, T, O, S, S) bool, O = max_objects, empty where there are fewer.
             is_object: (B, O) bool, which of the masks are of objects.
+            ignored: (B, T, S, S) bool, which pixels are not known; only of a dataset that has a label for them.
             names: B str, the clips.
             replaced: int, how many samples could not be read and were replaced by others.
 
@@ -199,7 +200,8 @@ def pad_clip(clip: Clip, max_objects: int) -> dict[str, Any]:
     Objects that are too small to be seen on the first frame are left out.
 
     Returns:
-        images (T, S, S, 3) uint8, masks (T, O, S, S) bool, is_object (O,) bool.
+        images (T, S, S, 3) uint8, masks (T, O, S, S) bool, is_object (O,) bool, and ignored (T, S, S) bool
+        where the clip has it.
 
     Raises:
         ValueError: no object is left.
@@ -209,17 +211,19 @@ def pad_clip(clip: Clip, max_objects: int) -> dict[str, Any]:
         side = clip.frames.shape[1]
         raise ValueError(f"no object of the first frame is as large as a pixel at {side}x{side}")
     padding = max_objects - kept.shape[1]
-    return {
+    sample = {
         "images": clip.frames,
         "masks": np.pad(kept, ((0, 0), (0, padding), (0, 0), (0, 0))),
         "is_object": np.arange(max_objects) < kept.shape[1],
     }
+    return sample if clip.ignored is None else sample | {"ignored": clip.ignored}
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stacks samples into a batch."""
+    arrays = [k for k, value in samples[0].items() if isinstance(value, np.ndarray)]
     return {
-        **{k: np.stack([s[k] for s in samples]) for k in ("images", "masks", "is_object")},
+        **{k: np.stack([sample[k] for sample in samples]) for k in arrays},
         "names": [sample["name"] for sample in samples],
         "replaced": sum(sample["replaced"] for sample in samples),
     }

@@ -169,7 +169,35 @@ def read_labels(picture: str | os.PathLike | bytes) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: it is not a picture, or one whose ids cannot be known: coloured, or with soft edges.
     """
-    labels, palette = read_palette_png(picture)
+    return _objects_of(*read_palette_png(picture), picture)
+
+
+def read_known_labels(
+    picture: str | os.PathLike | bytes, ignore_label: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads which object each pixel shows, and of which pixels that is not known.
+
+    Args:
+        picture: as for `read_labels`.
+        ignore_label: value of the pixels that are not known; the others are read as `read_labels` does.
+
+    Returns:
+        labels: (H, W) uint8 or uint16, 0 where nothing is known.
+        ignored: (H, W) bool, where nothing is known.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `read_labels`.
+    """
+    values, palette = read_palette_png(picture)
+    ignored = values == ignore_label
+    return _objects_of(np.where(ignored, 0, values), palette, picture), ignored
+
+
+def _objects_of(
+    labels: np.ndarray, palette: np.ndarray | None, picture: str | os.PathLike | bytes
+) -> np.ndarray:
+    """Turns the values of a picture into objects, by the rule of `read_labels`."""
     if palette is None and is_soft(labels):
         count = len(np.unique(labels[labels > 0]))
         raise ValueError(

@@ -23,6 +23,7 @@ from sam2_jax.data.masks import (
     decode_segmentation,
     frame_name,
     object_folders,
+    read_known_labels,
     read_labels,
     read_object_mask,
     segmentation_area,
@@ -33,8 +34,13 @@ from sam2_jax.data.videos import ImageFolder, Pictures, VideoFile, open_frames
 from sam2_jax.files import read_json
 
 
-def palette_masks(name: str, folder: str) -> Video:
+def palette_masks(name: str, folder: str, ignore_label: int = -1) -> Video:
     """Opens a folder with a PNG of ids for every annotated frame (DAVIS, MOSE, YouTube-VOS).
+
+    Args:
+        name: of the video.
+        folder: of the PNGs.
+        ignore_label: value of pixels that are not known; -1 is none.
 
     Raises:
         ValueError: there is no PNG in it.
@@ -47,7 +53,7 @@ def palette_masks(name: str, folder: str) -> Video:
         name=name,
         frame_names=list(files),
         annotated=range(len(paths)),
-        read_masks=lambda index: masks_of_labels(read_labels(paths[index])),
+        read_masks=lambda index: labeled_masks(paths[index], ignore_label),
         mask_file=paths[0],
     )
 
@@ -100,7 +106,9 @@ def frames_only(name: str, path: str) -> Video:
     return Video(name, [frame_name(t) for t in range(len(frames))], frames)
 
 
-def labeled_image(name: str, image: str, labels: str, max_area: float) -> Video:
+def labeled_image(
+    name: str, image: str, labels: str, max_area: float, ignore_label: int = -1
+) -> Video:
     """Opens an image together with one whose values are the ids of objects.
 
     Args:
@@ -108,8 +116,9 @@ def labeled_image(name: str, image: str, labels: str, max_area: float) -> Video:
         image: its file.
         labels: file of the ids.
         max_area: objects that cover more than this part of the image are left out.
+        ignore_label: value of pixels that are not known; -1 is none.
     """
-    read = lambda _: masks_of_labels(read_labels(labels), max_area)
+    read = lambda _: labeled_masks(labels, ignore_label, max_area)
     return Video(name, [name], Pictures([image], lambda: picture_size(labels)), [0], read)
 
 
@@ -121,12 +130,30 @@ def whole_image(name: str, image: str) -> Video:
     return Video(name, [name], frames, [0], read)
 
 
-def masks_of_labels(labels: np.ndarray, max_area: float = 1.0) -> FrameMasks:
-    """Splits ids (H, W) into masks, without those that cover more than `max_area` of the frame."""
+def labeled_masks(
+    picture: str | bytes, ignore_label: int = -1, max_area: float = 1.0
+) -> FrameMasks:
+    """Reads a picture of ids.
+
+    Args:
+        picture: a file, or the bytes of one.
+        ignore_label: value of pixels that are not known; -1 is none.
+        max_area: objects that cover more than this part of the frame are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a picture of ids.
+    """
+    if ignore_label < 0:
+        labels, ignored = read_labels(picture), None
+    else:
+        labels, ignored = read_known_labels(picture, ignore_label)
     areas = np.bincount(labels.ravel())
     areas[0] = 0
     ids = np.flatnonzero((areas > 0) & (areas <= max_area * labels.size)).tolist()
-    return FrameMasks(ids, lambda object_id: labels == object_id, labels.shape, visible=ids)
+    return FrameMasks(
+        ids, lambda object_id: labels == object_id, labels.shape, visible=ids, ignored=ignored
+    )
 
 
 def masks_of_rles(by_id: Mapping[int, dict[str, Any]], size: tuple[int, int]) -> FrameMasks:

@@ -23,8 +23,8 @@ from PIL import Image
 
 from sam2_jax.data.annotated import FrameMasks, Video, VideoList
 from sam2_jax.data.listing import check_folder
-from sam2_jax.data.masks import encode_rle, frame_name, read_labels, read_object_mask
-from sam2_jax.data.readers import masks_of_labels, masks_of_rles
+from sam2_jax.data.masks import encode_rle, frame_name, read_object_mask
+from sam2_jax.data.readers import labeled_masks, masks_of_rles
 from sam2_jax.data.videos import Pictures
 
 JPEG_QUALITY = 95  # of frames that come out of a video file
@@ -48,7 +48,7 @@ def write_catalogue(
     Raises:
         FileExistsError: there is one already.
         FileNotFoundError: a file of a video is missing.
-        ValueError: a file of a video is damaged, or the name is not allowed.
+        ValueError: a file of a video is damaged, the name is not allowed, or masks have an `ignore_label`.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise ValueError(f"the name is {name!r}; lower-case letters, digits and _ are expected")
@@ -105,7 +105,12 @@ def encode_video(video: Video) -> dict[str, Any]:
     frames, masks = [], []
     for index in video.annotated:
         frames.append(video.frames.encoded(index) or _jpeg_bytes(video.frames[index]))
-        rles = {i: encode_rle(mask) for i, mask in video.masks(index).items()}
+        of_frame = video.masks(index)
+        if of_frame.ignored is not None:
+            raise ValueError(
+                f"{video.name} has an ignore_label, which a catalogue has no place for; leave it out"
+            )
+        rles = {i: encode_rle(mask) for i, mask in of_frame.items()}
         masks.append(json.dumps(rles))
     return {"name": video.name, "frames": frames, "masks": masks}
 
@@ -194,7 +199,7 @@ def _own_video(example: Mapping[str, Any]) -> Video:
 
 def _davis_video(example: Mapping[str, Any]) -> Video:
     video, labels = example["video"], example["video"]["segmentations"]
-    read = lambda index, _: masks_of_labels(read_labels(labels[index]))
+    read = lambda index, _: labeled_masks(labels[index])
     return _encoded_video(example["metadata"]["video_name"], video["frames"], read)
 
 

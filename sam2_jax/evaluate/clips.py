@@ -79,8 +79,12 @@ def held_out_clips(
         sides = image_size, image_size
         frames = [resize_bicubic(x, *sides, implementation="pillow") for x in clip.frames]
         frames = np.stack(frames)
-        resized = [[mask_to_input(m, image_size) > 0 for m in masks] for masks in clip.masks]
-        yield dataclasses.replace(clip, frames=frames, masks=np.array(resized))
+        resize = lambda masks: np.array([mask_to_input(mask, image_size) > 0 for mask in masks])
+        masks = np.array([resize(of_frame) for of_frame in clip.masks])
+        ignored = None
+        if clip.ignored is not None:  # a pixel of which half shows an object is one of it
+            ignored = resize(clip.ignored) & ~masks.any(1)
+        yield dataclasses.replace(clip, frames=frames, masks=masks, ignored=ignored)
 
 
 def predict_masks(sam2: Sam2, params: dict, clip: Clip, num_objects: int) -> np.ndarray:
@@ -123,12 +127,17 @@ def _track(sam2: Sam2, params: dict, frames: Frame, prompt: Prompt) -> jax.Array
 
 
 def clip_scores(predicted: np.ndarray, clip: Clip) -> dict[str, list[float]]:
-    """Compares predicted masks (T, O, S, S) with the true ones.
+    """Compares predicted masks (T, O, S, S) with the true ones, where these are known.
+
+    Ignored pixels count as background in both, like void ones in the toolkit of DAVIS
+    (github.com/davisvideochallenge/davis2017-evaluation).
 
     Returns:
       One value per object: `J&F`, `J` and `F` over the frames after the first for a video, leaving
       out objects that are on none of them; `iou` for an image.
     """
+    if clip.ignored is not None:
+        predicted = predicted & ~clip.ignored[:, None]
     if len(clip.frames) == 1:
         return {"iou": [iou(p, t) for p, t in zip(predicted[0], clip.masks[0], strict=True)]}
     pairs = zip(predicted[1:].swapaxes(0, 1), clip.masks[1:].swapaxes(0, 1), strict=True)

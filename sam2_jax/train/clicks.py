@@ -69,26 +69,31 @@ def _pixel_of(key, region):
     return jnp.where(total > 0, jnp.stack([x, y]), 0)
 
 
-def next_click(key: jax.Array, prediction: jax.Array, target: jax.Array) -> tuple:
+def next_click(
+    key: jax.Array, prediction: jax.Array, target: jax.Array, ignored: jax.Array | None = None
+) -> tuple:
     """Clicks somewhere into the error of a prediction; into the background if there is none.
 
     Args:
       key: random key.
       prediction: (H, W) bool.
       target: (H, W) bool.
+      ignored: (H, W) bool, where no click goes, outside of the target; None is nowhere.
 
     Returns:
       (2,) float32 point (x, y) in pixels, and its () int32 label: 1 if it is missing from the prediction.
     """
     target = jnp.asarray(target)
-    error = prediction ^ target
-    x, y = _pixel_of(key, jnp.where(error.any(), error, ~target))
+    error, background = prediction ^ target, ~target
+    if ignored is not None:
+        error, background = error & ~ignored, background & ~ignored
+    x, y = _pixel_of(key, jnp.where(error.any(), error, background))
     return jnp.stack([x, y]).astype(jnp.float32), target[y, x].astype(jnp.int32)
 
 
-def first_click(key: jax.Array, target: jax.Array) -> tuple:
+def first_click(key: jax.Array, target: jax.Array, ignored: jax.Array | None = None) -> tuple:
     """Clicks somewhere on an object; on the background, with label 0, if the object is absent."""
-    return next_click(key, jnp.zeros_like(target), target)
+    return next_click(key, jnp.zeros_like(target), target, ignored)
 
 
 def jittered_box(key: jax.Array, target: jax.Array) -> jax.Array:

@@ -167,7 +167,7 @@ def train(
             checkpoints.wait()
             interruptions.end(step)
 
-        programs: dict[tuple[int, ...], tuple[Callable, float | None]] = {}
+        programs: dict[Any, tuple[Callable, float | None]] = {}
         values = put_hyperparameters(recipe, mesh)
         for step in range(saved + 1, experiment.num_steps + 1):
             position = loader.get_state()
@@ -178,8 +178,8 @@ def train(
             dataset, batch = next(loader)
             waited = time.monotonic() - asked
             placed = put_batch(mesh, batch)
-            shape = placed.masks.shape
-            is_new = shape not in programs
+            shapes = tuple(x.shape for x in jax.tree.leaves(placed))
+            is_new = shapes not in programs
             if is_new:
                 found = interruptions.unless_received(
                     lambda placed=placed, state=state: compile_step(
@@ -189,12 +189,12 @@ def train(
                 if found is None:
                     end_after(step - 1, position)
                     return
-                programs[shape] = found
-            program, flops = programs[shape]
+                programs[shapes] = found
+            program, flops = programs[shapes]
             with jax.transfer_guard("disallow"):
                 state, metrics = program(state, placed, values)
                 # The devices are busy with this step now, and have the results of the one before.
-                frames = int(np.prod(shape[:2]))
+                frames = int(np.prod(placed.images.shape[:2]))
                 reporter.add(
                     Dispatched(step, dataset, batch, metrics, frames, flops, is_new, waited)
                 )

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from sam2_jax.experiment import LossWeights
+from sam2_jax.model.sam2 import NO_OBJECT
 from sam2_jax.structs import Array
 
 # (logits (M, S, S), predicted IoUs (M,), presence (), target (S, S)) -> () float32 each, `loss` among them: as
-# `prediction_losses`, in whose place another may be trained with.
+# `prediction_losses`, in whose place another may be used. Ignored pixels are what `leave_out` makes them.
 LossFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], dict[str, jax.Array]]
 _ALPHA = 0.25  # of the focal loss; its gamma is 2
 
@@ -24,6 +25,16 @@ def binary_cross_entropy(
 ) -> Float[jax.Array, "*b"]:
     """Elementwise, from logits; targets are 0 or 1."""
     return jax.nn.softplus(logits) - logits * targets
+
+
+def leave_out(
+    logits: Float[Array, "m s s"], ignored: Bool[Array, "s s"] | None
+) -> Float[jax.Array, "m s s"]:
+    """Makes ignored pixels certain background, as in the target: they have neither a loss nor a gradient.
+
+    A mean over pixels still counts them, so that all others weigh what they do in other clips.
+    """
+    return logits if ignored is None else jnp.where(ignored, NO_OBJECT, logits)
 
 
 def mask_losses(

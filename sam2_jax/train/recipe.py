@@ -33,11 +33,13 @@ class Batch:
       images: (B, T, S, S, 3) uint8 RGB.
       masks: (B, T, N, S, S) bool; an object is empty where it is absent.
       is_object: (B, N) bool; the others fill the shape.
+      ignored: (B, T, S, S) bool, pixels of which it is not known what they show; None if all are known.
     """
 
     images: jax.Array
     masks: jax.Array
     is_object: jax.Array
+    ignored: jax.Array | None = None
 
 
 Objective = Callable[[Mapping[str, Any], Batch, Plan, jax.Array], dict[str, jax.Array]]
@@ -76,7 +78,7 @@ class Recipe:
         """Returns what `objective` gives for held-out clips, with prompts that are always the same ones."""
         key = jax.random.key(0)
         plan = draw_plan(key, batch["images"].shape[1], self.experiment.interaction)
-        clips = Batch(batch["images"], batch["masks"], batch["is_object"])
+        clips = Batch(batch["images"], batch["masks"], batch["is_object"], batch.get("ignored"))
         return self._compiled_objective(
             params, clips, plan, jax.random.split(key, len(clips.images))
         )
@@ -214,10 +216,10 @@ def _masks_objective(experiment: Experiment, sam2: Sam2, loss_fn: LossFn | None)
     loss_fn = loss_fn or functools.partial(prediction_losses, weights=experiment.loss)
 
     def objective(params, batch, plan, keys):
-        one_clip = lambda images, masks, key: rollout(
-            sam2, params, images, masks, plan, key, experiment.interaction, loss_fn
+        one_clip = lambda images, masks, ignored, key: rollout(
+            sam2, params, images, masks, ignored, plan, key, experiment.interaction, loss_fn
         )
-        sums = jax.vmap(one_clip)(batch.images, batch.masks, keys)
+        sums = jax.vmap(one_clip)(batch.images, batch.masks, batch.ignored, keys)
         return jax.tree.map(lambda x: (x * batch.is_object).sum(), sums)
 
     return objective

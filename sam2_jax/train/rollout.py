@@ -20,7 +20,7 @@ from sam2_jax.model.sam2 import Sam2, asks_for_three
 from sam2_jax.ops.resize import upsample_4x
 from sam2_jax.structs import Prompt
 from sam2_jax.train.clicks import Plan, first_click, jittered_box, next_click
-from sam2_jax.train.losses import LossFn
+from sam2_jax.train.losses import LossFn, leave_out
 
 _OBJECTS_AT_ONCE = 8  # whose full-size masks exist at the same time
 
@@ -42,6 +42,7 @@ def rollout(
     params: dict,
     images: jax.Array,
     targets: jax.Array,
+    ignored: jax.Array | None,
     plan: Plan,
     key: jax.Array,
     interaction: Interaction,
@@ -54,6 +55,7 @@ def rollout(
       params: its parameters.
       images: (T, S, S, 3) uint8.
       targets: (T, N, S, S) bool.
+      ignored: (T, S, S) bool, pixels that are compared with nothing; None is none.
       plan: what happens on which frame.
       key: random key of the clip.
       interaction: the annotator.
@@ -81,6 +83,7 @@ def rollout(
         recall_key, click_key = jax.random.split(key)
         here = jax.tree.map(lambda x: x[frame][None], features)
         target = targets[frame]
+        unknown = None if ignored is None else ignored[frame]
 
         def without_memory():
             embedding = apply(here, method="add_no_memory_embedding")
@@ -92,14 +95,15 @@ def rollout(
 
         def by_clicks(embedding):
             segment = lambda prompt: apply(embedding, here, prompt, is_initial, method="segment")
-            compare = functools.partial(_compare, sam2.config, loss_fn, target, is_initial)
-            prompt = _first_prompt(click_key, target, is_initial, is_box, interaction)
+            compare = functools.partial(_compare, sam2.config, loss_fn, target, unknown, is_initial)
+            prompt = _first_prompt(click_key, target, unknown, is_initial, is_box, interaction)
             return _interact(
                 sam2.remat,
                 segment,
                 compare,
                 prompt,
                 target,
+                unknown,
                 is_corrected,
                 click_key,
                 interaction,
@@ -111,7 +115,7 @@ def rollout(
 
         if num_frames == 1:  # an image starts from points and leaves nothing to remember
             (masks, _, _), losses = by_clicks(without_memory())
-            return bank, losses | _agreement(upsample_4x(masks), target)
+            return bank, losses | _agreement(upsample_4x(masks), target, unknown)
         embedding = jax.lax.cond(is_initial, without_memory, with_memory)
         is_given = is_initial & plan.starts_from_masks
         (masks, scores, pointers), losses = jax.lax.cond(is_given, by_masks, by_clicks, embedding)
@@ -123,7 +127,7 @@ def rollout(
         bank = memory_bank.write(
             sam2.config, bank, frame, memories, pointers, everyone, is_prompted
         )
-        return bank, losses | _agreement(masks, target)
+        return bank, losses | _agreement(masks, target, unknown)
 
     keys = jax.random.split(key, num_frames)
     xs = (plan.frames, plan.is_initial, plan.is_corrected, plan.is_box, keys)
@@ -139,7 +143,7 @@ def _names(loss_fn, size):
     return jax.eval_shape(loss_fn, *candidate, shape((), jnp.float32), target)
 
 
-def _first_prompt(key, target, is_initial, is_box, interaction):
+def _first_prompt(key, target, ignored, is_initial, is_box, interaction):
     """A box or a click on an initial frame, nothing on others.
 
     Returns:
@@ -147,7 +151,7 @@ def _first_prompt(key, target, is_initial, is_box, interaction):
     """
     n, room = target.shape[0], 3 + interaction.num_corrections
     keys = jax.random.split(key, n)
-    clicks, click_labels = jax.vmap(first_click)(keys, target)
+    clicks, click_labels = jax.vmap(first_click, (0, 0, None))(keys, target, ignored)
     boxes = jax.vmap(jittered_box)(keys, target)
     points = jnp.zeros((n, room, 2), jnp.float32).at[:, 1].set(clicks)
     points = jnp.where(is_box, points.at[:, 1:3].set(boxes), points)
@@ -159,7 +163,7 @@ def _first_prompt(key, target, is_initial, is_box, interaction):
     return points, labels, jnp.where(is_initial, jnp.where(is_box, 2, 1), 0)
 
 
-def _interact(remat, segment, compare, prompt, target, is_corrected, key, interaction):
+def _interact(remat, segment, compare, prompt, target, ignored, is_corrected, key, interaction):
     """Segments a frame; if it is to be corrected, clicks into the error and segments again, seven times.
 
     A frame without corrections pays next to nothing for them, in either pass. All predictions are one loop, so
@@ -178,7 +182,7 @@ def _interact(remat, segment, compare, prompt, target, is_corrected, key, intera
         return (answer.masks, answer.scores, answer.pointers), losses
 
     def click(points, labels, num_points, masks, key):
-        added = _add_click(key, points, labels, num_points, masks, target, interaction)
+        added = _add_click(key, points, labels, num_points, masks, target, ignored, interaction)
         return *added, num_points + 1
 
     def turn(state, xs):
@@ -202,26 +206,26 @@ def _interact(remat, segment, compare, prompt, target, is_corrected, key, intera
     return answer, jax.tree.map(lambda x: x.sum(0), losses)
 
 
-def _add_click(key, points, labels, num_points, masks, target, interaction):
+def _add_click(key, points, labels, num_points, masks, target, ignored, interaction):
     """The points (N, P, 2) and labels (N, P) with one more click each."""
     target_key, key = jax.random.split(key)
     from_target = jax.random.bernoulli(target_key, interaction.target_probability, masks.shape[:1])
     prediction = (upsample_4x(masks) > 0) & ~from_target[:, None, None]
-    clicks, click_labels = jax.vmap(next_click)(
-        jax.random.split(key, masks.shape[0]), prediction, target
+    clicks, click_labels = jax.vmap(next_click, (0, 0, 0, None))(
+        jax.random.split(key, masks.shape[0]), prediction, target, ignored
     )
     is_new = jnp.arange(labels.shape[1]) == num_points + 1
     points = jnp.where(is_new[:, None], clicks[:, None], points)
     return points, jnp.where(is_new, click_labels[:, None], labels)
 
 
-def _compare(config, loss_fn, target, is_initial, answer, num_points):
+def _compare(config, loss_fn, target, ignored, is_initial, answer, num_points):
     """Losses (N,) of the three candidates of an ambiguous prompt, of the single one of a clear prompt."""
 
     @jax.checkpoint
     def one_object(xs):
         logits, ious, score, target = xs
-        return loss_fn(upsample_4x(logits), ious, score, target)
+        return loss_fn(leave_out(upsample_4x(logits), ignored), ious, score, target)
 
     def of(candidates):
         xs = (answer.candidates[:, candidates], answer.candidate_ious[:, candidates])
@@ -229,12 +233,16 @@ def _compare(config, loss_fn, target, is_initial, answer, num_points):
         return jax.lax.map(one_object, xs, batch_size=min(_OBJECTS_AT_ONCE, target.shape[0]))
 
     three = asks_for_three(config, num_points, is_initial)
-    return jax.lax.cond(three, lambda: of(slice(1, None)), lambda: of(slice(0, 1)))
+    losses = jax.lax.cond(three, lambda: of(slice(1, None)), lambda: of(slice(0, 1)))
+    if ignored is None:
+        return losses
+    # Whether an object is on a frame of which nothing is known is not known either.
+    return jax.tree.map(lambda x: jnp.where(ignored.all(), 0.0, x), losses)
 
 
-def _agreement(masks, target):
+def _agreement(masks, target, ignored):
     """(N,) IoU of mask logits (N, S, S) with the target, and 1 where there is an object; zeros elsewhere."""
-    inside, present = masks > 0, target.any((1, 2))
+    inside, present = leave_out(masks, ignored) > 0, target.any((1, 2))
     union = (inside | target).sum((1, 2))
     iou = (inside & target).sum((1, 2)) / jnp.maximum(union, 1)
     return {"true_iou": jnp.where(present, iou, 0.0), "present": present.astype(jnp.float32)}

@@ -31,7 +31,6 @@ class TrainState:
       ema: average of the trained parameters; None without one.
       key: (2,) uint32 random key of the run; a step folds its number into it.
       skipped: () int32 steps without a finite loss and gradient; they changed nothing.
-      skipped_in_a_row: () int32 up to now.
     """
 
     step: jax.Array
@@ -40,7 +39,6 @@ class TrainState:
     ema: Any
     key: jax.Array
     skipped: jax.Array
-    skipped_in_a_row: jax.Array
 
 
 def _start(recipe: Recipe, params: Mapping[str, Any]) -> TrainState:
@@ -54,7 +52,6 @@ def _start(recipe: Recipe, params: Mapping[str, Any]) -> TrainState:
         ema=jax.tree.map(jnp.copy, trained) if recipe.experiment.ema_decay else None,
         key=jax.random.key_data(jax.random.key(recipe.experiment.seed)),
         skipped=zero,
-        skipped_in_a_row=zero,
     )
 
 
@@ -118,7 +115,8 @@ def put_batch(mesh: jax.sharding.Mesh, batch: Mapping[str, np.ndarray]) -> Batch
       ValueError: when the clips do not spread evenly over the devices.
     """
     put = functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
-    return Batch(put(batch["images"]), put(batch["masks"]), put(batch["is_object"]))
+    ignored = put(batch["ignored"]) if "ignored" in batch else None
+    return Batch(put(batch["images"]), put(batch["masks"]), put(batch["is_object"]), ignored)
 
 
 def put_hyperparameters(recipe: Recipe, mesh: jax.sharding.Mesh) -> Hyperparameters:

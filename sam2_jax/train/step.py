@@ -82,7 +82,6 @@ def train_step(
         opt_state=opt_state,
         ema=ema,
         skipped=state.skipped + ~is_finite,
-        skipped_in_a_row=jnp.where(is_finite, 0, state.skipped_in_a_row + 1),
     )
     return state, metrics | {
         "grad_norm": norm,

@@ -53,6 +53,23 @@ def test_nothing_is_changed_unless_asked():
     assert same.name == "clip"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_ignored_moves_like_a_mask_and_gaps_are_known(seed):
+    masks = np.concatenate([square(), square(top=5, left=40)], 1)
+    everything = dataclasses.replace(
+        PUBLISHED, crop=(0.6, 1.0), vertical_flip=0.5, quarter_turn=0.5, mosaic=0.5, mosaic_flip=0.5
+    )
+    clip = clip_of(masks[:, :1])
+    known = apply(clip, everything, 48, seed)
+    moved = apply(dataclasses.replace(clip, ignored=masks[:, 1]), everything, 48, seed)
+    as_object = apply(dataclasses.replace(clip, masks=masks), everything, 48, seed)
+    np.testing.assert_array_equal(moved.masks, known.masks)
+    np.testing.assert_array_equal(moved.frames, known.frames)
+    np.testing.assert_array_equal(moved.ignored, as_object.masks[:, 1])
+    assert moved.ignored.any()
+    assert known.ignored is None
+
+
 def test_flip():
     clip = clip_of(square(40, 40))
     flipped = apply(clip, Augment(flip=1.0), 40)

@@ -102,6 +102,34 @@ def test_black_and_white_masks_are_object_one_and_void_is_none(tmp_path):
     np.testing.assert_array_equal(video.masks(0)[1], labels((0, 9)) == 1)
 
 
+@pytest.mark.parametrize("kind", ["palette", "masks"])
+def test_ignored_pixels_are_known_by_their_label(tmp_path, kind):
+    dataset = palette_folder(tmp_path, ["a"], num_frames=2, annotated=())
+    ids = labels((0, 9), (20, 30))
+    ids[:, 30:], ids[:4] = 255, 7
+    write_palette_png(tmp_path / "masks" / "a" / "00000.png", ids)
+    write_palette_png(tmp_path / "masks" / "a" / "00001.png", np.full_like(ids, 255))
+    if kind == "masks":
+        folders = (str(tmp_path / folder / "a") for folder in ("frames", "masks"))
+        dataset = Labels(**dict(zip(("frames", "annotations"), folders, strict=True)))
+    read = lambda label: opened(dataclasses.replace(dataset, ignore_label=label))[0].masks(0)
+    assert read(-1).ignored is None
+    assert list(read(-1)) == [1, 2, 7]
+    for label, left in ((255, [1, 2, 7]), (7, [1, 2]), (2, [1, 7]), (300, [1, 2, 7])):
+        np.testing.assert_array_equal(read(label).ignored, ids == label)
+        assert list(read(label)) == read(label).visible() == left
+        assert not any((mask & read(label).ignored).any() for mask in read(label).values())
+    source = opened(dataclasses.replace(dataset, ignore_label=255))
+    if kind == "masks":
+        assert source[1].masks(0).ignored.all()
+        assert not source[1].object_ids()
+    else:
+        clip = read_clip(source[0], [1, 0], [1])
+        assert clip.ignored[0].all()
+        np.testing.assert_array_equal(clip.ignored[1], ids == 255)
+        assert read_clip(opened(dataset)[0], [0], [1]).ignored is None
+
+
 def test_selection(tmp_path):
     dataset = palette_folder(tmp_path, [f"v{i}" for i in range(6)])
     choose = lambda **fields: names_of(opened(dataclasses.replace(dataset, **fields)))

@@ -308,6 +308,17 @@ def test_objects_too_small_to_be_seen_are_left_out():
         loader.pad_clip(Clip("clip", frames, masks[:, 1:2]), 4)
 
 
+def test_batches_of_a_dataset_with_a_label_for_unknown_pixels_say_where_they_are(tmp_path):
+    videos = write_videos(tmp_path, ["a", "b"])
+    ((_, without),) = batches({"set": videos}, 1)
+    ((_, batch),) = batches({"set": dataclasses.replace(videos, ignore_label=2)}, 1)
+    assert "ignored" not in without
+    assert batch["ignored"].shape == (2, 3, SIZE, SIZE)
+    assert batch["ignored"].any((1, 2, 3)).all()
+    assert not (batch["ignored"][:, :, None] & batch["masks"]).any()
+    assert batch["is_object"].tolist() == [[True, False, False]] * 2
+
+
 @pytest.mark.parametrize(
     ("fields", "processes", "message"),
     [

@@ -5,6 +5,7 @@ of TensorFlow, which its class of videos needs: 5 frames of 16 x 20, of value 10
 and 3, track 2 on 3 and 4.
 """
 
+import dataclasses
 import io
 import json
 import shutil
@@ -156,6 +157,12 @@ def test_what_cannot_be_written(written):
         tfds_builder.write_catalogue([drawn()], written, "my_videos")
     with pytest.raises(ValueError, match="lower-case letters"):
         tfds_builder.write_catalogue([drawn()], written, "My videos")
+    unknown = FrameMasks(
+        [], lambda _: None, (HEIGHT, WIDTH), ignored=np.ones((HEIGHT, WIDTH), bool)
+    )
+    video = dataclasses.replace(drawn(), read_masks=lambda _: unknown)
+    with pytest.raises(ValueError, match="drawn has an ignore_label"):
+        tfds_builder.write_catalogue([video], written, "unknown")
 
 
 def test_features_of_davis(tmp_path):

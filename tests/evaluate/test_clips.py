@@ -118,6 +118,15 @@ def test_scores_of_videos():
     assert tuple(perfect) == score_names(VIDEOS)
 
 
+def test_what_is_ignored_is_left_out_of_scores():
+    clip = drawn_clip(3, 2)
+    ignored = np.broadcast_to(np.arange(64)[:, None] >= 40, (3, 64, 64))
+    known = Clip("", clip.frames, clip.masks & ~ignored[:, None], ignored)
+    assert clip_scores(clip.masks | ignored[:, None], known) == clip_scores(known.masks, known)
+    image = Clip("", clip.frames[:1], known.masks[:1], ignored[:1])
+    assert clip_scores(clip.masks[:1] | ignored[:1, None], image) == {"iou": [1, 1]}
+
+
 def test_scores_of_images():
     clip = drawn_clip(1, 2)
     scores = clip_scores(clip.masks & (np.arange(64) < 16), clip)

@@ -179,7 +179,7 @@ frames = scene(50, 120, 160)
 stream.add_frame(frames[0])
 stream.add_new_points_or_box(1, [[40, 50]], [1])
 stream.add_new_points_or_box(2, box=[80, 20, 140, 90])
-for t in range(1, 801):
+for t in range(1, 501):
     stream.track(frames[t % 50])
     if t % 50 == 0:
         print(t, resident(), flush=True)
@@ -187,7 +187,7 @@ for t in range(1, 801):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
-def test_resident_memory_is_flat_over_800_frames():
+def test_resident_memory_is_flat_over_500_frames():
     root = Path(__file__).parents[2]
     result = subprocess.run(
         [sys.executable, "-c", LONG],
@@ -203,7 +203,7 @@ def test_resident_memory_is_flat_over_800_frames():
     )
     assert result.returncode == 0, result.stderr
     resident = {int(t): int(size) for t, size in map(str.split, result.stdout.splitlines())}
-    assert len(resident) == 16
+    assert len(resident) == 10
     after_warm_up = [size for t, size in resident.items() if t >= 200]
     assert max(after_warm_up) <= 1.02 * after_warm_up[0]
     assert np.median(np.diff(after_warm_up)) < 50 * 4096

@@ -49,6 +49,22 @@ def test_an_absent_object_is_a_click_on_the_background():
     assert int(label) == 0
 
 
+def test_ignored_pixels_get_no_click():
+    truth, ignored = rectangle(3, 3, 7, 5), rectangle(7, 0, SIZE, SIZE)
+    ignored[0] = True
+    clicks = jax.vmap(next_click, (0, None, None, None))
+    keys = jax.random.split(jax.random.key(0), 200)
+    for prediction in (truth & False, truth | ignored, truth, ~truth):
+        points, labels = clicks(keys, prediction, truth, ignored)
+        x, y = np.asarray(points, int).T
+        assert not ignored[y, x].any()
+        np.testing.assert_array_equal(labels, truth[y, x])
+        if (prediction ^ truth)[~ignored].any():
+            assert (prediction ^ truth)[y, x].all()
+        else:
+            assert not truth[y, x].any()
+
+
 def test_boxes_are_tight_up_to_a_tenth_of_their_sides():
     truth = rectangle(2, 4, 22, 9)
     corners = np.stack([box(jax.random.key(i), truth) for i in range(200)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sam2_jax.experiment import LossWeights
-from sam2_jax.train.losses import mask_losses, prediction_losses
+from sam2_jax.train.losses import leave_out, mask_losses, prediction_losses
 from tests.parity.reference_training import reference_training
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "parity/golden/losses.json").read_bytes())
@@ -79,3 +79,27 @@ def test_predictions_that_say_absent_by_mistake_give_finite_numbers():
     losses = prediction_losses(logits, jnp.zeros(1), jnp.float32(-50.0), target, WEIGHTS)
     assert float(losses["mask"]) == pytest.approx(0.25 * 1024)
     assert all(np.isfinite(float(x)) for x in losses.values())
+
+
+def test_ignored_pixels_have_no_loss_and_no_gradient():
+    """Losses are those of the picture without them; the focal loss stays a mean over the whole one."""
+    rng = np.random.default_rng(0)
+    logits = jnp.array(rng.normal(0, 3, (3, 16, 16)), jnp.float32)
+    target = np.zeros((16, 16), bool)
+    target[4:8, 2:8] = True
+    ignored = np.ones((16, 16), bool)
+    ignored[:10, :10] = False
+    focal, dice, iou = mask_losses(leave_out(logits, ignored), target)
+    cut_focal, cut_dice, cut_iou = mask_losses(logits[:, :10, :10], target[:10, :10])
+    np.testing.assert_allclose(focal, cut_focal * 10**2 / 16**2, rtol=1e-5)
+    np.testing.assert_allclose(dice, cut_dice, rtol=1e-5)
+    np.testing.assert_array_equal(iou, cut_iou)
+
+    def loss(logits):
+        logits = leave_out(logits, ignored)
+        return prediction_losses(logits, jnp.zeros(3), jnp.zeros(()), target, WEIGHTS)["loss"]
+
+    gradient = np.asarray(jax.grad(loss)(logits))
+    assert not gradient[:, ignored].any()
+    assert gradient[:, ~ignored].any(1).sum() == 1
+    assert leave_out(logits, None) is logits

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from sam2_jax.train.metrics import read_metrics
 from tests.train import toy_run
 
 NUM_STEPS = 90
+LIMIT = 300  # seconds after which a run hangs
 WATCHED = ("frames_per_s", "step_s", "data_s", "memory_gb")  # of the machine, not of the run
 
 
@@ -38,7 +40,7 @@ def uninterrupted(tmp_path_factory, config) -> Path:
 def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Exit status and log."""
     try:
-        _, log = process.communicate(timeout=300)
+        _, log = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
         process.kill()
         pytest.fail(f"the run hangs:\n{process.communicate()[1]}")
@@ -47,11 +49,18 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
 
 def lines_until(process: subprocess.Popen, text: str) -> Iterator[str]:
     """Lines of the log up to one with a text."""
-    for line in process.stderr:
-        yield line
-        if text in line:
-            return
-    pytest.fail(f"the run ended before {text!r}")
+    lines = []
+    limit = threading.Timer(LIMIT, process.kill)
+    limit.start()
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            yield line
+            if text in line:
+                return
+    finally:
+        limit.cancel()
+    pytest.fail(f"the run hangs, or ended before {text!r}:\n{''.join(lines)}")
 
 
 def wait_for(process: subprocess.Popen, text: str) -> str:

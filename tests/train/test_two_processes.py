@@ -1,5 +1,6 @@
 """Two processes with four simulated devices each, as two hosts of a pod, on one machine."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -35,6 +36,16 @@ def config(tmp_path_factory) -> Path:
     )
 
 
+def free_port() -> int:
+    """Below those that systems hand out: it is still free when the processes have started, seconds later."""
+    port = 20_000 + os.getpid() % 10_000
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
+        port += 1
+
+
 def start_two(command: Sequence[str], tmp_path: Path, *arguments: Path | str) -> subprocess.Popen:
     """Runs a command where `srun`, and `gcloud` in a shell of all hosts, start two processes on this machine.
 
@@ -60,9 +71,6 @@ set -- bash -c "${{last#--command=}}"
     for name, text in programs.items():
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
     return toy_run.start(
         *arguments,
         num_devices=4,
@@ -70,7 +78,7 @@ set -- bash -c "${{last#--command=}}"
         PATH=f"{folder}:{os.environ['PATH']}",
         CALLS=str(tmp_path / "calls"),
         LOGS=str(tmp_path / "second.log"),
-        JAX_COORDINATOR_PORT=str(port),
+        JAX_COORDINATOR_PORT=str(free_port()),
         SLURM_JOB_ID="1",
         SLURM_STEP_NODELIST="localhost",
         SLURM_NTASKS="2",
