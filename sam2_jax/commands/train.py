@@ -30,6 +30,8 @@ USAGE = """usage: {program} --config=EXPERIMENT [--config.field=value ...] [--wo
                          its newest checkpoint
   --resume=auto         must: continue even though the data or the start have changed; never: start anew and
                         set aside what is in the folder
+  --devices=all         or a number: the GPUs of this machine, all or the first ones; on CPU a process for each
+                        core. Processes that srun has started join each other
   --distributed         join the other processes of a pod or a cluster, found by its environment, or given by
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I
   --config.dry_run      print what would be trained and stop
@@ -59,7 +61,7 @@ def _status(argv: Sequence[str], program: str) -> int:
         if set(argv) & {"-h", "--help"}:
             print(USAGE.format(program=program), end="")
             return 0
-        _run(list(argv), program)
+        return _run(list(argv), program)
     except (ValueError, OSError) as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -75,7 +77,6 @@ def _status(argv: Sequence[str], program: str) -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 @contextlib.contextmanager
@@ -113,13 +114,22 @@ def _logging() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-def _run(argv: list[str], program: str) -> None:
+def _run(argv: list[str], program: str) -> int:
+    import jax
+
+    from sam2_jax.train import launch
+
     name, flags = _parse(argv, program)
+    if flags.devices and flags.distributed:
+        raise ValueError(
+            "--devices is for one machine, --distributed for several; give one of them"
+        )
+    is_joined = flags.distributed or (flags.devices == launch.ALL and launch.is_one_of_many())
+    if flags.devices and not is_joined and (count := launch.choose_devices(flags.devices)) > 1:
+        return launch.launch([*argv, "--devices="], count)
     cache_compiled_programs()
     keep_freed_memory()
-    if flags.distributed:
-        import jax
-
+    if is_joined:
         jax.distributed.initialize(flags.coordinator_address, flags.num_processes, flags.process_id)
 
     from sam2_jax.experiment import from_config_dict
@@ -133,6 +143,7 @@ def _run(argv: list[str], program: str) -> None:
     else:
         with _log_file(workdir):
             train(experiment, workdir, resume=flags.resume)
+    return 0
 
 
 @contextlib.contextmanager
@@ -235,6 +246,7 @@ def _parse(argv: list[str], program: str) -> tuple[str, Any]:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_enum("resume", "auto", RESUME, "", flag_values=values)
+    flags.DEFINE_string("devices", "", "", flag_values=values)
     flags.DEFINE_bool("distributed", False, "", flag_values=values)
     flags.DEFINE_string("coordinator_address", None, "", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "", flag_values=values)

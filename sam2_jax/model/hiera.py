@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Key
 
 from sam2_jax.config import HieraConfig
 from sam2_jax.model.layers import MLP, Conv, Dense, LayerNorm, SplitDense, constant, gelu
-from sam2_jax.model.repeat import rematerialised, repeat
+from sam2_jax.model.repeat import repeat
 from sam2_jax.ops.attention import attention
 from sam2_jax.ops.resize import cubic_weights
 from sam2_jax.structs import Array
@@ -222,11 +222,6 @@ class Hiera(nn.Module):
                 x = block(window=window, name=name)(x)
             return x
         scales = scales[indices.start : indices.stop]
-        if len(names) == 1:
-            block = functools.partial(
-                rematerialised(Block, self.remat), *block.args, **block.keywords
-            )
-            return block(window=windows[0], name=names[0])(x, scales[0])
         is_global = jnp.array(windows) == 0 if len(set(windows)) > 1 else None
         layer = block(window=max(windows), parent=None)
         call = lambda block, x, xs: block(x, *xs)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 _ATTENTION = re.compile(r"attn[^/]*/(qkv|proj|[qkv]_proj|out_proj)/kernel$")
@@ -44,5 +45,5 @@ def merge(params: Mapping[str, Any]) -> dict[str, Any]:
         update = jnp.matmul(
             flat[f"{path}/a"], flat[f"{path}/b"], precision=jax.lax.Precision.HIGHEST
         )
-        merged[path] = merged[path] + update
+        merged[path] = nn.meta.unbox(merged[path]) + update
     return unflatten_dict(merged, sep="/")

@@ -31,11 +31,6 @@ def rematerialise(function: Callable, name: str, in_loop: bool = True) -> Callab
     return jax.checkpoint(function, prevent_cse=not in_loop, policy=_POLICIES[name])
 
 
-def rematerialised(layer: type[nn.Module], name: str) -> type[nn.Module]:
-    """The same for a class of modules, whose objects are applied outside of a loop."""
-    return layer if name == "none" else nn.remat(layer, policy=_POLICIES[name])
-
-
 def repeat(
     parent: nn.Module,
     layer: nn.Module,
@@ -47,7 +42,9 @@ def repeat(
 ) -> jax.Array:
     """Applies equal children of a module one after another, as one scan: compiled once, however many.
 
-    Their parameters keep their own names and are stacked for the scan.
+    Their parameters keep their own names and are stacked for the scan. Those that come in a box
+    (`flax.linen.meta`) are taken out where they are used, and again in the backward pass: a box may hold the
+    part of a parameter that this device has, and gather the whole when it is opened.
 
     Args:
       parent: the module that has the children.
@@ -61,16 +58,22 @@ def repeat(
     Returns:
       What the last one gives.
     """
-
-    def stack(variables):
-        trees = [nn.meta.unbox(variables["params"][name]) for name in names]
-        return {"params": {"layer": jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)}}
+    is_alone = len(names) == 1
+    unboxed = nn.map_variables(call, "params", trans_in_fn=nn.meta.unbox)
 
     def body(layer, x, xs):
-        return call(layer, x, xs), None
+        return unboxed(layer, x, xs), None
 
     if remat != "none":
-        body = nn.remat(body, policy=_POLICIES[remat], prevent_cse=False)
+        body = nn.remat(body, policy=_POLICIES[remat], prevent_cse=is_alone)
+    if is_alone:
+        return body(layer.copy(name=names[0]), x, jax.tree.map(lambda x: x[0], xs))[0]
+
+    def stack(variables):
+        trees = [variables["params"][name] for name in names]
+        leaves = zip(*map(jax.tree.leaves, trees), strict=True)
+        return {"params": {"layer": jax.tree.structure(trees[0]).unflatten(map(jnp.stack, leaves))}}
+
     scan = nn.scan(
         body, variable_axes={"params": 0}, split_rngs={"dropout": True}, length=len(names)
     )

@@ -166,7 +166,8 @@ def _first_prompt(key, target, ignored, is_initial, is_box, interaction):
 def _interact(remat, segment, compare, prompt, target, ignored, is_corrected, key, interaction):
     """Segments a frame; if it is to be corrected, clicks into the error and segments again, seven times.
 
-    A frame without corrections pays nothing for them, in neither pass.
+    A frame without corrections pays next to nothing for them, in either pass. All predictions are one loop, so
+    that the decoder, which is most of the program, is compiled once.
 
     Returns:
       The last masks, scores and pointers, and the losses of all predictions.
@@ -175,33 +176,34 @@ def _interact(remat, segment, compare, prompt, target, ignored, is_corrected, ke
     n, size = target.shape[0], target.shape[-1] // 4
 
     @functools.partial(rematerialise, name=remat)
-    def predict(prompt, num_points):
-        answer = segment(prompt)
+    def predict(points, labels, num_points, masks, is_first):
+        answer = segment(Prompt(points, labels, masks, jnp.broadcast_to(~is_first, n)))
         losses = compare(answer, num_points)
         return (answer.masks, answer.scores, answer.pointers), losses
 
-    def correct(state, key):
-        points, labels, num_points, (masks, _, _) = state
-        points, labels = _add_click(
-            key, points, labels, num_points, masks, target, ignored, interaction
-        )
-        prompt = Prompt(points, labels, masks, jnp.ones(n, bool))
-        answer, losses = predict(prompt, num_points + 1)
-        return (points, labels, num_points + 1, answer), losses
+    def click(points, labels, num_points, masks, key):
+        added = _add_click(key, points, labels, num_points, masks, target, ignored, interaction)
+        return *added, num_points + 1
 
-    def correct_all(answer):
-        state = (points, labels, num_points, answer)
-        keys = jax.random.split(key, interaction.num_corrections)
-        (_, _, _, answer), losses = jax.lax.scan(correct, state, keys)
-        return answer, jax.tree.map(lambda x: x.sum(0), losses)
+    def turn(state, xs):
+        is_first, key = xs
 
-    prompt = Prompt(points, labels, jnp.zeros((n, size, size)), jnp.zeros(n, bool))
-    answer, losses = predict(prompt, num_points)
-    if not interaction.num_corrections:
-        return answer, losses
-    leave = lambda answer: (answer, jax.tree.map(jnp.zeros_like, losses))
-    answer, more = jax.lax.cond(is_corrected, correct_all, leave, answer)
-    return answer, jax.tree.map(jnp.add, losses, more)
+        def go(state):
+            *prompt, (masks, _, _) = state
+            keep = lambda points, labels, num_points, *_: (points, labels, num_points)
+            prompt = jax.lax.cond(is_first, keep, click, *prompt, masks, key)
+            answer, losses = predict(*prompt, masks, is_first)
+            return (*prompt, answer), losses
+
+        return jax.lax.cond(is_first | is_corrected, go, lambda state: (state, no_losses), state)
+
+    masks = jnp.zeros((n, size, size))
+    shapes = jax.eval_shape(predict, points, labels, num_points, masks, jnp.array(True))
+    answer, no_losses = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    keys = jax.random.split(key, 1 + interaction.num_corrections)
+    state = (points, labels, num_points, answer)
+    (_, _, _, answer), losses = jax.lax.scan(turn, state, (jnp.arange(len(keys)) == 0, keys))
+    return answer, jax.tree.map(lambda x: x.sum(0), losses)
 
 
 def _add_click(key, points, labels, num_points, masks, target, ignored, interaction):

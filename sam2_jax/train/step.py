@@ -8,6 +8,7 @@ sharded by the rules of the experiment.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,11 @@ from sam2_jax.train.recipe import Batch, Recipe
 from sam2_jax.train.state import TrainState, abstract_state
 
 Metrics = dict[str, jax.Array]
+
+
+def _is_gathered_by_model(path: str) -> bool:
+    """The blocks of the trunk, most of all parameters, are used once a step, the others for every frame."""
+    return re.search(r"^image_encoder/trunk/blocks_\d+/", path) is not None
 
 
 @usual_promotion()
@@ -123,8 +129,8 @@ def value_and_grad(
         return _accumulate(jax.grad(objective, has_aux=True), trained, (*clips, plans))
 
     clips = (batch, jax.random.split(key, num_clips))
-    rules = recipe.experiment.sharding
-    gradient, sums = over_clips(mesh, rules, of_clips)(trained, frozen, clips, (plans, num_objects))
+    total = over_clips(mesh, recipe.experiment.sharding, of_clips, _is_gathered_by_model)
+    gradient, sums = total(trained, frozen, clips, (plans, num_objects))
     means = {name: x / num_objects for name, x in sums.items() if name != "present"}
     if "present" in sums:
         means["true_iou"] = sums["true_iou"] / jnp.maximum(sums["present"], 1)

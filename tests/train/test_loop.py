@@ -629,6 +629,9 @@ def test_what_an_error_leaves_behind_does_not_complain(tmp_path, monkeypatch, ca
         (["--config={}", "--config.optimizer.accumulate=3"], "it must be a multiple of 3"),
         (["--config={}", "--config.wandb_project=mine"], "wandb is not installed"),
         (["--config={}", "--workdir={}"], "File exists"),
+        (["--config={}", "--config.init_from=sam2.1_hiera_tiny"], "sam2.1_hiera_tiny.pt cannot be"),
+        (["--config={}", "--devices=some"], "--devices is 'some'; all, or a number"),
+        (["--config={}", "--devices=2", "--distributed"], "give one of them"),
         (["--config={}", "--frequency=3"], "frequency"),
         (["--config={}", "now"], "'now' is not a flag"),
     ],
@@ -637,6 +640,9 @@ def test_errors_of_users_are_one_line(tmp_path, monkeypatch, capsys, arguments, 
     config = toy_run.write_config(tmp_path)
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.chdir(tmp_path)
+    for name in ("HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody is there
     assert run_command(*[argument.format(config) for argument in arguments]) == 2
     line = capsys.readouterr().err
     assert line.startswith("sam2-jax train: error: ")

@@ -89,6 +89,10 @@ def one_device() -> jax.sharding.Mesh:
 
 
 def gradient_on(recipe: Recipe, mesh: jax.sharding.Mesh, batch: dict):
+    return gradient_and_program_on(recipe, mesh, batch)[0]
+
+
+def gradient_and_program_on(recipe: Recipe, mesh: jax.sharding.Mesh, batch: dict):
     parts = partition(start(recipe, mesh).params, recipe.is_trained)
     cut, whole = shardings(mesh, SHARDING, parts)
     function = jax.jit(
@@ -97,10 +101,11 @@ def gradient_on(recipe: Recipe, mesh: jax.sharding.Mesh, batch: dict):
         out_shardings=(None, cut),
     )
     arguments = (*parts, put_batch(mesh, batch), jax.random.key(3))
-    metrics, gradient = function.lower(*arguments).compile()(*arguments)
+    program = function.lower(*arguments).compile()
+    metrics, gradient = program(*arguments)
     for x, sharding in zip(jax.tree.leaves(gradient), jax.tree.leaves(cut), strict=True):
         assert x.sharding.is_equivalent_to(sharding, x.ndim)
-    return jax.device_get((gradient, metrics))
+    return jax.device_get((gradient, metrics)), program.as_text()
 
 
 def assert_same(ours, theirs, tolerance=1e-4):
@@ -136,24 +141,33 @@ def test_loss_and_gradient_of_clips_are_those_of_one_device(alone):
 
 
 def gradient_of_images(mesh: jax.sharding.Mesh, accumulate: int = 1):
-    optimizer = Optimizer(accumulate=accumulate)
-    return gradient_on(recipe(interaction=CLICKS, optimizer=optimizer), mesh, images())
+    """Of a trunk with blocks in a loop."""
+    subject = recipe(
+        interaction=CLICKS,
+        optimizer=Optimizer(accumulate=accumulate),
+        model_overrides=TOY | {"hiera": TOY["hiera"] | {"stages": (1, 1, 1, 3)}},
+    )
+    return gradient_and_program_on(subject, mesh, images())
 
 
 @pytest.fixture(scope="module")
 def whole():
-    return gradient_of_images(one_device())
+    return gradient_of_images(one_device())[0]
 
 
 def test_loss_and_gradient_of_images_are_those_of_one_device(whole):
-    gradient, metrics = gradient_of_images(make_mesh(Mesh(2, 4, 1)))
+    (gradient, metrics), program = gradient_of_images(make_mesh(Mesh(2, 4, 1)))
     assert metrics["loss"] == pytest.approx(whole[1]["loss"], rel=1e-4)
     assert_same(gradient, whole[0])
+    # Kernels of the two last blocks are gathered where they are used.
+    loops = [text for text in program.split("\n\n") if "ENTRY" not in text]
+    gathered = sorted(text.count(" all-gather(") for text in loops if " all-gather(" in text)
+    assert gathered == [4]
 
 
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(whole):
     """With clicks only, all parts have the same plan."""
-    gradient, metrics = gradient_of_images(one_device(), accumulate=4)
+    (gradient, metrics), _ = gradient_of_images(one_device(), accumulate=4)
     assert metrics["loss"] == pytest.approx(whole[1]["loss"], rel=1e-5)
     assert_same(gradient, whole[0])
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
-from collections.abc import Iterator
-from concurrent import futures
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from sam2_jax.checkpoint import folder
 from sam2_jax.experiment import Dataset, Optimizer
 from sam2_jax.train.metrics import read_metrics
 from tests.train import toy_run
-from tests.train.test_never_lost import LIMIT, finish, newest_step, wait_for
+from tests.train.test_never_lost import finish, newest_step, wait_for
 
 MESH_A = ("--config.mesh.data=1", "--config.mesh.fsdp=8")
 MESH_B = ("--config.mesh.data=2", "--config.mesh.fsdp=4")
@@ -45,36 +46,43 @@ def free_port() -> int:
         port += 1
 
 
-@contextlib.contextmanager
-def two(config: Path, workdir: Path, *flags: str) -> Iterator[list[subprocess.Popen]]:
-    """Two processes that train together, and end with the context whatever happens."""
-    address = f"--coordinator_address=127.0.0.1:{free_port()}"
-    together = ("--distributed", address, "--num_processes=2")
-    processes = [
-        toy_run.start(config, workdir, *flags, *together, f"--process_id={i}", num_devices=4)
-        for i in range(2)
-    ]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+def start_two(command: Sequence[str], tmp_path: Path, *arguments: Path | str) -> subprocess.Popen:
+    """Runs a command where `srun`, and `gcloud` in a shell of all hosts, start two processes on this machine.
 
-
-def finish_two(processes: list[subprocess.Popen]) -> str:
-    """The log of the first of them."""
-    # Both at once: a process whose standard error nobody reads waits, and the other one for it.
-    with futures.ThreadPoolExecutor() as readers:
-        reading = [readers.submit(process.communicate, timeout=LIMIT) for process in processes]
-    try:
-        logs = [future.result()[1] for future in reading]
-    except subprocess.TimeoutExpired:
-        for process in processes:
-            process.kill()
-        pytest.fail("the run hangs:\n" + "\n".join(p.communicate()[1] for p in processes))
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(logs)
-    return logs[0]
+    JAX finds them by the variables of Slurm; those of a TPU are not to be had without one.
+    """
+    run_twice = """for i in 0 1; do
+    SLURM_PROCID=$i SLURM_LOCALID=$i "$@" 2> >(if ((i)); then cat > "$LOGS"; else cat >&2; fi) &
+done
+wait -n && wait -n"""
+    programs = {
+        "srun": run_twice,
+        "gcloud": f"""[[ "$*" == *--worker=all* ]] || exit 1
+echo "$4" >> "$CALLS"
+[[ "${{@: -1}}" == --command=* ]] || exit 0
+last="${{@: -1}}"
+set -- bash -c "${{last#--command=}}"
+{run_twice}""",
+        "sam2-jax": f'shift; exec {" ".join(toy_run.COMMAND)} "$@"',
+        "python3": f'[[ $2 == pip ]] || {{ shift 3; exec {" ".join(toy_run.COMMAND)} "$@"; }}',
+    }
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return toy_run.start(
+        *arguments,
+        num_devices=4,
+        command=command,
+        PATH=f"{folder}:{os.environ['PATH']}",
+        CALLS=str(tmp_path / "calls"),
+        LOGS=str(tmp_path / "second.log"),
+        JAX_COORDINATOR_PORT=str(free_port()),
+        SLURM_JOB_ID="1",
+        SLURM_STEP_NODELIST="localhost",
+        SLURM_NTASKS="2",
+    )
 
 
 def losses(workdir: Path) -> list[float]:
@@ -85,13 +93,15 @@ def losses(workdir: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def preempted(tmp_path_factory, config) -> Path:
-    """A run of two processes, of which one was told to end."""
+    """A run of two processes, which the command starts; one of them was told to end."""
     workdir = tmp_path_factory.mktemp("two") / "run"
-    with two(config, workdir, *MESH_A) as processes:
-        for _ in range(6):
-            wait_for(processes[0], ": loss ")
-        processes[1].terminate()
-        log = finish_two(processes)
+    process = toy_run.start(config, workdir, *MESH_A, "--devices=2", num_devices=4)
+    for _ in range(6):
+        wait_for(process, ": loss ")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGTERM)
+    status, log = finish(process)
+    assert status == 0, log
     assert f"step {newest_step(workdir)} is saved" in log
     return workdir
 
@@ -101,28 +111,34 @@ def until(workdir: Path) -> str:
     return f"--config.num_steps={newest_step(workdir) + 6}"
 
 
-def test_resumes_on_another_mesh_with_the_same_losses(tmp_path, config, preempted):
-    first, second = shutil.copytree(preempted, tmp_path / "first"), tmp_path / "second"
-    with two(config, first, *MESH_B, until(preempted)) as processes:
-        log = finish_two(processes)
+def test_slurm_goes_on_on_another_mesh_with_the_same_losses(tmp_path, config, preempted):
+    one, two = tmp_path / "one", shutil.copytree(preempted, tmp_path / "two")
+    script = ("bash", str(toy_run.ROOT / "scripts" / "train.sbatch"))
+    status, log = finish(start_two(script, tmp_path, config, two, *MESH_B, until(preempted)))
+    assert status == 0, log
     assert f"resumed after step {newest_step(preempted)} of" in log
 
-    status, log = finish(toy_run.start(config, second, *MESH_C, until(preempted), num_devices=8))
+    status, log = finish(toy_run.start(config, one, *MESH_C, until(preempted), num_devices=8))
     assert status == 0, log
-    np.testing.assert_allclose(losses(first), losses(second), rtol=1e-4)
-    found, expected = folder.load(first / "export"), folder.load(second / "export")
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
+    found, expected = folder.load(two / "export"), folder.load(one / "export")
     assert found.name == expected.name
     close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4)
     jax.tree.map(close, found.params, expected.params)
 
 
-def test_both_processes_pass_over_a_corrupted_checkpoint(tmp_path, config, preempted):
-    """Also if only one of them reads the file that is damaged."""
+def test_hosts_of_a_tpu_pass_over_a_corrupted_checkpoint(tmp_path, config, preempted):
+    """Also if only one of them reads the file that is damaged; the commands are those of the documentation."""
     workdir = shutil.copytree(preempted, tmp_path / "run")
     newest = workdir / "checkpoints" / str(newest_step(workdir))
     for path in newest.glob("state/ocdbt.process_1/d/*"):
         path.write_bytes(bytes(path.stat().st_size))
-    with two(config, workdir, *MESH_A, until(workdir)) as processes:
-        log = finish_two(processes)
+    text = (toy_run.ROOT / "docs" / "pods.md").read_text()
+    scp, install, train = re.findall(r"^    (gcloud (?:[^\n\\]|\\\n)*)", text, re.MULTILINE)
+    train = train.replace("--config=train_joint:large --workdir=DIR", "$*")
+    script = ("bash", "-euc", f"{scp}\n{install}\n{train}", "bash")
+    status, log = finish(start_two(script, tmp_path, config, workdir, *MESH_A, until(workdir)))
+    assert status == 0, log
+    assert (tmp_path / "calls").read_text().split() == ["scp", "ssh", "ssh"]
     assert f"The checkpoint of step {newest.name} is damaged and set aside" in log
     assert len(losses(workdir)) == int(newest.name) + 6

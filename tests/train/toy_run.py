@@ -9,6 +9,7 @@ compiled and sharded step, checkpoints and metrics.
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -18,12 +19,13 @@ import optax
 
 from sam2_jax.commands import train as command
 from sam2_jax.experiment import Dataset, Experiment, Optimizer
-from sam2_jax.train import dry_run, loop
+from sam2_jax.train import dry_run, launch, loop
 from sam2_jax.train.optimizer import make_optimizer
 from sam2_jax.train.recipe import Recipe
 from tests import flags, toy
 
 ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "tests.train.toy_run")
 HIDDEN = 2048
 
 
@@ -70,6 +72,7 @@ def use_toy_recipe(patch=setattr) -> None:
     """Puts the toy in the place of the real recipe."""
     patch(loop, "make_recipe", make_recipe)
     patch(dry_run, "make_recipe", make_recipe)
+    patch(launch, "COMMAND", COMMAND)
 
 
 def write_config(folder: Path, **changes) -> Path:
@@ -83,25 +86,26 @@ def write_config(folder: Path, **changes) -> Path:
 
 
 def start(
-    config: Path, workdir: Path, *options: str, num_devices: int = 1, cache: Path | None = None
+    config: Path,
+    workdir: Path,
+    *options: str,
+    num_devices: int = 1,
+    cache: Path | None = None,
+    command: Sequence[str] = COMMAND,
+    **environment: str,
 ) -> subprocess.Popen:
-    """Starts the command in a process of its own."""
-    environment = os.environ | {
+    """Starts the command, or one that starts it, in a process of its own."""
+    environment = {
+        **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{flags.QUICK} --xla_force_host_platform_device_count={num_devices}",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_COMPILATION_CACHE_DIR": str(cache or ROOT / ".cache" / "jax"),
         "PYTHONPATH": str(ROOT),
+        **environment,
     }
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tests.train.toy_run",
-            f"--config={config}",
-            f"--workdir={workdir}",
-            *options,
-        ],
+        [*command, f"--config={config}", f"--workdir={workdir}", *options],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.DEVNULL,
