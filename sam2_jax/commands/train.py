@@ -43,7 +43,8 @@ _RENAMED = {"--config.interaction.truth_probability": "--config.interaction.targ
 
 def main(argv: Sequence[str], program: str = "sam2-jax train") -> int:
     """Runs the command; returns its exit status."""
-    status = _status(argv, program)
+    with _logging():
+        status = _status(argv, program)
     from sam2_jax.train.interruptions import is_left_behind
 
     if is_left_behind():  # Python would wait for a compilation that nobody needs
@@ -60,8 +61,7 @@ def _status(argv: Sequence[str], program: str) -> int:
         if set(argv) & {"-h", "--help"}:
             print(USAGE.format(program=program), end="")
             return 0
-        with _logging():
-            return _run(list(argv), program)
+        return _run(list(argv), program)
     except (ValueError, OSError) as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -81,7 +81,7 @@ def _status(argv: Sequence[str], program: str) -> int:
 
 @contextlib.contextmanager
 def _logging() -> Iterator[None]:
-    """Shows the log of a run, and keeps errors to the one line that `main` prints.
+    """Shows the log of a run, and keeps errors to the one line that is printed within it.
 
     Orbax logs what it raises with stack traces, also from threads, and what it leaves behind complains
     when it is collected.

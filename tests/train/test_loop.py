@@ -1,7 +1,9 @@
 """The run in this process, around the toy learner; `test_never_lost` has it in processes of its own."""
 
+import asyncio
 import dataclasses
 import functools
+import gc
 import json
 import logging
 import os
@@ -587,6 +589,27 @@ def test_the_command_leaves_loggers_and_hooks_as_they_were(tmp_path):
     before = state()
     assert run_command(f"--config={config}", f"--workdir={tmp_path / 'run'}") == 0
     assert state() == before
+
+
+def test_what_an_error_leaves_behind_does_not_complain(tmp_path, monkeypatch, capsys, caplog):
+    """As tasks of Orbax that nobody awaits, when several of its files find the disk full."""
+
+    def fail(*args, **kwargs):
+        future = asyncio.Future(loop=events)
+        future.set_exception(OSError("also full"))
+        error = OSError("the disk is full")
+        error.cause = future
+        raise error
+
+    events = asyncio.new_event_loop()
+    monkeypatch.setattr(loop, "train", fail)
+    config = toy_run.write_config(tmp_path)
+    with caplog.at_level(logging.ERROR, "asyncio"):
+        assert run_command(f"--config={config}", f"--workdir={tmp_path / 'run'}") == 2
+        gc.collect()
+    events.close()
+    assert "the disk is full" in capsys.readouterr().err
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 @pytest.mark.parametrize(
