@@ -73,13 +73,21 @@ def launch(arguments: Sequence[str], count: int) -> int:
     Returns:
       The exit status.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     together = ("--distributed", f"--coordinator_address={address}", f"--num_processes={count}")
     return run_together(
         [[*COMMAND, *arguments, *together, f"--process_id={i}"] for i in range(count)]
     )
+
+
+def free_port() -> int:
+    """Finds a port below those that systems hand out, so that it is still free when processes have started."""
+    port = 20_000 + os.getpid() % 10_000
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
+        port += 1
 
 
 def run_together(commands: Sequence[Sequence[str]]) -> int:

@@ -1,11 +1,9 @@
 """Two processes with four simulated devices each, as two hosts of a pod, on one machine."""
 
-import contextlib
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 
 from sam2_jax.checkpoint import folder
 from sam2_jax.experiment import Dataset, Optimizer
+from sam2_jax.train import launch
 from sam2_jax.train.metrics import read_metrics
 from tests.train import toy_run
 from tests.train.test_never_lost import finish, newest_step, wait_for
@@ -34,16 +33,6 @@ def config(tmp_path_factory) -> Path:
         optimizer=Optimizer(learning_rate=1e-2, schedule="constant"),
         datasets={"drawn": Dataset(num_frames=2, max_objects=2, batch_size=8)},
     )
-
-
-def free_port() -> int:
-    """Below those that systems hand out: it is still free when the processes have started, seconds later."""
-    port = 20_000 + os.getpid() % 10_000
-    while True:
-        with contextlib.suppress(OSError), socket.socket() as free:
-            free.bind(("127.0.0.1", port))
-            return port
-        port += 1
 
 
 def start_two(command: Sequence[str], tmp_path: Path, *arguments: Path | str) -> subprocess.Popen:
@@ -78,7 +67,7 @@ set -- bash -c "${{last#--command=}}"
         PATH=f"{folder}:{os.environ['PATH']}",
         CALLS=str(tmp_path / "calls"),
         LOGS=str(tmp_path / "second.log"),
-        JAX_COORDINATOR_PORT=str(free_port()),
+        JAX_COORDINATOR_PORT=str(launch.free_port()),
         SLURM_JOB_ID="1",
         SLURM_STEP_NODELIST="localhost",
         SLURM_NTASKS="2",
