@@ -229,7 +229,8 @@ class Objects(_Folders):
         videos = super().open(image_size)
         if not self.single_object_mode:
             return videos
-        objects = lambda name: object_folders(os.path.join(self.annotations, name))
+        # Names may be there many times: `frames_sampling_mult`.
+        objects = functools.cache(lambda name: object_folders(os.path.join(self.annotations, name)))
         keys = [(name, object_id) for name in videos.keys for object_id in objects(name)]
         return VideoList(keys, functools.partial(_open_object, videos.open))
 
